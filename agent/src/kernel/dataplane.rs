@@ -1,0 +1,148 @@
+//! The NAT data plane as the rest of the agent sees it: rules by slot, counters, flows.
+//!
+//! `kernel::bpf` does it with programs and maps, `kernel::fake` in memory. Nothing here knows aya.
+
+use std::{net::Ipv4Addr, time::Duration};
+
+use ipnet::Ipv4Net;
+use telecluster_common::{drop::DropReason, tcp::FlowState};
+
+use super::KernelError;
+
+/// Index of a rule in the kernel's `rule` and `rule_stat` maps; assigned by the engine, kept in the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct Slot(pub u32);
+
+impl Slot {
+    /// One more than the largest slot.
+    pub const COUNT: u32 = telecluster_common::maps::MAX_RULES;
+}
+
+/// TCP and UDP, the protocols with ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Transport {
+    Tcp,
+    Udp,
+}
+
+/// A rule in the terms of the data plane: interfaces by index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NatRule {
+    Forward {
+        uplink: u32,
+        /// `None`: any address of the host.
+        external_ip: Option<Ipv4Addr>,
+        external_port: u16,
+        internal_ip: Ipv4Addr,
+        internal_port: u16,
+        transports: Vec<Transport>,
+    },
+    Masquerade {
+        uplink: u32,
+        source: Ipv4Net,
+    },
+}
+
+impl NatRule {
+    pub fn uplink(&self) -> u32 {
+        match self {
+            Self::Forward { uplink, .. } | Self::Masquerade { uplink, .. } => *uplink,
+        }
+    }
+}
+
+/// Addresses the programs need: which are the host's own, and what each uplink masquerades to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostAddresses {
+    /// Every IPv4 address of the host.
+    pub local: Vec<Ipv4Addr>,
+    /// (interface index, its primary IPv4 address).
+    pub uplinks: Vec<(u32, Ipv4Addr)>,
+}
+
+/// Packets and bytes of IP, by direction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// From the uplink to the inside.
+    pub packets_in: u64,
+    pub bytes_in: u64,
+    /// From the inside to the uplink.
+    pub packets_out: u64,
+    pub bytes_out: u64,
+    /// Flows made so far (rules only).
+    pub flows: u64,
+}
+
+/// One flow, both directions joined.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Flow {
+    /// IANA protocol number: 6, 17 or 1.
+    pub protocol: u8,
+    pub inside: (Ipv4Addr, u16),
+    pub external: (Ipv4Addr, u16),
+    pub remote: (Ipv4Addr, u16),
+    pub counters: Counters,
+    pub state: FlowState,
+    pub proven: bool,
+    pub age: Duration,
+    pub idle: Duration,
+    pub slot: Slot,
+    pub uplink: u32,
+}
+
+/// Where the programs are attached, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attachment {
+    pub uplink: u32,
+    /// `tcx` or `clsact`.
+    pub mechanism: &'static str,
+}
+
+/// How full a map is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MapPressure {
+    pub map: &'static str,
+    pub entries: u64,
+    pub capacity: u64,
+}
+
+/// Rules, flows and counters of the NAT. Calls are short (microseconds, flows: milliseconds) and may block.
+///
+/// Every call either happens whole or changes nothing.
+pub trait DataPlane: Send + Sync + std::fmt::Debug {
+    /// `ebpf`, `iptables` or `fake`.
+    fn backend(&self) -> &'static str;
+
+    /// Attaches the programs to an uplink; nothing happens when they are attached already.
+    fn attach(&self, uplink: u32) -> Result<(), KernelError>;
+
+    /// Takes the programs off an uplink; nothing happens when they are not attached.
+    fn detach(&self, uplink: u32) -> Result<(), KernelError>;
+
+    fn attachments(&self) -> Vec<Attachment>;
+
+    /// Puts a rule into an unused slot, or the same rule again.
+    fn put_rule(&self, slot: Slot, rule: &NatRule) -> Result<(), KernelError>;
+
+    /// Removes a rule. Its flows stop at once; its counters start at 0 when the slot is used again.
+    fn remove_rule(&self, slot: Slot, rule: &NatRule) -> Result<(), KernelError>;
+
+    /// Slots that hold a rule, as the kernel has it.
+    fn slots(&self) -> Result<Vec<Slot>, KernelError>;
+
+    /// Replaces the addresses.
+    fn set_addresses(&self, addresses: &HostAddresses) -> Result<(), KernelError>;
+
+    fn counters(&self, slot: Slot) -> Result<Counters, KernelError>;
+
+    /// Every live flow.
+    fn flows(&self) -> Result<Vec<Flow>, KernelError>;
+
+    /// Dropped packets by reason, reasons that never happened included.
+    fn drops(&self) -> Result<Vec<(DropReason, u64)>, KernelError>;
+
+    fn pressure(&self) -> Result<Vec<MapPressure>, KernelError>;
+
+    /// Frees what has expired; returns how many flows.
+    fn collect_garbage(&self) -> Result<usize, KernelError>;
+}

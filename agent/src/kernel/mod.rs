@@ -1,0 +1,35 @@
+//! Everything that touches the kernel, behind traits that have a fake.
+
+pub mod dataplane;
+
+/// A kernel operation that failed: what was tried, on what, and what the kernel answered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{operation}: {reason}{}", extack.as_deref().map(|text| format!(" ({text})")).unwrap_or_default())]
+pub struct KernelError {
+    /// What was tried on what: `create bridge br-vm`.
+    pub operation: String,
+    /// The errno, when there was one.
+    pub errno: Option<i32>,
+    /// errno name and text, or what else went wrong: `EBUSY: Device or resource busy`.
+    pub reason: String,
+    /// The kernel's own explanation (netlink extended acknowledgement).
+    pub extack: Option<String>,
+}
+
+impl KernelError {
+    /// From an errno.
+    pub fn errno(operation: impl Into<String>, errno: i32) -> Self {
+        let name = nix::errno::Errno::from_raw(errno);
+        Self {
+            operation: operation.into(),
+            errno: Some(errno),
+            reason: format!("{name:?}: {}", name.desc()),
+            extack: None,
+        }
+    }
+
+    /// From anything else.
+    pub fn other(operation: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self { operation: operation.into(), errno: None, reason: reason.into(), extack: None }
+    }
+}

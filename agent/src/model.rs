@@ -1,0 +1,346 @@
+//! The nouns: what callers ask for (specs), what they are shown (views).
+//!
+//! Specs are what the store keeps. Views are built from what the kernel says, never from a request.
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// `linux`: the kernel's bridge. `ovs`: Open vSwitch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum BridgeType {
+    #[default]
+    Linux,
+    Ovs,
+}
+
+/// A bridge as it was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BridgeSpec {
+    pub name: LinkName,
+    #[serde(default)]
+    pub stp: bool,
+    /// Kernel default when absent.
+    #[serde(default)]
+    pub mtu: Option<u32>,
+    /// Addresses in CIDR form, both families.
+    #[serde(default)]
+    pub addresses: Vec<ipnet::IpNet>,
+}
+
+/// A veth pair as it was asked for. `None` as bridge: no master. `None` as namespace: the worker's own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VethSpec {
+    pub name1: LinkName,
+    pub name2: LinkName,
+    #[serde(default)]
+    pub bridge1: Option<LinkName>,
+    #[serde(default)]
+    pub bridge2: Option<LinkName>,
+    #[serde(default)]
+    pub namespace1: Option<NamespaceName>,
+    #[serde(default)]
+    pub namespace2: Option<NamespaceName>,
+}
+
+/// The transport a port forward is for. `all` is tcp and udp.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ForwardProtocol {
+    Tcp,
+    Udp,
+    All,
+}
+
+/// A port forward as it was asked for, with its uplink settled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForwardSpec {
+    /// The uplink whose packets it is for.
+    pub interface: LinkName,
+    /// `None`: any address of the host.
+    #[serde(default)]
+    pub external_ip: Option<Ipv4Addr>,
+    pub external_port: u16,
+    pub internal_ip: Ipv4Addr,
+    pub internal_port: u16,
+    pub protocol: ForwardProtocol,
+    #[serde(default)]
+    pub description: Option<String>,
+    #[serde(default = "yes")]
+    pub enabled: bool,
+}
+
+/// A port forward before its uplink is settled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForwardRequest {
+    /// `None`: the uplink of the host.
+    pub interface: Option<LinkName>,
+    pub external_ip: Option<Ipv4Addr>,
+    pub external_port: u16,
+    pub internal_ip: Ipv4Addr,
+    pub internal_port: u16,
+    pub protocol: ForwardProtocol,
+    pub description: Option<String>,
+    pub enabled: bool,
+}
+
+/// A masquerade rule as it was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MasqueradeSpec {
+    /// The inside network, host bits cleared.
+    pub source_network: Ipv4Net,
+    pub output_interface: LinkName,
+    #[serde(default = "yes")]
+    pub enabled: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// An interface name that the worker may create: 1 to 15 bytes of `A-Z a-z 0-9 _ . -`,
+/// not starting with `-` or `.` (linux: `dev_valid_name`, narrowed so that no name is an option or a path).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct LinkName(String);
+
+/// The name of a network namespace under `/run/netns`, the same alphabet, up to 255 bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct NamespaceName(String);
+
+/// Why a name is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    #[error("is empty")]
+    Empty,
+    #[error("has {0} bytes, the most is {1}")]
+    TooLong(usize, usize),
+    #[error("starts with '{0}'")]
+    BadStart(char),
+    #[error("contains {0:?}; only A-Z a-z 0-9 _ . - are allowed")]
+    BadCharacter(char),
+}
+
+fn check_name(name: &str, max: usize) -> Result<(), NameError> {
+    if name.is_empty() {
+        return Err(NameError::Empty);
+    }
+    if name.len() > max {
+        return Err(NameError::TooLong(name.len(), max));
+    }
+    if let Some(c) = name.chars().find(|c| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))) {
+        return Err(NameError::BadCharacter(c));
+    }
+    match name.chars().next() {
+        Some(c @ ('-' | '.')) => Err(NameError::BadStart(c)),
+        _ => Ok(()),
+    }
+}
+
+macro_rules! name_type {
+    ($name:ident, $max:expr) => {
+        impl $name {
+            /// Longest name in bytes.
+            pub const MAX: usize = $max;
+
+            pub fn new(name: impl Into<String>) -> Result<Self, NameError> {
+                let name = name.into();
+                check_name(&name, Self::MAX)?;
+                Ok(Self(name))
+            }
+
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = NameError;
+            fn try_from(name: String) -> Result<Self, NameError> {
+                Self::new(name)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> String {
+                name.0
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl PartialEq<str> for $name {
+            fn eq(&self, other: &str) -> bool {
+                self.0 == other
+            }
+        }
+    };
+}
+
+name_type!(LinkName, 15); // IFNAMSIZ - 1
+name_type!(NamespaceName, 255); // NAME_MAX
+
+/// A bridge as the kernel has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct BridgeView {
+    pub name: String,
+    #[serde(rename = "type")]
+    pub kind: BridgeType,
+    /// What carries it: `linux` or `ovs`.
+    pub backend: String,
+    pub stp: bool,
+    /// Names of the ports.
+    pub ports: Vec<String>,
+    /// Ports that do not forward although they are up, and why.
+    pub blocked_ports: Vec<BlockedPort>,
+    /// VLAN ids configured on its ports.
+    pub vlans: Vec<u16>,
+    /// Operational state: `up`, `down`, `unknown`, `lowerlayerdown`.
+    pub status: String,
+    pub mtu: u32,
+    pub mac_address: String,
+    /// CIDR form.
+    pub addresses: Vec<String>,
+    /// Made by the worker.
+    pub managed: bool,
+}
+
+/// A port that the bridge holds back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct BlockedPort {
+    pub port: String,
+    /// As the kernel calls it: `blocking`, `listening`, `learning`, `disabled`.
+    pub state: String,
+    pub reason: String,
+}
+
+/// A veth pair as the kernel has it. `None` as namespace: the worker's own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct VethView {
+    pub name1: String,
+    /// Absent when the other end is in a namespace that has no name.
+    pub name2: Option<String>,
+    /// The peer of `name1`, that is `name2`: clients read either.
+    pub peer1: Option<String>,
+    pub peer2: Option<String>,
+    pub bridge1: Option<String>,
+    pub bridge2: Option<String>,
+    pub namespace1: Option<String>,
+    pub namespace2: Option<String>,
+    pub status1: String,
+    pub status2: Option<String>,
+    pub managed: bool,
+}
+
+/// A network interface as the kernel has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct InterfaceView {
+    pub name: String,
+    /// physical, bridge, veth, tun, tap, vlan, bond or virtual: from the link kind, never from the name.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Operational state: `up`, `down`, `unknown`, `lowerlayerdown`, ...
+    pub status: String,
+    pub mtu: u32,
+    pub mac_address: Option<String>,
+    /// CIDR form.
+    pub ip_addresses: Vec<String>,
+    /// The bridge it is a port of.
+    pub bridge: Option<String>,
+    pub vlans: Vec<u16>,
+    pub ifindex: u32,
+    pub managed: bool,
+}
+
+/// What a rule does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum RuleAction {
+    Dnat,
+    Snat,
+    Masquerade,
+}
+
+/// A NAT rule with what it has done so far.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct RuleView {
+    pub id: String,
+    pub action: RuleAction,
+    /// tcp, udp or all.
+    pub protocol: String,
+    /// CIDR form; `0.0.0.0/0` when any.
+    pub source_ip: String,
+    /// The port on the outside of a forward; absent for masquerade.
+    pub source_port: Option<u16>,
+    /// The inside host of a forward; absent for masquerade.
+    pub dest_ip: Option<String>,
+    pub dest_port: Option<u16>,
+    pub interface: String,
+    pub enabled: bool,
+    pub description: Option<String>,
+    /// Packets in both directions.
+    pub packets: u64,
+    /// Bytes of IP in both directions.
+    pub bytes: u64,
+    /// From the uplink to the inside.
+    pub packets_in: u64,
+    pub bytes_in: u64,
+    /// From the inside to the uplink.
+    pub packets_out: u64,
+    pub bytes_out: u64,
+    pub active_flows: u64,
+    /// `ebpf` or `iptables`.
+    pub backend: String,
+    /// Forwards only, as in the request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub external_ip: Option<String>,
+}
+
+/// `GET /nat/status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct NatStatusView {
+    pub port_forwards: Vec<RuleView>,
+    pub masquerade_rules: Vec<RuleView>,
+    pub firewall_rules: Vec<RuleView>,
+}
+
+/// One live flow, both directions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct FlowView {
+    /// tcp, udp or icmp.
+    pub protocol: String,
+    /// The host behind the worker.
+    pub inside_ip: String,
+    pub inside_port: u16,
+    /// The worker's own address and port, as the outside sees it.
+    pub external_ip: String,
+    pub external_port: u16,
+    /// The host on the outside.
+    pub remote_ip: String,
+    pub remote_port: u16,
+    /// From the uplink to the inside.
+    pub packets_in: u64,
+    pub bytes_in: u64,
+    /// From the inside to the uplink.
+    pub packets_out: u64,
+    pub bytes_out: u64,
+    /// new, established, closing, ...
+    pub state: String,
+    /// Seconds since its first packet.
+    pub age: u64,
+    /// Seconds since its last packet.
+    pub idle: u64,
+    /// Answered, so that no flood can push it out.
+    pub proven: bool,
+    /// The rule that made it.
+    pub rule_id: Option<String>,
+    pub interface: Option<String>,
+}

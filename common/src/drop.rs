@@ -1,0 +1,53 @@
+//! Why a packet was dropped: shared by the programs that count and the agent that shows.
+
+/// A reason to drop a packet. The number is its index in the `drop_stat` map and never changes its meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum DropReason {
+    /// From a masqueraded network, and no external port was free.
+    PortsExhausted = 0,
+    /// From a masqueraded network, and the flow table is full.
+    FlowTableFull = 1,
+    /// From a masqueraded network: a TCP segment of no known flow that does not open one.
+    TcpNotSyn = 2,
+    /// From a masqueraded network: a fragment, which cannot be told to a flow.
+    Fragment = 3,
+    /// From a masqueraded network: a protocol that has no ports and is not ICMP echo.
+    Protocol = 4,
+    /// From a masqueraded network: shorter than its own headers say.
+    Malformed = 5,
+    /// From a masqueraded network, and the uplink has no address to translate to.
+    NoUplinkAddress = 6,
+    /// The kernel refused to write the packet's checksum or headers.
+    Rewrite = 7,
+}
+
+impl DropReason {
+    pub const COUNT: u32 = 8;
+
+    /// Every reason, in the order of its number.
+    pub const ALL: [Self; Self::COUNT as usize] = [
+        Self::PortsExhausted,
+        Self::FlowTableFull,
+        Self::TcpNotSyn,
+        Self::Fragment,
+        Self::Protocol,
+        Self::Malformed,
+        Self::NoUplinkAddress,
+        Self::Rewrite,
+    ];
+
+    /// The label in metrics and logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::PortsExhausted => "ports_exhausted",
+            Self::FlowTableFull => "flow_table_full",
+            Self::TcpNotSyn => "tcp_not_syn",
+            Self::Fragment => "fragment",
+            Self::Protocol => "protocol",
+            Self::Malformed => "malformed",
+            Self::NoUplinkAddress => "no_uplink_address",
+            Self::Rewrite => "rewrite",
+        }
+    }
+}
