@@ -84,7 +84,10 @@ pub enum Parsed<'a> {
     /// Nothing that is translated here: no IPv4, or tagged.
     Other,
     /// IPv4 that cannot be told to a flow, and why.
-    Flowless { src: [u8; 4], why: DropReason },
+    Flowless {
+        src: [u8; 4],
+        why: DropReason,
+    },
     Flow(Headers<'a>),
 }
 
@@ -165,7 +168,9 @@ impl Headers<'_> {
     #[inline(always)]
     pub fn key(&self, direction: Direction) -> FlowKey {
         let (sport, dport) = match self.ip.proto {
-            proto::ICMP if self.transport.first[0] == icmp::ECHO => (u16::from_be_bytes(self.transport.third), 0),
+            proto::ICMP if self.transport.first[0] == icmp::ECHO => {
+                (u16::from_be_bytes(self.transport.third), 0)
+            }
             proto::ICMP => (0, u16::from_be_bytes(self.transport.third)),
             _ => (u16::from_be_bytes(self.transport.first), u16::from_be_bytes(self.transport.second)),
         };
