@@ -7,9 +7,11 @@ use clap::{Parser, Subcommand};
 
 mod apt;
 mod build;
+mod leftovers;
 mod lint;
 mod setup;
 mod sh;
+mod test;
 mod toolchain;
 mod vm;
 
@@ -40,6 +42,8 @@ enum Task {
     },
     /// Formatting, clippy, and a look at the compiled eBPF programs
     Lint,
+    /// All checks and tests (root)
+    Test(test::Options),
     /// Run the tests under another kernel, in an emulated machine (root for the first set-up)
     VmTest(vm::Options),
 }
@@ -53,7 +57,8 @@ fn main() -> ExitCode {
         }
         Task::Run { args } => build::exec(&args),
         Task::Lint => lint::main(),
-        Task::VmTest(options) => vm::main(&options),
+        Task::Test(options) => test::main(&options),
+        Task::VmTest(options) => vm::main(&options).map(|count| sh::say(count.to_string())),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -12,6 +12,7 @@ use crate::apt::View;
 use crate::build::{self, Profile};
 use crate::setup::{self, Set};
 use crate::sh::{cargo, command, quoted, run, say, search_path, target_dir};
+use crate::test::Count;
 
 const IMAGE: &str = include_str!("../vm/image.sh");
 const INIT: &str = include_str!("../vm/init.sh");
@@ -32,7 +33,7 @@ pub(crate) struct Options {
 }
 
 /// Boots, runs every test of the `tests` crate, and fails as they do.
-pub(crate) fn main(options: &Options) -> Result<()> {
+pub(crate) fn main(options: &Options) -> Result<Count> {
     if std::env::consts::ARCH != "x86_64" {
         bail!("vm-test boots Debian's amd64 kernels and copies this machine's tools into them: x86_64 only");
     }
@@ -47,8 +48,8 @@ pub(crate) fn main(options: &Options) -> Result<()> {
     image.add(&files)?;
     say(format!("booting Linux {} (emulated; tests run one by one)", options.kernel));
     match image.boot()? {
-        0 => Ok(()),
-        status => bail!("tests failed under Linux {} (status {status})", options.kernel),
+        (0, count) => Ok(count),
+        (status, _) => bail!("tests failed under Linux {} (status {status})", options.kernel),
     }
 }
 
@@ -170,8 +171,9 @@ impl Image {
         Ok(fs::write(self.dir.join("initrd"), initrd)?)
     }
 
-    /// Runs the guest, shows what it says, and answers with the status of its script.
-    fn boot(&self) -> Result<i32> {
+    /// Runs the guest, shows what it says, and answers with the status of its script and what its
+    /// tests counted.
+    fn boot(&self) -> Result<(i32, Count)> {
         // The emulator goes when we go, also by a signal that we cannot catch.
         let mut qemu = command("setpriv", ["--pdeathsig", "KILL", "timeout", "-k", "5", TIMEOUT_SECONDS]);
         qemu.args([
@@ -191,18 +193,27 @@ impl Image {
         let mut qemu =
             qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start QEMU")?;
         let console = qemu.stdout.take().context("QEMU has no console")?;
-        let mut status = None;
+        let (mut status, mut boot, mut count) = (None, Some(String::new()), Count::default());
         for line in BufReader::new(console).split(b'\n') {
             let line = String::from_utf8_lossy(&line?).replace('\r', "");
-            match exit_code(&line) {
-                Some(code) => status = Some(code),
-                None => println!("    {line}"),
+            // The firmware's screen control is for nobody, unless the guest never comes up.
+            if let (Some(_), Some((_, booted))) = (&boot, line.split_once("VM-BOOTED ")) {
+                println!("    Linux {booted}");
+                boot = None;
+                continue;
+            }
+            count.add(&line);
+            match (exit_code(&line), &mut boot) {
+                (Some(code), _) => status = Some(code),
+                (None, Some(early)) => early.push_str(&format!("    {line}\n")),
+                (None, None) => println!("    {line}"),
             }
         }
+        print!("{}", boot.unwrap_or_default());
         let ended = qemu.wait()?;
-        status.with_context(|| {
-            format!("the guest ended without a result (QEMU: {ended}); its last words are above")
-        })
+        let status = status
+            .with_context(|| format!("the guest gave no result (QEMU: {ended}); its last words are above"))?;
+        Ok((status, count))
     }
 
     fn bash(&self, args: &[&str]) -> Command {

@@ -57,7 +57,7 @@ base() {
   depmod -b "$root" "$version"
 
   cp "$busybox" "$root/bin/busybox"
-  for applet in $("$busybox" --list); do ln -s busybox "$root/bin/$applet"; done
+  for applet in $("$busybox" --list | grep -vx busybox); do ln -s busybox "$root/bin/$applet"; done
   for tool in $tools modprobe; do
     path=$(command -v "$tool") || continue
     # The real tool wins over busybox's applet of that name, wherever a script looks for it.
@@ -65,6 +65,8 @@ base() {
     add "$path" "bin/$tool"
     ln -sf "../bin/$tool" "$root/sbin/$tool"
   done
+  # busybox's shell prefers its own applets to the tools on PATH.
+  ln -sf bash "$root/bin/sh"
   printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n' >"$root/etc/passwd"
   printf 'root:x:0:\nnogroup:x:65534:\n' >"$root/etc/group"
   printf '127.0.0.1 localhost\n' >"$root/etc/hosts"
