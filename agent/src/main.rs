@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use axum::serve::ListenerExt;
 use telecluster_worker::{
     api::{self, ApiOptions, auth::Token, guard::Names},
     config::{Command, Config, Refused},
@@ -16,7 +17,7 @@ use telecluster_worker::{
     start::{start, teardown},
 };
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     signal::unix::{Signal, SignalKind, signal},
     sync::oneshot,
 };
@@ -126,6 +127,10 @@ fn hostname() -> String {
 async fn serve(listener: TcpListener, router: axum::Router, mut signals: Signals) -> Result<()> {
     let (stop, stopped) = oneshot::channel::<()>();
     let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    // An answer is small and leaves at once.
+    let listener = listener.tap_io(|stream: &mut TcpStream| {
+        let _ = stream.set_nodelay(true);
+    });
     let server = axum::serve(listener, service).with_graceful_shutdown(async {
         let _ = stopped.await;
     });

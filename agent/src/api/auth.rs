@@ -4,7 +4,7 @@ use std::{
     fmt, fs,
     io::{self, Read, Write},
     net::{IpAddr, SocketAddr},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -64,7 +64,7 @@ impl Token {
     }
 
     fn create(state_dir: &Path, path: &Path) -> io::Result<Self> {
-        fs::create_dir_all(state_dir)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir)?;
         let mut bytes = [0; Self::BYTES];
         getrandom::fill(&mut bytes).map_err(io::Error::other)?;
         let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();

@@ -14,6 +14,7 @@ use utoipa::{
     openapi::{Content, Ref, RefOr, Response as Documented, ResponseBuilder},
 };
 
+use super::fields::invalid;
 use crate::error::{Code, Error, FieldError};
 
 /// The status that a refusal is answered with.
@@ -139,9 +140,12 @@ pub fn of_status(status: StatusCode) -> Error {
             Error::new(Code::NotReady, "no answer in time; a change may still have been made")
                 .hint("look at the object before asking again")
         }
-        status if status.is_client_error() => {
-            Error::new(Code::MalformedJson, format!("the request was not understood ({status})"))
-        }
+        // What axum refuses before a handler sees it is a path with bytes that are no text.
+        status if status.is_client_error() => invalid(vec![FieldError {
+            loc: vec!["path".into()],
+            msg: "is not understood".into(),
+            kind: "value_error".into(),
+        }]),
         _ => Error::new(Code::Internal, "a bug of the worker").hint("the worker's log has this request id"),
     }
 }

@@ -60,7 +60,7 @@ fn object(body: &[u8]) -> Result<Map<String, Value>> {
         Ok(object) => Ok(object.0),
         Err(error) if error.classify() == Category::Data => Err(invalid(vec![FieldError {
             loc: vec!["body".into()],
-            msg: error.to_string(),
+            msg: format!("is wrong: {error}"),
             kind: "type_error".into(),
         }])),
         Err(error) => Err(Error::new(Code::MalformedJson, format!("the body is not JSON: {error}"))

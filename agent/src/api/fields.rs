@@ -155,7 +155,7 @@ impl Fields {
         }
         if !self.unsupported.is_empty() {
             return Err(Error::new(Code::Unsupported, self.unsupported.join("; "))
-                .hint("leave the field out; nothing was changed"));
+                .hint("nothing was changed; /docs shows what this version does"));
         }
         let warnings = (self.given.keys())
             .filter(|name| !self.known.contains(&name.as_str()) && !self.reserved.contains(&name.as_str()))
@@ -184,7 +184,7 @@ impl Fields {
 pub fn invalid(fields: Vec<FieldError>) -> Error {
     let sentence = |field: &FieldError| match field.loc.get(1) {
         Some(name) => format!("{name}: {}", field.msg),
-        None => field.msg.clone(),
+        None => format!("the {} {}", field.loc.concat(), field.msg),
     };
     let message = fields.iter().map(sentence).collect::<Vec<_>>().join("; ");
     Error { code: Code::InvalidField, message, hint: None, fields }

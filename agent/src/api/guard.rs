@@ -25,7 +25,7 @@ impl Names {
     pub fn new(hostname: &str, allowed: &[String]) -> Self {
         let label = hostname.split('.').next().unwrap_or_default();
         let names = [hostname, label].into_iter().chain(allowed.iter().map(String::as_str));
-        Self(names.map(plain).filter(|name| !name.is_empty()).collect())
+        Self(names.filter_map(Authority::parse).map(|authority| authority.host).collect())
     }
 
     fn has(&self, host: &str) -> bool {
@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     fn names() -> Names {
-        Names::new("worker1.lab.example", &["Cluster.Example.".into()])
+        Names::new("worker1.lab.example", &["Cluster.Example.:8000".into(), "no name".into()])
     }
 
     fn ask(method: &Method, uri: &str, headers: &[(&'static str, &str)]) -> Result<(), Code> {

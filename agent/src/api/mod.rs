@@ -20,6 +20,9 @@ pub mod trace;
 pub mod values;
 pub mod veth;
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -65,6 +68,10 @@ pub struct App {
 }
 
 impl App {
+    fn new(engine: Engine, options: ApiOptions) -> Self {
+        Self { engine, options: Arc::new(options), http: HttpMetrics::default(), started: Instant::now() }
+    }
+
     /// Asks the engine for a change and wraps what came of it.
     pub(crate) async fn change(
         &self,
@@ -78,15 +85,18 @@ impl App {
 
 /// The whole API. Serve it with connect info: callers from loopback are told by their address.
 pub fn router(engine: Engine, options: ApiOptions) -> Router {
-    let app =
-        App { engine, options: Arc::new(options), http: HttpMetrics::default(), started: Instant::now() };
+    let app = App::new(engine, options);
     let (routes, mut document) = routes().split_for_parts();
     document::name_aliases(&mut document);
-    (routes.merge(root::docs(document)))
-        .fallback(error::no_such_route)
+    around(routes.merge(root::docs(document)), app, TIMEOUT)
+}
+
+/// What every request goes through, whatever its route.
+fn around(routes: Router<App>, app: App, timeout: Duration) -> Router {
+    (routes.fallback(error::no_such_route).method_not_allowed_fallback(error::method_not_allowed))
         // From the inside out: the last layer sees a request first.
         .layer(DefaultBodyLimit::max(BODY_MAX))
-        .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, TIMEOUT))
+        .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, timeout))
         .layer(from_fn_with_state(app.options.token.clone(), auth::require_token))
         .layer(from_fn_with_state(app.options.names.clone(), guard::guard))
         .layer(CatchPanicLayer::custom(trace::panicked))

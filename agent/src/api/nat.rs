@@ -49,6 +49,7 @@ pub struct CreateForward {
     #[schema(minimum = 1, maximum = 65535, example = 22)]
     pub internal_port: u16,
     /// `all` is tcp and udp.
+    #[schema(required = false, default = "tcp")]
     pub protocol: ForwardProtocol,
     /// The uplink; default: the WAN interface.
     #[schema(value_type = Option<String>)]
@@ -68,7 +69,7 @@ impl FromFields for CreateForward {
         let external_port = fields.required("external_port", values::port);
         let internal_ip = fields.required("internal_ip", values::host_ipv4);
         let internal_port = fields.required("internal_port", values::port);
-        let protocol = fields.required("protocol", values::choice(PROTOCOLS));
+        let protocol = fields.or("protocol", ForwardProtocol::Tcp, values::choice(PROTOCOLS));
         let interface = fields.optional("interface", values::link_name);
         let description = fields.optional("description", values::description);
         let external_ip = fields.optional("external_ip", values::host_ipv4);
@@ -80,7 +81,7 @@ impl FromFields for CreateForward {
             external_port: external_port?,
             internal_ip: internal_ip?,
             internal_port: internal_port?,
-            protocol: protocol?,
+            protocol,
             interface,
             description,
             external_ip,

@@ -61,9 +61,13 @@ fn enveloped(mut response: Response, id: &str, method: &Method, start: Instant) 
         response.headers_mut().extend(parts.headers);
         *response.body_mut() = if *method == Method::HEAD { Body::empty() } else { body };
     }
+    let headers = response.headers_mut();
     if let Ok(value) = HeaderValue::from_str(id) {
-        response.headers_mut().insert(REQUEST_ID, value);
+        headers.insert(REQUEST_ID, value);
     }
+    // No page may show /docs inside itself and lead clicks there, nor read an answer as a script.
+    headers.insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     let status = response.status().as_u16();
     let micros = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
     if matches!(*method, Method::GET | Method::HEAD) {
@@ -78,9 +82,9 @@ fn log(error: &Error) {
     let Error { code, message, .. } = error;
     match code {
         Code::Internal | Code::StoreUnwritable | Code::DataplaneDown | Code::KernelRefused => {
-            tracing::warn!(?code, message, "refused");
+            tracing::warn!(?code, why = message, "refused");
         }
-        _ => tracing::debug!(?code, message, "refused"),
+        _ => tracing::debug!(?code, why = message, "refused"),
     }
 }
 
