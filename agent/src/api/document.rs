@@ -1,9 +1,9 @@
 //! What the OpenAPI document says beside the routes.
 
 use utoipa::openapi::{
-    ComponentsBuilder, Info, OpenApi, OpenApiBuilder,
+    Info, OpenApi, OpenApiBuilder,
     path::{Operation, PathItem},
-    security::{Http, HttpAuthScheme, SecurityScheme},
+    security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme},
     tag::TagBuilder,
 };
 
@@ -19,8 +19,7 @@ Callers from other machines need the bearer token of the worker's state director
 pub fn skeleton() -> OpenApi {
     let mut info = Info::new("TeleCluster worker", env!("CARGO_PKG_VERSION"));
     info.description = Some(DESCRIPTION.into());
-    let components = ComponentsBuilder::new()
-        .schemas_from_iter(error::schemas())
+    let components = error::components()
         .security_scheme("token", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)))
         .build();
     let tags = [
@@ -31,7 +30,14 @@ pub fn skeleton() -> OpenApi {
         ("root", "The worker itself"),
     ];
     let tag = |(name, text)| TagBuilder::new().name(name).description(Some(text)).build();
-    OpenApiBuilder::new().info(info).components(Some(components)).tags(Some(tags.map(tag))).build()
+    // Nothing, or the token: it depends on where the caller is.
+    let security = [SecurityRequirement::default(), SecurityRequirement::new("token", [""; 0])];
+    OpenApiBuilder::new()
+        .security(Some(security))
+        .info(info)
+        .components(Some(components))
+        .tags(Some(tags.map(tag)))
+        .build()
 }
 
 /// Gives the second names of routes ids of their own: an operation id must be unique.
@@ -74,12 +80,12 @@ mod tests {
     }
 
     #[test]
-    fn every_schema_that_is_referred_to_is_there() {
+    fn everything_that_is_referred_to_is_there() {
         let document = serde_json::to_value(document()).unwrap();
         let text = document.to_string();
-        for reference in text.split("\"#/components/schemas/").skip(1) {
-            let name = reference.split('"').next().unwrap();
-            assert!(document["components"]["schemas"].get(name).is_some(), "{name}");
+        for reference in text.split("\"#/").skip(1) {
+            let pointer = format!("/{}", reference.split('"').next().unwrap());
+            assert!(document.pointer(&pointer).is_some(), "{pointer}");
         }
     }
 

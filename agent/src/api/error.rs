@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::{
     IntoResponses, PartialSchema, ToSchema,
-    openapi::{Content, Ref, RefOr, Response as Documented, ResponseBuilder},
+    openapi::{ComponentsBuilder, Content, Ref, RefOr, Response as Documented, ResponseBuilder},
 };
 
 use super::fields::invalid;
@@ -194,28 +194,35 @@ pub struct Refusals;
 
 impl IntoResponses for Refusals {
     fn responses() -> BTreeMap<String, RefOr<Documented>> {
-        let mut by_status: BTreeMap<u16, Vec<String>> = BTreeMap::new();
-        for code in CODES {
-            by_status.entry(status(*code).as_u16()).or_default().push(format!("`{}`", name(*code)));
-        }
-        let failure = || Content::new(Some(Ref::from_schema_name(Failure::name())));
-        (by_status.into_iter())
-            .map(|(status, codes)| {
-                let response = ResponseBuilder::new()
-                    .description(codes.join(", "))
-                    .content("application/json", failure())
-                    .build();
-                (status.to_string(), RefOr::T(response))
-            })
-            .collect()
+        let refer =
+            |status: u16| (status.to_string(), RefOr::Ref(Ref::from_response_name(component(status))));
+        by_status().into_keys().map(refer).collect()
     }
 }
 
-/// The schemas that [`Refusals`] refers to.
-pub fn schemas() -> Vec<(String, RefOr<utoipa::openapi::Schema>)> {
+/// What [`Refusals`] refers to: one response for each status, and the schemas of its body.
+pub fn components() -> ComponentsBuilder {
     let mut schemas = vec![(Failure::name().into_owned(), Failure::schema())];
     Failure::schemas(&mut schemas);
-    schemas
+    let responses = by_status().into_iter().map(|(status, codes)| {
+        let failure = Content::new(Some(Ref::from_schema_name(Failure::name())));
+        let response =
+            ResponseBuilder::new().description(codes.join(", ")).content("application/json", failure);
+        (component(status), response.build())
+    });
+    ComponentsBuilder::new().schemas_from_iter(schemas).responses_from_iter(responses)
+}
+
+fn component(status: u16) -> String {
+    format!("Http{status}")
+}
+
+fn by_status() -> BTreeMap<u16, Vec<String>> {
+    let mut by_status: BTreeMap<u16, Vec<String>> = BTreeMap::new();
+    for code in CODES {
+        by_status.entry(status(*code).as_u16()).or_default().push(format!("`{}`", name(*code)));
+    }
+    by_status
 }
 
 #[cfg(test)]

@@ -63,7 +63,7 @@ pub struct FlowFilter {
     #[schema(value_type = Option<String>)]
     #[param(value_type = Option<String>)]
     pub sort: FlowSort,
-    /// 0 to 100000, default 1000.
+    /// 1 to 100000, default 1000.
     #[schema(required = false)]
     #[param(required = false)]
     pub limit: usize,
@@ -83,7 +83,7 @@ impl FromFields for FlowFilter {
             rule_id: fields.optional("rule_id", values::text),
             state: fields.optional("state", values::choice(STATES)).map(|state| state.name().to_owned()),
             sort: fields.or("sort", FlowSort::Bytes, values::choice(SORTS)),
-            limit: fields.or("limit", LIMIT, values::integer(0, 100_000)),
+            limit: fields.or("limit", LIMIT, values::integer(1, 100_000)),
             offset: fields.or("offset", 0, values::integer(0, u32::MAX.into())),
         })
     }
@@ -146,6 +146,7 @@ mod tests {
     #[test]
     fn a_limit_beyond_the_largest_page_is_refused() {
         assert!(read::<FlowFilter>(json!({ "limit": 100_001 })).is_err());
+        assert!(read::<FlowFilter>(json!({ "limit": 0 })).is_err());
         assert!(read::<FlowFilter>(json!({ "state": "open" })).is_err());
     }
 }
