@@ -2,7 +2,13 @@
 //!
 //! `REST request -> extract -> validate -> desired -> plan -> apply -> observe`
 
+pub mod api;
+pub mod config;
 pub mod engine;
 pub mod error;
 pub mod kernel;
+pub mod logging;
+pub mod metrics;
 pub mod model;
+pub mod permissions;
+pub mod start;
