@@ -5,4 +5,9 @@
 pub mod engine;
 pub mod error;
 pub mod kernel;
+pub mod kinds;
+pub mod loops;
 pub mod model;
+pub mod plan;
+pub mod state;
+pub mod store;
