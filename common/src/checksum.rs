@@ -57,7 +57,8 @@ mod tests {
 
     /// RFC 1071: the checksum of `data`, computed from scratch.
     fn checksum(data: &[u8]) -> [u8; 2] {
-        let sum = data.chunks(2).map(|c| u32::from(u16::from_ne_bytes([c[0], *c.get(1).unwrap_or(&0)]))).sum();
+        let sum =
+            data.chunks(2).map(|c| u32::from(u16::from_ne_bytes([c[0], *c.get(1).unwrap_or(&0)]))).sum();
         (!fold(sum)).to_ne_bytes()
     }
 

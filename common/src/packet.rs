@@ -46,8 +46,8 @@ pub unsafe trait Wire {}
 unsafe impl Wire for Ipv4Hdr {}
 // SAFETY: byte arrays only.
 unsafe impl Wire for Transport {}
-// SAFETY: a byte.
-unsafe impl Wire for u8 {}
+// SAFETY: bytes.
+unsafe impl Wire for TcpHeader {}
 
 const _: () = assert!(align_of::<Ipv4Hdr>() == 1 && align_of::<Transport>() == 1);
 
@@ -63,6 +63,17 @@ pub struct Transport {
     pub third: [u8; 2],
     /// UDP: checksum; ICMP: sequence number.
     pub fourth: [u8; 2],
+}
+
+/// A TCP header without options (RFC 9293 section 3.1).
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct TcpHeader {
+    ports: [u8; 4],
+    numbers: [u8; 8],
+    offset: u8,
+    bits: u8,
+    rest: [u8; 6],
 }
 
 /// How a transport checksum has to change.
@@ -84,7 +95,10 @@ pub enum Parsed<'a> {
     /// Nothing that is translated here: no IPv4, or tagged.
     Other,
     /// IPv4 that cannot be told to a flow, and why.
-    Flowless { src: [u8; 4], why: DropReason },
+    Flowless {
+        src: [u8; 4],
+        why: DropReason,
+    },
     Flow(Headers<'a>),
 }
 
@@ -107,8 +121,6 @@ pub mod icmp {
 
 const MORE_FRAGMENTS: u16 = 0x2000;
 const FRAGMENT_OFFSET: u16 = 0x1fff;
-/// Byte of the TCP header that holds the flag bits.
-const TCP_BITS: usize = 13;
 
 /// Reads the headers: one bounds check each, everything from strangers checked.
 #[inline(always)]
@@ -133,7 +145,7 @@ pub fn parse<P: Packet>(packet: &mut P) -> Parsed<'_> {
     }
     let transport_offset = EthHdr::LEN + ((vihl & 15) as usize) * 4;
     let transport_len = match protocol {
-        proto::TCP => 20,
+        proto::TCP => size_of::<TcpHeader>(),
         proto::UDP | proto::ICMP => size_of::<Transport>(),
         _ => return Parsed::Flowless { src, why: DropReason::Protocol },
     };
@@ -145,11 +157,11 @@ pub fn parse<P: Packet>(packet: &mut P) -> Parsed<'_> {
     };
     let mut tcp_bits = 0;
     if protocol == proto::TCP {
-        let Some(bits) = packet.at::<u8>(transport_offset + TCP_BITS) else {
+        let Some(header) = packet.at::<TcpHeader>(transport_offset) else {
             return Parsed::Flowless { src, why: DropReason::Malformed };
         };
         // SAFETY: `at` checked the bounds.
-        tcp_bits = unsafe { bits.read() };
+        tcp_bits = unsafe { header.as_ref().bits };
     }
     // SAFETY: `at` checked the bounds, the two do not overlap (the transport header starts where the IP header
     // ends, at 20 bytes or more), and both live as long as the borrow of the packet.
@@ -165,7 +177,9 @@ impl Headers<'_> {
     #[inline(always)]
     pub fn key(&self, direction: Direction) -> FlowKey {
         let (sport, dport) = match self.ip.proto {
-            proto::ICMP if self.transport.first[0] == icmp::ECHO => (u16::from_be_bytes(self.transport.third), 0),
+            proto::ICMP if self.transport.first[0] == icmp::ECHO => {
+                (u16::from_be_bytes(self.transport.third), 0)
+            }
             proto::ICMP => (0, u16::from_be_bytes(self.transport.third)),
             _ => (u16::from_be_bytes(self.transport.first), u16::from_be_bytes(self.transport.second)),
         };

@@ -38,7 +38,11 @@ pub enum Change {
 pub enum ForwardSelector {
     Id(String),
     /// Exact match of all three, whatever the protocol.
-    Ports { external_port: u16, internal_ip: Ipv4Addr, internal_port: u16 },
+    Ports {
+        external_port: u16,
+        internal_ip: Ipv4Addr,
+        internal_port: u16,
+    },
 }
 
 /// Which masquerade rule a delete means.
@@ -68,7 +72,9 @@ pub enum Object {
     Veth(VethView),
     Rule(RuleView),
     /// Deleted: its name or id.
-    Gone { removed: Vec<String> },
+    Gone {
+        removed: Vec<String>,
+    },
 }
 
 /// What `/nat/flows` is asked for. `None` matches everything.

@@ -127,6 +127,9 @@ pub trait DataPlane: Send + Sync + std::fmt::Debug {
     /// Removes a rule. Its flows stop at once; its counters start at 0 when the slot is used again.
     fn remove_rule(&self, slot: Slot, rule: &NatRule) -> Result<(), KernelError>;
 
+    /// Empties a slot of which only the number is known; slower than [`DataPlane::remove_rule`].
+    fn clear_slot(&self, slot: Slot) -> Result<(), KernelError>;
+
     /// Slots that hold a rule, as the kernel has it.
     fn slots(&self) -> Result<Vec<Slot>, KernelError>;
 

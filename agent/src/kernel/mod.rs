@@ -1,5 +1,6 @@
 //! Everything that touches the kernel, behind traits that have a fake.
 
+pub mod bpf;
 pub mod dataplane;
 
 /// A kernel operation that failed: what was tried, on what, and what the kernel answered.

@@ -12,7 +12,6 @@ const TICK_BITS: u32 = 32;
 
 /// The coarse clock by which the two directions of a flow refresh each other.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "2^32 ticks are 585 years")]
 pub(super) const fn tick(now: u64) -> u32 {
     (now >> TICK_BITS) as u32
 }
@@ -145,10 +144,8 @@ fn peer_of<T: Tables>(
 #[inline(always)]
 fn promote<T: Tables>(tables: &T, key: &FlowKey, found: Found, peer_key: &FlowKey, peer: Found) -> Found {
     // Room for the other direction first: ours is the one that is used from here on.
-    if peer.tier == Tier::Unproven {
-        if tables.claim(Tier::Proven, peer_key, &peer.flow.read()) == Claim::Full {
-            return found;
-        }
+    if peer.tier == Tier::Unproven && tables.claim(Tier::Proven, peer_key, &peer.flow.read()) == Claim::Full {
+        return found;
     }
     if tables.claim(Tier::Proven, key, &found.flow.read()) == Claim::Full {
         if peer.tier == Tier::Unproven {

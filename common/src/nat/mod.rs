@@ -133,7 +133,8 @@ impl Translation {
                 checksum::difference_address(key.src, to_src) + checksum::difference_address(key.dst, to_dst),
             ),
             port_difference: checksum::fold(
-                checksum::difference_port(key.sport, to_sport) + checksum::difference_port(key.dport, to_dport),
+                checksum::difference_port(key.sport, to_sport)
+                    + checksum::difference_port(key.dport, to_dport),
             ),
             rule,
             generation,

@@ -114,12 +114,7 @@ fn forward_for<T: Tables>(
 
 /// Claims a source port for the answers, then makes both directions.
 #[inline(always)]
-fn establish<T: Tables>(
-    tables: &T,
-    key: &FlowKey,
-    opening: Opening,
-    now: u64,
-) -> Result<Found, DropReason> {
+fn establish<T: Tables>(tables: &T, key: &FlowKey, opening: Opening, now: u64) -> Result<Found, DropReason> {
     let Opening { rule, generation, uplink, src, dst, own_port } = opening;
     let range = PortRange::around(key.sport, key.proto);
     let start = tables.random();
