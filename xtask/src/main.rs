@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod apt;
+mod bench;
 mod build;
+mod demo;
 mod leftovers;
 mod lint;
 mod setup;
@@ -44,6 +46,10 @@ enum Task {
     Lint,
     /// All checks and tests (root)
     Test(test::Options),
+    /// The product in one minute, in a lab that vanishes (root)
+    Demo(demo::Options),
+    /// Measure beside iptables, nft and the floors, where the shared bench is (root)
+    Bench(bench::Options),
     /// Run the tests under another kernel, in an emulated machine (root for the first set-up)
     VmTest(vm::Options),
 }
@@ -58,6 +64,8 @@ fn main() -> ExitCode {
         Task::Run { args } => build::exec(&args),
         Task::Lint => lint::main(),
         Task::Test(options) => test::main(&options),
+        Task::Demo(options) => demo::main(&options),
+        Task::Bench(options) => bench::main(&options),
         Task::VmTest(options) => vm::main(&options).map(|count| sh::say(count.to_string())),
     };
     match done {

@@ -64,7 +64,7 @@ fn tests(filter: Option<&str>) -> Result<String> {
     if !status.success() {
         bail!("{count} ({status})");
     }
-    if count.passed == 0 {
+    if count.is_empty() {
         bail!("no test ran{}", filter.map(|filter| format!(": none is called {filter}")).unwrap_or_default());
     }
     Ok(count.to_string())
@@ -79,6 +79,11 @@ pub(crate) struct Count {
 }
 
 impl Count {
+    /// A run in which nothing was tried proves nothing.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.passed + self.failed == 0
+    }
+
     pub(crate) fn add(&mut self, line: &str) {
         let Some((_, result)) = line.split_once("test result: ") else { return };
         let words: Vec<&str> = result.split_whitespace().collect();

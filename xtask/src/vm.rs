@@ -48,6 +48,9 @@ pub(crate) fn main(options: &Options) -> Result<Count> {
     image.add(&files)?;
     say(format!("booting Linux {} (emulated; tests run one by one)", options.kernel));
     match image.boot()? {
+        (0, count) if count.is_empty() && options.exec.is_none() => {
+            bail!("no test ran under Linux {}", options.kernel)
+        }
         (0, count) => Ok(count),
         (status, _) => bail!("tests failed under Linux {} (status {status})", options.kernel),
     }
