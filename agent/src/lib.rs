@@ -11,4 +11,5 @@ pub mod logging;
 pub mod metrics;
 pub mod model;
 pub mod permissions;
+pub mod serve;
 pub mod start;
