@@ -130,6 +130,13 @@ pub trait DataPlane: Send + Sync + std::fmt::Debug {
     /// Slots that hold a rule, as the kernel has it.
     fn slots(&self) -> Result<Vec<Slot>, KernelError>;
 
+    /// The rule in a slot, as the kernel has it. `None` when the slot is empty, or when the data plane
+    /// cannot tell; then the engine goes by what it put there itself.
+    fn rule(&self, slot: Slot) -> Result<Option<NatRule>, KernelError> {
+        let _ = slot;
+        Ok(None)
+    }
+
     /// Replaces the addresses.
     fn set_addresses(&self, addresses: &HostAddresses) -> Result<(), KernelError>;
 
