@@ -8,22 +8,18 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use axum::serve::ListenerExt;
 use telecluster_worker::{
     api::{self, ApiOptions, auth::Token, guard::Names},
     config::{Command, Config, Refused},
     logging,
     permissions::Permissions,
+    serve::{Timeouts, serve},
     start::{start, teardown},
 };
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
-    sync::oneshot,
 };
-
-/// How long requests may go on after a signal.
-const GRACE: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     let command = match Command::parse(std::env::args_os()) {
@@ -61,13 +57,14 @@ fn with_runtime(config: &Config, job: impl Future<Output = Result<()>>) -> Resul
         .build()
         .context("no threads or descriptors for the runtime: see ulimit -a")?;
     let done = runtime.block_on(job);
-    runtime.shutdown_timeout(GRACE);
+    // A write of the store that is under way is finished.
+    runtime.shutdown_timeout(Duration::from_secs(5));
     done
 }
 
 async fn run(config: &Config) -> Result<()> {
     check_permissions()?;
-    let signals = Signals::new().context("signal handlers")?;
+    let mut signals = Signals::new().context("signal handlers")?;
     // The port comes first: a second worker must find out before it touches the first one's data plane.
     let listener = bind(config.listen).await?;
     let token = token(config)?;
@@ -79,7 +76,12 @@ async fn run(config: &Config) -> Result<()> {
         flow_metrics_max: config.flow_metrics_max,
     };
     tracing::info!(listen = %config.listen, version = env!("CARGO_PKG_VERSION"), "ready");
-    serve(listener, api::router(engine, options), signals).await
+    let stop = async {
+        let name = signals.next().await;
+        tracing::info!(signal = name, "stopping, the data plane stays");
+    };
+    serve(listener, api::router(engine, options), Timeouts::default(), stop).await;
+    Ok(())
 }
 
 fn check_permissions() -> Result<()> {
@@ -121,33 +123,6 @@ fn token(config: &Config) -> Result<Option<Token>> {
 
 fn hostname() -> String {
     nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
-/// Serves until a signal. The data plane is left as it is: it works without us.
-async fn serve(listener: TcpListener, router: axum::Router, mut signals: Signals) -> Result<()> {
-    let (stop, stopped) = oneshot::channel::<()>();
-    let service = router.into_make_service_with_connect_info::<SocketAddr>();
-    // An answer is small and leaves at once.
-    let listener = listener.tap_io(|stream: &mut TcpStream| {
-        let _ = stream.set_nodelay(true);
-    });
-    let server = axum::serve(listener, service).with_graceful_shutdown(async {
-        let _ = stopped.await;
-    });
-    let mut server = std::pin::pin!(server.into_future());
-    let name = tokio::select! {
-        done = &mut server => return done.context("the server stopped"),
-        name = signals.next() => name,
-    };
-    tracing::info!(signal = name, "stopping, the data plane stays");
-    let _ = stop.send(());
-    match tokio::time::timeout(GRACE, server).await {
-        Ok(done) => done.context("the server stopped"),
-        Err(_) => {
-            tracing::warn!(seconds = GRACE.as_secs(), "requests are still open, leaving them");
-            Ok(())
-        }
-    }
 }
 
 /// The signals that end the worker.

@@ -39,8 +39,13 @@ fn options() -> ApiOptions {
     ApiOptions { port: 8000, token: None, names: Names::default(), flow_metrics_max: 500 }
 }
 
-fn app() -> App {
-    App::new(Engine {}, options())
+/// An engine over a machine in memory.
+async fn engine() -> Engine {
+    Engine::fake().await.unwrap().0
+}
+
+async fn app() -> App {
+    App::new(engine().await, options())
 }
 
 /// A request as curl sends it from this machine.
@@ -62,7 +67,8 @@ async fn send(router: &Router, request: Request<Body>) -> Got {
 }
 
 async fn call(method: &str, path: &str, body: &str) -> Got {
-    send(&router(Engine {}, options()), request(method, path).body(body.to_owned().into()).unwrap()).await
+    send(&router(engine().await, options()), request(method, path).body(body.to_owned().into()).unwrap())
+        .await
 }
 
 #[tokio::test]
@@ -87,7 +93,8 @@ async fn every_resource_is_there_under_both_names() {
 async fn json_is_understood_under_any_content_type() {
     for kind in ["application/x-www-form-urlencoded", "application/json", "text/plain", ""] {
         let request = request("POST", "/bridge/create").header(header::CONTENT_TYPE, kind);
-        let got = send(&router(Engine {}, options()), request.body(r#"{"name": 5}"#.into()).unwrap()).await;
+        let got =
+            send(&router(engine().await, options()), request.body(r#"{"name": 5}"#.into()).unwrap()).await;
         got.refused(422, "INVALID_FIELD");
         assert_eq!(got.json["detail"][0]["loc"], serde_json::json!(["body", "name"]));
     }
@@ -118,7 +125,7 @@ async fn the_port_of_the_api_is_not_forwarded() {
 
 #[tokio::test]
 async fn web_pages_of_other_sites_are_kept_out() {
-    let router = router(Engine {}, options());
+    let router = router(engine().await, options());
     let foreign = request("POST", "/bridge/create").header(header::ORIGIN, "http://evil.example");
     send(&router, foreign.body(r#"{"name": "br0"}"#.into()).unwrap()).await.refused(403, "FOREIGN_ORIGIN");
 
@@ -132,7 +139,7 @@ async fn callers_from_elsewhere_need_the_token() {
     let dir = tempfile::tempdir().unwrap();
     let token = Token::load_or_create(dir.path()).unwrap();
     let secret = std::fs::read_to_string(Token::path(dir.path())).unwrap();
-    let router = router(Engine {}, ApiOptions { token: Some(token), ..options() });
+    let router = router(engine().await, ApiOptions { token: Some(token), ..options() });
     let from_elsewhere = |authorization: &str| {
         let mut request = request("GET", "/").header(header::AUTHORIZATION, authorization);
         request.extensions_mut().unwrap().insert(ConnectInfo(SocketAddr::from(([10, 0, 0, 9], 40000))));
@@ -148,14 +155,14 @@ async fn callers_from_elsewhere_need_the_token() {
 #[tokio::test]
 async fn a_request_id_is_echoed() {
     let request = request("GET", "/nowhere").header("x-request-id", "run-7").body(Body::empty()).unwrap();
-    let got = send(&router(Engine {}, options()), request).await;
+    let got = send(&router(engine().await, options()), request).await;
     assert_eq!(got.refused(404, "NO_SUCH_ROUTE").json["request_id"], "run-7");
 }
 
 #[tokio::test]
 async fn a_panic_is_a_500_and_the_next_request_is_served() {
     let routes = Router::new().route("/panic", routing::get(|| async { panic!("a bug") as () }));
-    let router = around(routes, app(), TIMEOUT);
+    let router = around(routes, app().await, TIMEOUT);
     let ask = || request("GET", "/panic").body(Body::empty()).unwrap();
     send(&router, ask()).await.refused(500, "INTERNAL");
     send(&router, ask()).await.refused(500, "INTERNAL");
@@ -164,7 +171,7 @@ async fn a_panic_is_a_500_and_the_next_request_is_served() {
 #[tokio::test]
 async fn a_request_that_takes_too_long_is_a_503() {
     let routes = Router::new().route("/slow", routing::get(std::future::pending::<()>));
-    let router = around(routes, app(), Duration::from_millis(10));
+    let router = around(routes, app().await, Duration::from_millis(10));
     let ask = request("GET", "/slow").body(Body::empty()).unwrap();
     send(&router, ask).await.refused(503, "NOT_READY");
 }
@@ -186,7 +193,7 @@ async fn the_documentation_is_complete_without_the_internet() {
 
 #[tokio::test]
 async fn requests_are_counted_by_route_and_never_by_path() {
-    let app = app();
+    let app = app().await;
     let routes = Router::new().route("/bridge/{name}", routing::get(|| async {}));
     let router = around(routes, app.clone(), TIMEOUT);
     for path in ["/bridge/br0", "/bridge/br1", "/made/up", "/made/up/too"] {
