@@ -264,8 +264,8 @@ fn blocked(port: &Link, stp: bool) -> Option<BlockedPort> {
     let state = port.port.filter(|_| port.up)?;
     let reason = match (state.guarded, state.state) {
         (true, _) => "held by the worker: it would close a loop of bridges without spanning tree",
-        (false, PortState::Forwarding) => return None,
-        (false, PortState::Disabled) => "it has no carrier",
+        // Disabled: no carrier, which is the link's own affair and not the bridge's.
+        (false, PortState::Forwarding | PortState::Disabled) => return None,
         (false, PortState::Listening | PortState::Learning) => "spanning tree is still looking for loops",
         (false, PortState::Blocking) if stp => "spanning tree has found a loop",
         (false, PortState::Blocking) => "someone has set it so",
