@@ -367,7 +367,7 @@ async fn a_held_port_that_slipped_is_held_again_on_an_event() {
     assert_eq!(state(fake.kernel.observe().await.unwrap()), PortState::Forwarding);
     fake.kernel.notify();
     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    assert_eq!(state(fake.kernel.observe().await.unwrap()), PortState::Blocking);
+    assert_eq!(state(fake.kernel.observe().await.unwrap()), PortState::Listening);
 }
 
 #[tokio::test]

@@ -294,7 +294,7 @@ fn apply(world: &mut Observed, step: &LinkStep) -> Step {
             let state = link.port.as_mut().ok_or(Errno::EOPNOTSUPP)?;
             state.guarded = *hold;
             if state.state != PortState::Disabled {
-                state.state = if *hold { PortState::Blocking } else { PortState::Forwarding };
+                state.state = if *hold { PortState::Listening } else { PortState::Forwarding };
             }
             Ok(())
         }

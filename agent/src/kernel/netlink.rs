@@ -296,9 +296,11 @@ fn address_message(index: u32, address: &IpNet) -> netlink_packet_route::address
     }
 }
 
-/// Guards a port, and sets it blocking as soon as the kernel allows it.
+/// Guards a port, and takes it out of the forwarding state as soon as the kernel allows it.
 ///
-/// The state alone has a window: it can be set only when the link is up, when it forwards already, and it is
+/// The state that does it is listening: with spanning tree off the kernel turns blocking into forwarding at
+/// once (linux: `br_port_state_selection`, `br_make_forwarding`), while listening passes nothing and stays.
+/// Yet the state alone has a window: it can be set only when the link is up, when it forwards already, and it is
 /// forgotten when the carrier goes and comes. So the guard comes first: locked (nothing unknown comes in),
 /// not learning (so everything is unknown), no flooding (nothing but known unicast goes out, and nothing is
 /// known to be there). It can be set on a port that is down, and stays.
@@ -312,9 +314,9 @@ fn set_hold(rtnl: &mut Rtnl, operation: &str, port: &str, hold: bool) -> Result<
         .locked(hold)
         .build();
     rtnl.change(operation, RouteNetlinkMessage::NewLink(guard), 0)?;
-    let state = if hold { BridgePortState::Blocking } else { BridgePortState::Forwarding };
+    let state = if hold { BridgePortState::Listening } else { BridgePortState::Forwarding };
     let now = find(rtnl, operation, port)?.port.map(|port| port.state);
-    if !hold && now != Some(PortState::Blocking) {
+    if !hold && now == Some(PortState::Forwarding) {
         return Ok(());
     }
     if !wait_for_carrier(rtnl, operation, port)? {

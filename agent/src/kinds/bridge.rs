@@ -270,7 +270,7 @@ fn blocked(port: &Link, stp: bool) -> Option<BlockedPort> {
         (false, PortState::Blocking) if stp => "spanning tree has found a loop",
         (false, PortState::Blocking) => "someone has set it so",
     };
-    // The guard keeps the port from passing anything whatever its state says.
+    // Its guard makes it what spanning tree calls blocking, whatever name the kernel has for its state.
     let shown = if state.guarded { PortState::Blocking } else { state.state };
     Some(BlockedPort { port: port.name.clone(), state: shown.name().to_owned(), reason: reason.to_owned() })
 }
