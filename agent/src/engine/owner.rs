@@ -1,7 +1,7 @@
 //! The task that owns the state: makes changes one after the other, undoes what fails, and keeps the machine
 //! as it was told to be.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::mpsc,
@@ -140,6 +140,9 @@ impl Owner {
         let after = if changed { self.carry_out(&plan, &before).await? } else { before };
         if changed {
             info!("{}", plan.message);
+        }
+        // Rules may follow an interface that has changed. A change of rules has done its own steps.
+        if plan.steps.iter().any(|step| matches!(step, Step::Link(_))) {
             self.refresh_nat(&after).await;
         }
         let object = reads::object(&self.shared, &plan.subject, &after).await?;
@@ -255,10 +258,7 @@ impl Owner {
     async fn refresh_nat(&mut self, observed: &Observed) {
         let steps = {
             let state = self.shared.state();
-            let mut wanted: BTreeMap<_, _> = self.nat.rules.keys().map(|slot| (*slot, None)).collect();
-            for stored in state.rules.values() {
-                wanted.insert(stored.slot, rule::desired(&stored.spec, observed));
-            }
+            let wanted = rule::all_desired(&state, observed, &self.nat);
             rule::steps(&wanted, observed, &self.nat)
         };
         for step in steps {

@@ -101,6 +101,7 @@ impl FakeKernel {
     pub fn edit(&self, change: impl FnOnce(&mut Observed)) {
         let mut world = lock(&self.world);
         change(&mut world);
+        world.links.sort_by_key(|link| link.index);
         settle(&mut world);
     }
 
