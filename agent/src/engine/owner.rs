@@ -11,7 +11,10 @@ use tracing::{error, info, warn};
 
 use crate::{
     error::{Code, Error, Result},
-    kernel::{KernelError, links::Observed},
+    kernel::{
+        KernelError,
+        links::{At, Observed},
+    },
     kinds::{self, rule},
     loops,
     plan::{Installed, NatStep, Plan, Step, World},
@@ -81,8 +84,21 @@ impl Owner {
             }
             observed = self.shared.observe().await?;
         }
+        self.warn_of_orphans(&observed);
         self.refresh().await;
         Ok(())
+    }
+
+    /// Links that bear the worker's mark and are not in its store: of a worker that was killed between making
+    /// them and its commit, or of one with another state directory. Only a person can tell which.
+    fn warn_of_orphans(&self, observed: &Observed) {
+        let state = self.shared.state();
+        for (place, link) in observed.everywhere() {
+            if link.marked() && !kinds::managed(&state, &place, link) {
+                let link = At::new(place, &link.name);
+                warn!(%link, "marked as a worker's, but not in the store: left alone; delete it with `ip link del`");
+            }
+        }
     }
 
     pub(super) async fn run(mut self, mut requests: mpsc::Receiver<Request>, mut events: mpsc::Receiver<()>) {
