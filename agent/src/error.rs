@@ -12,10 +12,12 @@ use utoipa::ToSchema;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, ToSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Code {
-    /// The body is no JSON, or not a JSON object.
+    /// The body is no JSON.
     MalformedJson,
     /// A field is missing, of the wrong type or out of range.
     InvalidField,
+    /// A caller from another machine without the token.
+    Unauthorized,
     /// A page of another site, or another site's name, tried to use the worker.
     ForeignOrigin,
     /// The `Host` header names a machine that is not this one.

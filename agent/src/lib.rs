@@ -2,7 +2,18 @@
 //!
 //! `REST request -> extract -> validate -> desired -> plan -> apply -> observe`
 
+pub mod api;
+pub mod config;
 pub mod engine;
 pub mod error;
 pub mod kernel;
+pub mod kinds;
+pub mod logging;
+pub mod loops;
+pub mod metrics;
 pub mod model;
+pub mod permissions;
+pub mod plan;
+pub mod start;
+pub mod state;
+pub mod store;

@@ -1,1 +1,180 @@
-fn main() {}
+//! The binary: configuration, permissions, the port, then the engine, then the API.
+
+use std::{
+    io::{self, Write},
+    net::SocketAddr,
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use axum::serve::ListenerExt;
+use telecluster_worker::{
+    api::{self, ApiOptions, auth::Token, guard::Names},
+    config::{Command, Config, Refused},
+    logging,
+    permissions::Permissions,
+    start::{start, teardown},
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
+};
+
+/// How long requests may go on after a signal.
+const GRACE: Duration = Duration::from_secs(10);
+
+fn main() -> ExitCode {
+    let command = match Command::parse(std::env::args_os()) {
+        Ok(command) => command,
+        Err(Refused::Shown(text)) => return print(&text),
+        Err(Refused::Invalid(line)) => {
+            eprintln!("telecluster-worker: {line}");
+            return ExitCode::from(2);
+        }
+    };
+    let done = match command {
+        Command::OpenApi => return print(&api::document_text()),
+        Command::Run(config) => with_runtime(&config, run(&config)),
+        Command::Teardown(config) => with_runtime(&config, async {
+            check_permissions()?;
+            teardown(&config).await
+        }),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line, whatever an error of a library has in it.
+            eprintln!("telecluster-worker: {}", format!("{error:#}").replace('\n', " "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Two workers: the engine is one task, and the machine's processors belong to its guests.
+fn with_runtime(config: &Config, job: impl Future<Output = Result<()>>) -> Result<()> {
+    logging::start(config.log_level);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("no threads or descriptors for the runtime: see ulimit -a")?;
+    let done = runtime.block_on(job);
+    runtime.shutdown_timeout(GRACE);
+    done
+}
+
+async fn run(config: &Config) -> Result<()> {
+    check_permissions()?;
+    let signals = Signals::new().context("signal handlers")?;
+    // The port comes first: a second worker must find out before it touches the first one's data plane.
+    let listener = bind(config.listen).await?;
+    let token = token(config)?;
+    let engine = start(config).await?;
+    let options = ApiOptions {
+        port: config.listen.port(),
+        token,
+        names: Names::new(&hostname(), &config.allowed_hosts),
+        flow_metrics_max: config.flow_metrics_max,
+    };
+    tracing::info!(listen = %config.listen, version = env!("CARGO_PKG_VERSION"), "ready");
+    serve(listener, api::router(engine, options), signals).await
+}
+
+fn check_permissions() -> Result<()> {
+    let missing =
+        Permissions::current().context("cannot tell what this process may do: mount /proc")?.missing();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    bail!("missing permissions ({}): run as root, or give the process these capabilities", missing.join(", "))
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener> {
+    let port = address.port();
+    TcpListener::bind(address).await.map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            anyhow::anyhow!(
+                "port {port} is taken on {}: choose another with PORT=, or stop who has it",
+                address.ip()
+            )
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            anyhow::anyhow!("{} is no address of this machine: choose one with HOST=", address.ip())
+        }
+        _ => anyhow::anyhow!("cannot listen on {address} ({error}): choose others with HOST= and PORT="),
+    })
+}
+
+/// Only who can be reached from elsewhere needs a token.
+fn token(config: &Config) -> Result<Option<Token>> {
+    if config.listen.ip().is_loopback() {
+        return Ok(None);
+    }
+    let path = Token::path(&config.state_dir);
+    let token = Token::load_or_create(&config.state_dir)
+        .with_context(|| format!("the token in {} cannot be used", path.display()))?;
+    tracing::info!(token_file = %path.display(), "callers from other machines need the token");
+    Ok(Some(token))
+}
+
+fn hostname() -> String {
+    nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// Serves until a signal. The data plane is left as it is: it works without us.
+async fn serve(listener: TcpListener, router: axum::Router, mut signals: Signals) -> Result<()> {
+    let (stop, stopped) = oneshot::channel::<()>();
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    // An answer is small and leaves at once.
+    let listener = listener.tap_io(|stream: &mut TcpStream| {
+        let _ = stream.set_nodelay(true);
+    });
+    let server = axum::serve(listener, service).with_graceful_shutdown(async {
+        let _ = stopped.await;
+    });
+    let mut server = std::pin::pin!(server.into_future());
+    let name = tokio::select! {
+        done = &mut server => return done.context("the server stopped"),
+        name = signals.next() => name,
+    };
+    tracing::info!(signal = name, "stopping, the data plane stays");
+    let _ = stop.send(());
+    match tokio::time::timeout(GRACE, server).await {
+        Ok(done) => done.context("the server stopped"),
+        Err(_) => {
+            tracing::warn!(seconds = GRACE.as_secs(), "requests are still open, leaving them");
+            Ok(())
+        }
+    }
+}
+
+/// The signals that end the worker.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// To stdout; `| head` is no error.
+fn print(text: &str) -> ExitCode {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}

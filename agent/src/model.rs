@@ -269,6 +269,17 @@ pub enum RuleAction {
     Masquerade,
 }
 
+impl RuleAction {
+    /// As clients and metrics see it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Dnat => "DNAT",
+            Self::Snat => "SNAT",
+            Self::Masquerade => "MASQUERADE",
+        }
+    }
+}
+
 /// A NAT rule with what it has done so far.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct RuleView {

@@ -1,20 +1,40 @@
 //! The one owner of the state. A change is planned, applied step by step, undone in reverse on failure,
 //! observed, committed to the store, and answered from what was observed.
 
-use std::net::Ipv4Addr;
+mod flows;
+mod owner;
+mod reads;
+mod teardown;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    net::Ipv4Addr,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+};
 
 use serde::Serialize;
 use telecluster_common::drop::DropReason;
+use tokio::sync::{mpsc, oneshot};
 use utoipa::ToSchema;
 
 use crate::{
     error::{Code, Error, Result},
-    kernel::dataplane::{Attachment, Counters, Flow, MapPressure},
-    model::{
-        BridgeSpec, BridgeView, FlowView, ForwardRequest, InterfaceView, MasqueradeSpec, NamespaceName,
-        NatStatusView, RuleView, VethSpec, VethView,
+    kernel::{
+        Kernel, KernelError,
+        dataplane::{Attachment, Counters, DataPlane, Flow, MapPressure},
+        fake::{FakeDataPlane, FakeKernel, Faults},
+        links::Observed,
     },
+    model::{
+        BridgeSpec, BridgeView, FlowView, ForwardRequest, MasqueradeSpec, NamespaceName, RuleView, VethSpec,
+        VethView,
+    },
+    state::State,
+    store::{MemoryStore, Store, StoreError},
 };
+
+pub use teardown::{Teardown, teardown};
 
 /// What a caller can ask to be changed.
 #[derive(Debug, Clone)]
@@ -88,6 +108,7 @@ pub struct FlowQuery {
     pub state: Option<String>,
     pub sort: FlowSort,
     pub offset: usize,
+    /// 0: no limit.
     pub limit: usize,
 }
 
@@ -123,54 +144,141 @@ pub struct Measurements {
     pub interfaces: usize,
 }
 
-/// The handle that everybody holds; cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Engine {}
+/// What the engine needs to know beyond the requests.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// `WAN_INTERFACE`, when it is set: the uplink that is meant when a forward names none.
+    pub wan_interface: Option<String>,
+    /// The TCP port that the worker itself listens on; it is never forwarded.
+    pub api_port: Option<u16>,
+}
 
-fn not_ready<T>() -> Result<T> {
-    Err(Error::new(Code::NotReady, "the engine is not there yet"))
+/// The handle that everybody holds; cheap to clone. The engine ends when the last one is gone.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+    requests: mpsc::Sender<Request>,
+}
+
+/// What the owner of the state shares with readers.
+#[derive(Debug)]
+struct Shared {
+    kernel: Arc<dyn Kernel>,
+    dataplane: Arc<dyn DataPlane>,
+    /// Written by the owner only, after a commit. Never locked across an await.
+    state: RwLock<State>,
+    options: Options,
+}
+
+#[derive(Debug)]
+struct Request {
+    change: Change,
+    answer: oneshot::Sender<Result<Outcome>>,
+}
+
+impl Shared {
+    fn state(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn observe(&self) -> Result<Observed> {
+        Ok(self.kernel.observe().await?)
+    }
 }
 
 impl Engine {
+    /// Loads the state, makes what is missing of it, and starts to serve changes.
+    ///
+    /// Fails when the state or the kernel cannot be read; a stored object that cannot be made again is
+    /// logged, and the rest goes on.
+    pub async fn start(
+        kernel: Arc<dyn Kernel>,
+        dataplane: Arc<dyn DataPlane>,
+        store: Arc<dyn Store>,
+        options: Options,
+    ) -> Result<Self> {
+        let state = store.load()?;
+        let state =
+            State::read(state).map_err(|error| Error::new(Code::StoreUnwritable, error.to_string()))?;
+        // Before the first look, so that no change falls between the two.
+        let events = kernel.events()?;
+        let shared = Arc::new(Shared { kernel, dataplane, state: RwLock::new(state), options });
+        let mut owner = owner::Owner::new(Arc::clone(&shared), store)?;
+        owner.catch_up().await?;
+        let (requests, receiver) = mpsc::channel(64);
+        tokio::spawn(owner.run(receiver, events));
+        Ok(Self { shared, requests })
+    }
+
+    /// An engine over a machine in memory, with a store in memory.
+    pub async fn fake() -> Result<(Self, Fake)> {
+        let fake = Fake::new();
+        Ok((fake.start(Options::default()).await?, fake))
+    }
+
     /// Does one change whole, or not at all. Returns when it is durable.
-    pub async fn change(&self, _change: Change) -> Result<Outcome> {
-        not_ready()
+    pub async fn change(&self, change: Change) -> Result<Outcome> {
+        let gone = |_| Error::new(Code::NotReady, "the worker is shutting down");
+        let (answer, outcome) = oneshot::channel();
+        self.requests
+            .send(Request { change, answer })
+            .await
+            .map_err(|_| Error::new(Code::NotReady, "the worker is shutting down"))?;
+        outcome.await.map_err(gone)?
+    }
+}
+
+/// The parts of a machine in memory, for tests to look at and to break.
+#[derive(Debug, Clone)]
+pub struct Fake {
+    pub kernel: Arc<FakeKernel>,
+    pub dataplane: Arc<FakeDataPlane>,
+    pub store: Arc<MemoryStore>,
+    pub faults: Faults,
+}
+
+impl Default for Fake {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Fake {
+    pub fn new() -> Self {
+        let faults = Faults::default();
+        Self {
+            kernel: Arc::new(FakeKernel::new(faults.clone())),
+            dataplane: Arc::new(FakeDataPlane::new(faults.clone())),
+            store: Arc::default(),
+            faults,
+        }
     }
 
-    pub async fn bridges(&self) -> Result<Vec<BridgeView>> {
-        not_ready()
+    /// Starts an engine over it; a second one after the first was dropped is a restart.
+    pub async fn start(&self, options: Options) -> Result<Engine> {
+        let Self { kernel, dataplane, store, faults: _ } = self.clone();
+        Engine::start(kernel, dataplane, store, options).await
     }
+}
 
-    pub async fn bridge(&self, _name: &str) -> Result<BridgeView> {
-        not_ready()
+impl From<KernelError> for Error {
+    fn from(error: KernelError) -> Self {
+        use nix::errno::Errno;
+        let errno = error.errno.map(Errno::from_raw);
+        match errno {
+            Some(Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT | Errno::EPROTONOSUPPORT) => {
+                Self::new(Code::Unsupported, error.to_string()).hint("this kernel cannot do it")
+            }
+            Some(Errno::EPERM) => Self::new(Code::KernelRefused, error.to_string())
+                .hint("the worker needs CAP_NET_ADMIN and CAP_SYS_ADMIN: run it as root"),
+            _ => Self::new(Code::KernelRefused, error.to_string()),
+        }
     }
+}
 
-    pub async fn veths(&self) -> Result<Vec<VethView>> {
-        not_ready()
-    }
-
-    /// By either end.
-    pub async fn veth(&self, _name: &str) -> Result<VethView> {
-        not_ready()
-    }
-
-    pub async fn interfaces(&self) -> Result<Vec<InterfaceView>> {
-        not_ready()
-    }
-
-    pub async fn nat_status(&self) -> Result<NatStatusView> {
-        not_ready()
-    }
-
-    pub async fn rule(&self, _id: &str) -> Result<RuleView> {
-        not_ready()
-    }
-
-    pub async fn flows(&self, _query: &FlowQuery) -> Result<FlowPage> {
-        not_ready()
-    }
-
-    pub async fn measurements(&self) -> Result<Measurements> {
-        not_ready()
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        Self::new(Code::StoreUnwritable, error.to_string())
+            .hint("look at the free space and the permissions of the state directory")
     }
 }

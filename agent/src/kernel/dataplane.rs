@@ -2,7 +2,7 @@
 //!
 //! `kernel::bpf` does it with programs and maps, `kernel::fake` in memory. Nothing here knows aya.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 
 use ipnet::Ipv4Net;
 use telecluster_common::{drop::DropReason, tcp::FlowState};
@@ -130,8 +130,8 @@ pub trait DataPlane: Send + Sync + std::fmt::Debug {
     /// Empties a slot of which only the number is known; slower than [`DataPlane::remove_rule`].
     fn clear_slot(&self, slot: Slot) -> Result<(), KernelError>;
 
-    /// Slots that hold a rule, as the kernel has it.
-    fn slots(&self) -> Result<Vec<Slot>, KernelError>;
+    /// The rules as the kernel has them, by slot. `None`: the slot is taken, but what is in it is no whole rule.
+    fn rules(&self) -> Result<BTreeMap<Slot, Option<NatRule>>, KernelError>;
 
     /// Replaces the addresses.
     fn set_addresses(&self, addresses: &HostAddresses) -> Result<(), KernelError>;

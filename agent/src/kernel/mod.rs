@@ -2,6 +2,29 @@
 
 pub mod bpf;
 pub mod dataplane;
+pub mod fake;
+pub mod links;
+pub mod netlink;
+pub mod step;
+
+use async_trait::async_trait;
+use tokio::sync::mpsc;
+
+use self::{links::Observed, step::LinkStep};
+
+/// Links, addresses and namespaces of the machine. `netlink` does it for real, `fake` in memory.
+#[async_trait]
+pub trait Kernel: Send + Sync + std::fmt::Debug {
+    /// Everything, or an error: a listing that fails half-way has failed.
+    async fn observe(&self) -> Result<Observed, KernelError>;
+
+    /// Does one step whole, or changes nothing.
+    async fn apply(&self, step: &LinkStep) -> Result<(), KernelError>;
+
+    /// Says that a link, an IPv4 address or a route has changed; what exactly is for `observe` to tell.
+    /// More than one change may come as one message.
+    fn events(&self) -> Result<mpsc::Receiver<()>, KernelError>;
+}
 
 /// A kernel operation that failed: what was tried, on what, and what the kernel answered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

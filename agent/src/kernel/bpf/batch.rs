@@ -1,4 +1,4 @@
-//! Every entry of a hash map with few system calls: `BPF_MAP_LOOKUP_BATCH`, which aya does not have.
+//! Every entry of a hash map or an array with few system calls: `BPF_MAP_LOOKUP_BATCH`, which aya does not have.
 
 use std::{io, os::fd::AsRawFd as _};
 
@@ -30,16 +30,16 @@ struct BatchAttr {
 /// `K` and `V` must be the map's key and value: plain data of exactly its key and value size.
 pub(super) fn for_each<K: Copy, V: Copy>(
     fd: &MapFd,
-    sizes: (u32, u32),
+    sizes: (usize, usize),
     mut visit: impl FnMut(&K, &V),
 ) -> io::Result<()> {
-    if (size_of::<K>(), size_of::<V>()) != (sizes.0 as usize, sizes.1 as usize) {
+    if (size_of::<K>(), size_of::<V>()) != sizes {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the map has other key and value sizes"));
     }
     let mut capacity = CHUNK;
     let mut keys: Vec<K> = Vec::with_capacity(capacity as usize);
     let mut values: Vec<V> = Vec::with_capacity(capacity as usize);
-    // For hash maps the kernel's cursor is a bucket number.
+    // The kernel's cursor: a bucket number for hash maps, an index for arrays.
     let (mut cursor, mut started) = (0u32, false);
     loop {
         let mut next = 0u32;

@@ -11,7 +11,7 @@ use telecluster_common::{
 
 use super::{
     batch, failed,
-    object::{Object, take_data},
+    object::{self, Object},
 };
 use crate::kernel::{
     KernelError,
@@ -33,15 +33,16 @@ pub(super) struct FlowTables {
 struct Table {
     name: &'static str,
     data: MapData,
-    sizes: (u32, u32),
+    sizes: (usize, usize),
     capacity: u32,
 }
 
 impl Table {
-    fn take(object: &mut Object, name: &'static str) -> Result<Self, KernelError> {
-        let data = take_data(object, name)?;
+    fn open(object: &Object, name: &'static str) -> Result<Self, KernelError> {
+        let data = object::duplicate(object, name)?;
         let info = data.info().map_err(|error| failed(format!("describe the map {name}"), &error))?;
-        Ok(Self { name, data, sizes: (info.key_size(), info.value_size()), capacity: info.max_entries() })
+        let sizes = (info.key_size() as usize, info.value_size() as usize);
+        Ok(Self { name, data, sizes, capacity: info.max_entries() })
     }
 
     fn for_each(&self, visit: impl FnMut(&FlowKey, &Record)) -> Result<(), KernelError> {
@@ -51,8 +52,8 @@ impl Table {
 }
 
 impl FlowTables {
-    pub(super) fn take(object: &mut Object) -> Result<Self, KernelError> {
-        Ok(Self { proven: Table::take(object, "flow4")?, unproven: Table::take(object, "half4")? })
+    pub(super) fn open(object: &Object) -> Result<Self, KernelError> {
+        Ok(Self { proven: Table::open(object, "flow4")?, unproven: Table::open(object, "half4")? })
     }
 
     fn tables(&self) -> [(&Table, bool); 2] {
@@ -85,7 +86,7 @@ impl FlowTables {
                 }
             })?;
             for (key, flags) in dead {
-                if batch::delete(self.fd(table), &key)
+                if batch::delete(table.data.fd(), &key)
                     .map_err(|error| failed(format!("free an entry of {}", table.name), &error))?
                 {
                     collected += usize::from(flags & flag::OPENER != 0);
@@ -93,10 +94,6 @@ impl FlowTables {
             }
         }
         Ok(collected)
-    }
-
-    fn fd<'a>(&self, table: &'a Table) -> &'a aya::maps::MapFd {
-        table.data.fd()
     }
 
     pub(super) fn pressure(&self) -> Result<Vec<MapPressure>, KernelError> {

@@ -6,15 +6,18 @@
 //! | [`attach`] | put the programs on an uplink: TCX, or clsact below 6.6 |
 //! | [`rules`] | rules and addresses into maps |
 //! | [`flows`] | flows out of maps: joined, aged |
+//! | [`log`] | the programs' messages into the agent's log |
 //! | [`batch`] | many map entries with one system call |
 
 mod attach;
 mod batch;
 mod flows;
+pub mod log;
 pub mod object;
 mod rules;
 
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -57,7 +60,7 @@ impl BpfDataPlane {
     pub fn load(options: &Options) -> Result<(Self, Object), KernelError> {
         let mut object = object::load(options)?;
         let rules = RuleMaps::take(&mut object)?;
-        let flows = FlowTables::take(&mut object)?;
+        let flows = FlowTables::open(&object)?;
         let attacher = Attacher::adopt(&mut object, &options.directory)?;
         Ok((Self { inner: Mutex::new(Inner { attacher, rules }), flows }, object))
     }
@@ -97,8 +100,8 @@ impl DataPlane for BpfDataPlane {
         self.inner().rules.clear(slot)
     }
 
-    fn slots(&self) -> Result<Vec<Slot>, KernelError> {
-        self.inner().rules.slots()
+    fn rules(&self) -> Result<BTreeMap<Slot, Option<NatRule>>, KernelError> {
+        self.inner().rules.list()
     }
 
     fn set_addresses(&self, addresses: &HostAddresses) -> Result<(), KernelError> {

@@ -1,6 +1,6 @@
 //! The compiled programs and their maps: load, pin, adopt.
 
-use std::{fs, io, path::Path};
+use std::{fs, io, os::fd::AsFd as _, path::Path};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -99,6 +99,16 @@ pub fn load(options: &Options) -> Result<Object, KernelError> {
     Ok(object)
 }
 
+/// Removes every pin, and with the last one the maps and what is in them.
+pub fn unpin(directory: &Path) -> Result<(), KernelError> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(failed(format!("remove {}", directory.display()), &error))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
 /// One of our programs.
 pub fn classifier<'a>(object: &'a mut Object, name: &str) -> Result<&'a mut SchedClassifier, KernelError> {
     let operation = || format!("find the BPF program {name}");
@@ -119,12 +129,14 @@ where
     T::try_from(map).map_err(|error| failed(operation(), &error))
 }
 
-/// A hash map as its bare descriptor, for the batch calls.
-pub(super) fn take_data(object: &mut Object, name: &str) -> Result<MapData, KernelError> {
-    match object.take_map(name) {
-        Some(Map::HashMap(data) | Map::LruHashMap(data)) => Ok(data),
-        _ => Err(KernelError::other(format!("open the BPF map {name}"), "it is no hash map of the object")),
-    }
+/// A map by a descriptor of its own, for the batch calls.
+pub(super) fn duplicate(object: &Object, name: &str) -> Result<MapData, KernelError> {
+    let operation = || format!("open the BPF map {name}");
+    let Some(Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data)) = object.map(name) else {
+        return Err(KernelError::other(operation(), "the object has no such hash map or array"));
+    };
+    let fd = data.fd().as_fd().try_clone_to_owned().map_err(|error| failed(operation(), &error))?;
+    MapData::from_fd(fd).map_err(|error| failed(operation(), &error))
 }
 
 /// Capacity of a pinned map that fits; `None` when there is none.

@@ -5,12 +5,13 @@
 //! generation, and with that every flow of the rule is dead at once.
 
 use std::{
-    collections::{HashMap as StdHashMap, HashSet},
+    collections::{BTreeMap, HashMap as StdHashMap, HashSet},
     fmt,
     net::Ipv4Addr,
 };
 
 use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, PerCpuValues, lpm_trie::Key};
+use ipnet::Ipv4Net;
 use telecluster_common::{
     drop::DropReason,
     maps::{Forward, ForwardKey, MAX_RULES, Masquerade, MasqueradeKey, Rule, RuleStat, Uplink},
@@ -18,8 +19,8 @@ use telecluster_common::{
 };
 
 use super::{
-    Plain, failed,
-    object::{Object, take},
+    Plain, batch, failed,
+    object::{self, Object, take},
 };
 use crate::kernel::{
     KernelError,
@@ -35,6 +36,8 @@ pub(super) struct RuleMaps {
     uplinks: HashMap<MapData, u32, Plain<Uplink>>,
     local: HashMap<MapData, [u8; 4], u32>,
     rules: Array<MapData, Plain<Rule>>,
+    /// The same map, for reading all of it at once.
+    rule_table: MapData,
     stats: PerCpuArray<MapData, Plain<RuleStat>>,
     drops: PerCpuArray<MapData, u64>,
     /// How many entries `forwards` has: counting them would mean to walk the map.
@@ -60,6 +63,7 @@ impl RuleMaps {
             masquerades: take(object, "masquerade4")?,
             uplinks: take(object, "uplink4")?,
             local: take(object, "local4")?,
+            rule_table: object::duplicate(object, "rule")?,
             rules: take(object, "rule")?,
             stats: take(object, "rule_stat")?,
             drops: take(object, "drop_stat")?,
@@ -135,19 +139,43 @@ impl RuleMaps {
         self.set_rule(slot, Rule { generation: present.generation.wrapping_add(1), used: 0 })
     }
 
-    pub(super) fn slots(&self) -> Result<Vec<Slot>> {
-        let mut slots = Vec::new();
-        for slot in 0..MAX_RULES {
-            if self.rule(Slot(slot))?.used == 1 {
-                slots.push(Slot(slot));
+    /// Every slot that is taken, with its rule as the maps have it; `None` when they have only half of it.
+    pub(super) fn list(&self) -> Result<BTreeMap<Slot, Option<NatRule>>> {
+        let mut found = BTreeMap::new();
+        self.for_each_rule(|slot, rule| {
+            if rule.used == 1 {
+                found.insert(slot, None);
             }
+        })?;
+        for entry in self.forwards.iter() {
+            let (Plain(key), Plain(value)) = entry.map_err(|error| failed("list the forwards", &error))?;
+            add_forward(found.entry(Slot(value.rule)).or_default(), key, value);
         }
-        Ok(slots)
+        for entry in self.masquerades.iter() {
+            let (key, Plain(value)) = entry.map_err(|error| failed("list the masquerade rules", &error))?;
+            let MasqueradeKey { uplink, address } = key.data().0;
+            let prefix = u8::try_from(key.prefix_len().saturating_sub(u32::BITS)).unwrap_or(u8::MAX);
+            let source = Ipv4Net::new(address.into(), prefix).ok();
+            found.insert(Slot(value.rule), source.map(|source| NatRule::Masquerade { uplink, source }));
+        }
+        Ok(found)
     }
 
     /// The generation of every slot, by slot.
     pub(super) fn generations(&self) -> Result<Vec<u32>> {
-        (0..MAX_RULES).map(|slot| self.rule(Slot(slot)).map(|rule| rule.generation)).collect()
+        let mut generations = vec![0; MAX_RULES as usize];
+        self.for_each_rule(|slot, rule| {
+            if let Some(generation) = generations.get_mut(slot.0 as usize) {
+                *generation = rule.generation;
+            }
+        })?;
+        Ok(generations)
+    }
+
+    fn for_each_rule(&self, mut visit: impl FnMut(Slot, Rule)) -> Result<()> {
+        let sizes = (size_of::<u32>(), size_of::<Rule>());
+        batch::for_each(self.rule_table.fd(), sizes, |slot: &u32, rule: &Rule| visit(Slot(*slot), *rule))
+            .map_err(|error| failed("read the rule slots", &error))
     }
 
     /// The host's own addresses, and what each uplink translates to. When that changes, flows to the old address
@@ -233,7 +261,8 @@ impl RuleMaps {
     }
 
     pub(super) fn pressure(&self) -> Result<Vec<MapPressure>> {
-        let rules = self.slots()?.len() as u64;
+        let mut rules = 0;
+        self.for_each_rule(|_, rule| rules += u64::from(rule.used))?;
         Ok(vec![
             MapPressure { map: "forward4", entries: self.forward_count, capacity: u64::from(2 * MAX_RULES) },
             MapPressure { map: "rule", entries: rules, capacity: u64::from(MAX_RULES) },
@@ -320,6 +349,28 @@ impl RuleMaps {
                 .masquerades
                 .remove(key)
                 .map_err(|error| failed(format!("stop masquerading {}", network(key)), &error)),
+        }
+    }
+}
+
+/// Adds an entry of `forward4` to the rule that it is part of: tcp and udp are entries of their own.
+fn add_forward(rule: &mut Option<NatRule>, key: ForwardKey, value: Forward) {
+    let transport = if key.proto == proto::TCP { Transport::Tcp } else { Transport::Udp };
+    match rule {
+        Some(NatRule::Forward { transports, .. }) => {
+            transports.push(transport);
+            transports.sort_unstable();
+        }
+        Some(NatRule::Masquerade { .. }) => {}
+        None => {
+            *rule = Some(NatRule::Forward {
+                uplink: key.uplink,
+                external_ip: (key.address != [0; 4]).then(|| key.address.into()),
+                external_port: key.port,
+                internal_ip: value.address.into(),
+                internal_port: value.port,
+                transports: vec![transport],
+            });
         }
     }
 }

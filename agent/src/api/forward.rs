@@ -1,0 +1,351 @@
+//! `/nat/forward`: ports of the uplink that lead to inside hosts.
+
+#![expect(unused_qualifications, reason = "what utoipa makes of params() is spelt in full")]
+
+use std::net::Ipv4Addr;
+
+use axum::extract::{Path, State};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{
+    App,
+    answer::{Answer, Gone},
+    error::{Refusal, Refusals},
+    extract::Lenient,
+    fields::{Fields, FromFields},
+    values,
+};
+use crate::{
+    engine::{Change, ForwardSelector, Object},
+    error::{Code, Error, Result},
+    model::{ForwardProtocol, ForwardRequest, LinkName, RuleAction, RuleView},
+};
+
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(create_forward, delete_forward))
+        .routes(routes!(show_forward, delete_forward_by_id))
+}
+
+const PROTOCOLS: &[(&str, ForwardProtocol)] =
+    &[("tcp", ForwardProtocol::Tcp), ("udp", ForwardProtocol::Udp), ("all", ForwardProtocol::All)];
+
+/// A port of the uplink that leads to a port of an inside host.
+#[derive(Debug, ToSchema)]
+pub struct CreateForward {
+    #[schema(minimum = 1, maximum = 65535, example = 2222)]
+    pub external_port: u16,
+    #[schema(value_type = String, format = Ipv4, example = "192.168.100.10")]
+    pub internal_ip: Ipv4Addr,
+    #[schema(minimum = 1, maximum = 65535, example = 22)]
+    pub internal_port: u16,
+    /// `all` is tcp and udp.
+    #[schema(required = false, default = "tcp")]
+    pub protocol: ForwardProtocol,
+    /// The uplink; default: the WAN interface.
+    #[schema(value_type = Option<String>)]
+    pub interface: Option<LinkName>,
+    #[schema(max_length = 256)]
+    pub description: Option<String>,
+    /// One address of the uplink; default: all of them.
+    #[schema(value_type = Option<String>, format = Ipv4)]
+    pub external_ip: Option<Ipv4Addr>,
+    /// False keeps the rule and forwards nothing.
+    #[schema(required = false, default = true)]
+    pub enabled: bool,
+}
+
+impl FromFields for CreateForward {
+    fn from_fields(fields: &mut Fields) -> Option<Self> {
+        let external_port = fields.required("external_port", values::port);
+        let internal_ip = fields.required("internal_ip", values::host_ipv4);
+        let internal_port = fields.required("internal_port", values::port);
+        let protocol = fields.or("protocol", ForwardProtocol::Tcp, values::choice(PROTOCOLS));
+        let interface = fields.optional("interface", values::link_name);
+        let description = fields.optional("description", values::description);
+        let external_ip = fields.optional("external_ip", values::host_ipv4);
+        let enabled = fields.or("enabled", true, values::boolean);
+        fields.not_yet("external_port_end", "a range of ports");
+        fields.not_yet("source_cidrs", "a list of allowed sources");
+        fields.not_yet("hairpin", "hairpin");
+        Some(Self {
+            external_port: external_port?,
+            internal_ip: internal_ip?,
+            internal_port: internal_port?,
+            protocol,
+            interface,
+            description,
+            external_ip,
+            enabled,
+        })
+    }
+}
+
+impl CreateForward {
+    /// The forward, unless it would take the port that the API is reached by.
+    fn request(self, api_port: u16) -> Result<ForwardRequest> {
+        let takes_tcp = match self.protocol {
+            ForwardProtocol::Tcp | ForwardProtocol::All => true,
+            ForwardProtocol::Udp => false,
+        };
+        if takes_tcp && self.external_port == api_port {
+            let message = format!("port {api_port} is the worker's own: forwarding it would cut off the API");
+            return Err(Error::new(Code::ForwardPortReserved, message).hint("choose another external_port"));
+        }
+        let Self {
+            external_port,
+            internal_ip,
+            internal_port,
+            protocol,
+            interface,
+            description,
+            external_ip,
+            enabled,
+        } = self;
+        Ok(ForwardRequest {
+            interface,
+            external_ip,
+            external_port,
+            internal_ip,
+            internal_port,
+            protocol,
+            description,
+            enabled,
+        })
+    }
+}
+
+/// Which forward: `rule_id`, or both ports and the inside host.
+#[derive(Debug, ToSchema, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct WhichForward {
+    pub rule_id: Option<String>,
+    #[schema(minimum = 1, maximum = 65535)]
+    pub external_port: Option<u16>,
+    #[schema(value_type = Option<String>, format = Ipv4)]
+    #[param(value_type = Option<String>)]
+    pub internal_ip: Option<Ipv4Addr>,
+    #[schema(minimum = 1, maximum = 65535)]
+    pub internal_port: Option<u16>,
+    /// Only the forward of this protocol.
+    pub protocol: Option<ForwardProtocol>,
+}
+
+impl FromFields for WhichForward {
+    fn from_fields(fields: &mut Fields) -> Option<Self> {
+        let rule_id = fields.optional("rule_id", values::text);
+        let protocol = fields.optional("protocol", values::choice(PROTOCOLS));
+        if fields.has("rule_id") {
+            // Which of two rules was meant is not ours to guess.
+            for field in ["external_port", "internal_ip", "internal_port", "protocol"] {
+                if fields.has(field) {
+                    fields.conflict(field, "is given beside rule_id");
+                }
+            }
+            let external_port = fields.optional("external_port", values::port);
+            let internal_ip = fields.optional("internal_ip", values::ipv4);
+            let internal_port = fields.optional("internal_port", values::port);
+            return Some(Self { rule_id, external_port, internal_ip, internal_port, protocol });
+        }
+        let external_port = fields.required("external_port", values::port);
+        let internal_ip = fields.required("internal_ip", values::ipv4);
+        let internal_port = fields.required("internal_port", values::port);
+        Some(Self { rule_id, external_port, internal_ip, internal_port, protocol })
+    }
+}
+
+impl WhichForward {
+    /// The selector. With a protocol the rule is looked up: without, every protocol of these ports is meant.
+    async fn selector(self, app: &App) -> Result<ForwardSelector> {
+        let Self { rule_id, external_port, internal_ip, internal_port, protocol } = self;
+        if let Some(id) = rule_id {
+            return Ok(ForwardSelector::Id(id));
+        }
+        let (Some(external_port), Some(internal_ip), Some(internal_port)) =
+            (external_port, internal_ip, internal_port)
+        else {
+            return Err(Error::field(
+                "rule_id",
+                "is required, or external_port, internal_ip and internal_port",
+            ));
+        };
+        let Some(protocol) = protocol else {
+            return Ok(ForwardSelector::Ports { external_port, internal_ip, internal_port });
+        };
+        let (name, _) = PROTOCOLS.iter().find(|(_, known)| *known == protocol).unwrap_or(&PROTOCOLS[0]);
+        let inside = internal_ip.to_string();
+        let rules = app.engine.nat_status().await?.port_forwards;
+        let rule = rules.into_iter().find(|rule| {
+            rule.protocol == *name
+                && rule.source_port == Some(external_port)
+                && rule.dest_ip.as_deref() == Some(inside.as_str())
+                && rule.dest_port == Some(internal_port)
+        });
+        match rule {
+            Some(rule) => Ok(ForwardSelector::Id(rule.id)),
+            None => Err(Error::new(
+                Code::RuleNotFound,
+                format!("{name} port {external_port} is not forwarded to {inside}:{internal_port}"),
+            )
+            .hint("GET /nat/status lists the rules")),
+        }
+    }
+}
+
+/// Forward a port
+#[utoipa::path(
+    post, path = "/nat/forward", tag = "nat",
+    request_body(content = CreateForward, example = json!({
+        "external_port": 2222, "internal_ip": "192.168.100.10", "internal_port": 22,
+        "protocol": "tcp", "description": "SSH access to VM1"
+    })),
+    responses((status = 200, description = "The rule", body = Answer<RuleView>), Refusals),
+)]
+async fn create_forward(
+    State(app): State<App>,
+    request: Lenient<CreateForward>,
+) -> Result<Answer<Object>, Refusal> {
+    let forward = request.value.request(app.options.port)?;
+    app.change(Change::CreateForward(forward), request.warnings).await
+}
+
+/// Stop forwarding a port
+///
+/// The fields may be in the query or in a JSON body.
+#[utoipa::path(
+    delete, path = "/nat/forward", tag = "nat", params(WhichForward),
+    responses((status = 200, description = "The rule is gone", body = Answer<Gone>), Refusals),
+)]
+async fn delete_forward(
+    State(app): State<App>,
+    request: Lenient<WhichForward>,
+) -> Result<Answer<Object>, Refusal> {
+    let selector = request.value.selector(&app).await?;
+    app.change(Change::DeleteForward(selector), request.warnings).await
+}
+
+/// One port forward
+#[utoipa::path(
+    get, path = "/nat/forward/{rule_id}", tag = "nat",
+    params(("rule_id" = String, Path, description = "As /nat/status shows it")),
+    responses((status = 200, description = "The rule", body = Answer<RuleView>), Refusals),
+)]
+async fn show_forward(
+    State(app): State<App>,
+    Path(rule_id): Path<String>,
+) -> Result<Answer<Object>, Refusal> {
+    let rule = app.engine.rule(&rule_id).await?;
+    match rule.action {
+        RuleAction::Dnat => Ok(Answer::shown(format!("port forward {rule_id}"), Object::Rule(rule))),
+        RuleAction::Snat | RuleAction::Masquerade => {
+            Err(Error::new(Code::RuleNotFound, format!("rule {rule_id} is no port forward")).into())
+        }
+    }
+}
+
+/// Stop forwarding a port, by id
+#[utoipa::path(
+    delete, path = "/nat/forward/{rule_id}", tag = "nat",
+    params(("rule_id" = String, Path, description = "As /nat/status shows it")),
+    responses((status = 200, description = "The rule is gone", body = Answer<Gone>), Refusals),
+)]
+async fn delete_forward_by_id(
+    State(app): State<App>,
+    Path(rule_id): Path<String>,
+) -> Result<Answer<Object>, Refusal> {
+    app.change(Change::DeleteForward(ForwardSelector::Id(rule_id)), Vec::new()).await
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::api::fields::{assert_schema_matches, read};
+
+    fn readme() -> Value {
+        json!({
+            "external_port": 2222,
+            "internal_ip": "192.168.100.10",
+            "internal_port": 22,
+            "protocol": "tcp",
+            "description": "SSH access to VM1",
+        })
+    }
+
+    fn with(field: &str, value: Value) -> Value {
+        let mut body = readme();
+        body[field] = value;
+        body
+    }
+
+    fn code(body: Value) -> Option<Code> {
+        read::<CreateForward>(body).err().map(|error| error.code)
+    }
+
+    #[test]
+    fn the_document_names_the_fields_that_are_read() {
+        assert_schema_matches::<CreateForward>();
+    }
+
+    #[test]
+    fn the_readmes_forward_is_understood() {
+        let forward = read::<CreateForward>(readme()).unwrap().request(8000).unwrap();
+        assert_eq!(forward.external_port, 2222);
+        assert_eq!(forward.internal_ip, Ipv4Addr::new(192, 168, 100, 10));
+        assert_eq!(forward.protocol, ForwardProtocol::Tcp);
+        assert!(forward.enabled && forward.interface.is_none() && forward.external_ip.is_none());
+    }
+
+    #[test]
+    fn what_would_open_more_than_asked_is_refused() {
+        assert_eq!(code(with("external_port_end", json!(2230))), Some(Code::Unsupported));
+        assert_eq!(code(with("source_cidrs", json!(["10.0.0.0/8"]))), Some(Code::Unsupported));
+        assert_eq!(code(with("source_cidrs", json!([]))), None);
+        assert_eq!(code(with("hairpin", json!(true))), Some(Code::Unsupported));
+        assert_eq!(code(with("hairpin", json!(false))), None);
+        assert_eq!(code(with("internal_ip", json!("2001:db8::1"))), Some(Code::Unsupported));
+    }
+
+    #[test]
+    fn a_wrong_field_outranks_one_that_is_not_there_yet() {
+        let mut body = with("source_cidrs", json!(["10.0.0.0/8"]));
+        body["external_port"] = json!(0);
+        assert_eq!(code(body), Some(Code::InvalidField));
+    }
+
+    #[test]
+    fn icmp_has_no_ports_to_forward() {
+        let error = read::<CreateForward>(with("protocol", json!("icmp"))).unwrap_err();
+        assert_eq!(error.code, Code::InvalidField);
+        assert!(error.message.contains("tcp, udp, all"), "{}", error.message);
+    }
+
+    #[test]
+    fn the_port_of_the_api_is_not_given_away() {
+        let request = |protocol| {
+            let mut body = with("external_port", json!(8000));
+            body["protocol"] = json!(protocol);
+            read::<CreateForward>(body).unwrap().request(8000).map_err(|error| error.code)
+        };
+        assert_eq!(request("tcp").unwrap_err(), Code::ForwardPortReserved);
+        assert_eq!(request("all").unwrap_err(), Code::ForwardPortReserved);
+        assert!(request("udp").is_ok());
+    }
+
+    #[test]
+    fn a_forward_is_chosen_by_id_or_by_ports_not_by_both() {
+        assert!(read::<WhichForward>(json!({ "rule_id": "a" })).is_ok());
+        assert!(
+            read::<WhichForward>(
+                json!({ "external_port": 1, "internal_ip": "10.0.0.1", "internal_port": 2 })
+            )
+            .is_ok()
+        );
+        let both = read::<WhichForward>(json!({ "rule_id": "a", "external_port": 1 })).unwrap_err();
+        assert_eq!(both.fields[0].kind, "conflict");
+        let neither = read::<WhichForward>(json!({})).unwrap_err();
+        assert_eq!(neither.fields.len(), 3);
+    }
+}

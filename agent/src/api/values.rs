@@ -1,0 +1,301 @@
+//! What the values of request fields look like: one pure function per kind of value.
+//!
+//! Lenient where nothing can be misunderstood (`"2222"` for a number, as query parameters have it), strict
+//! where a guess would open more than was asked for.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::{IpNet, Ipv4Net};
+use serde_json::Value;
+
+use super::fields::Fault;
+use crate::model::{LinkName, NameError, NamespaceName};
+
+type Read<T> = Result<T, Fault>;
+
+/// Longest description of a rule, in characters.
+pub const DESCRIPTION_MAX: usize = 256;
+
+/// Any text.
+pub fn text(value: &Value) -> Read<String> {
+    as_text(value).map(str::to_owned)
+}
+
+/// A text for people: one line of bounded length.
+pub fn description(value: &Value) -> Read<String> {
+    let text = as_text(value)?;
+    if text.chars().any(char::is_control) {
+        return Err(Fault::Value("contains a control character".into()));
+    }
+    match text.chars().count() {
+        0..=DESCRIPTION_MAX => Ok(text.to_owned()),
+        count => Err(Fault::Value(format!("has {count} characters, the most is {DESCRIPTION_MAX}"))),
+    }
+}
+
+/// `true` and `false`, and what people write for them.
+pub fn boolean(value: &Value) -> Read<bool> {
+    let word = match value {
+        Value::Bool(answer) => return Ok(*answer),
+        Value::Number(number) => number.to_string(),
+        Value::String(text) => text.to_ascii_lowercase(),
+        Value::Null | Value::Array(_) | Value::Object(_) => String::new(),
+    };
+    match word.as_str() {
+        "true" | "1" | "yes" | "on" => Ok(true),
+        "false" | "0" | "no" | "off" => Ok(false),
+        _ => Err(Fault::Type(format!("is {}, not true or false", shown(value)))),
+    }
+}
+
+/// A whole number within bounds, also as text.
+pub fn integer<T: TryFrom<i128>>(least: i128, most: i128) -> impl Fn(&Value) -> Read<T> {
+    move |value| {
+        let number = match value {
+            Value::Number(number) => whole(&number.to_string()),
+            Value::String(text) => whole(text.trim()),
+            Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
+        };
+        let Some(number) = number else {
+            return Err(Fault::Type(format!("is {}, not a whole number", shown(value))));
+        };
+        let out_of_range = || Fault::Value(format!("is {number}, must be {least} to {most}"));
+        if number < least || number > most {
+            return Err(out_of_range());
+        }
+        T::try_from(number).map_err(|_| out_of_range())
+    }
+}
+
+/// A port of TCP or UDP; 0 is none.
+pub fn port(value: &Value) -> Read<u16> {
+    integer(1, u16::MAX.into())(value)
+}
+
+/// The kernel's bounds for an IPv4 link: RFC 791's least, and the largest IP packet.
+pub fn mtu(value: &Value) -> Read<u32> {
+    integer(68, 65_535)(value)
+}
+
+/// An interface name that is safe to create and to hand on.
+pub fn link_name(value: &Value) -> Read<LinkName> {
+    LinkName::new(as_text(value)?).map_err(|why| bad_name(&why))
+}
+
+/// The name of a network namespace.
+pub fn namespace_name(value: &Value) -> Read<NamespaceName> {
+    NamespaceName::new(as_text(value)?).map_err(|why| bad_name(&why))
+}
+
+/// Any IPv4 address.
+pub fn ipv4(value: &Value) -> Read<Ipv4Addr> {
+    match as_text(value)?.parse::<IpAddr>() {
+        Ok(IpAddr::V4(address)) => Ok(address),
+        Ok(IpAddr::V6(_)) => Err(Fault::Unsupported("NAT for IPv6 is not in this version".into())),
+        Err(_) => Err(Fault::Value(format!("is {}, not an IP address", shown(value)))),
+    }
+}
+
+/// An IPv4 address that one other host can have.
+pub fn host_ipv4(value: &Value) -> Read<Ipv4Addr> {
+    let address = ipv4(value)?;
+    let what = if address.octets()[0] == 0 {
+        "no host's address"
+    } else if address.is_loopback() {
+        "a loopback address, which no packet from outside may reach"
+    } else if address.is_multicast() {
+        "a multicast address"
+    } else if address.octets()[0] >= 240 {
+        "a broadcast or reserved address"
+    } else {
+        return Ok(address);
+    };
+    Err(Fault::Value(format!("is {address}, {what}")))
+}
+
+/// An IPv4 network; host bits are cleared, an address alone is a network of one.
+pub fn ipv4_network(value: &Value) -> Read<Ipv4Net> {
+    let network = match network(value)? {
+        IpNet::V4(network) => network.trunc(),
+        IpNet::V6(_) => return Err(Fault::Unsupported("NAT for IPv6 is not in this version".into())),
+    };
+    if network.network().is_multicast() || network.network().is_loopback() {
+        return Err(Fault::Value(format!("is {network}, whose packets no uplink carries")));
+    }
+    Ok(network)
+}
+
+/// An address with its prefix length, either family: what an interface gets.
+pub fn interface_address(value: &Value) -> Read<IpNet> {
+    let address = network(value)?;
+    if address.addr().is_unspecified() || address.addr().is_multicast() {
+        return Err(Fault::Value(format!("is {address}, not an address of an interface")));
+    }
+    Ok(address)
+}
+
+/// One word of a few.
+pub fn choice<T: Copy>(words: &'static [(&'static str, T)]) -> impl Fn(&Value) -> Read<T> {
+    move |value| {
+        let word = as_text(value)?.to_ascii_lowercase();
+        words.iter().find(|(known, _)| *known == word).map(|(_, meaning)| *meaning).ok_or_else(|| {
+            let known = words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", ");
+            Fault::Value(format!("is {}, must be one of: {known}", shown(value)))
+        })
+    }
+}
+
+/// A list; as query parameter separated by commas.
+pub fn list<T>(item: impl Fn(&Value) -> Read<T>) -> impl Fn(&Value) -> Read<Vec<T>> {
+    move |value| match value {
+        Value::Array(items) => items.iter().map(&item).collect(),
+        Value::String(text) => (text.split(',').map(str::trim))
+            .filter(|text| !text.is_empty())
+            .map(|text| item(&Value::String(text.to_owned())))
+            .collect(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => {
+            Err(Fault::Type(format!("is {}, not a list", shown(value))))
+        }
+    }
+}
+
+fn as_text(value: &Value) -> Read<&str> {
+    value.as_str().ok_or_else(|| Fault::Type(format!("is {}, not a text", shown(value))))
+}
+
+fn network(value: &Value) -> Read<IpNet> {
+    let text = as_text(value)?;
+    text.parse::<IpNet>()
+        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+        .map_err(|_| Fault::Value(format!("is {}, not a network like 192.168.100.0/24", shown(value))))
+}
+
+fn bad_name(why: &NameError) -> Fault {
+    Fault::Value(format!("the name {why}"))
+}
+
+/// `2222`, `-1`, `2222.0`: a number without a fraction.
+fn whole(text: &str) -> Option<i128> {
+    let digits = text.split_once('.').map_or(text, |(digits, fraction)| {
+        if !fraction.is_empty() && fraction.bytes().all(|digit| digit == b'0') { digits } else { "" }
+    });
+    digits.parse().ok()
+}
+
+/// The value in a message: short, on one line.
+fn shown(value: &Value) -> String {
+    const MAX: usize = 60;
+    let text = match value {
+        Value::Array(_) => return "a list".into(),
+        Value::Object(_) => return "an object".into(),
+        Value::String(text) => format!("{text:?}"),
+        Value::Null | Value::Bool(_) | Value::Number(_) => value.to_string(),
+    };
+    if text.chars().count() <= MAX { text } else { text.chars().take(MAX).chain("...".chars()).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_port_is_1_to_65535_as_number_or_text() {
+        for good in [json!(1), json!(65_535), json!("2222"), json!(2222.0)] {
+            assert!(port(&good).is_ok(), "{good}");
+        }
+        for bad in [json!(0), json!(65_536), json!(-1), json!("0"), json!(1e30)] {
+            assert!(matches!(port(&bad), Err(Fault::Value(_) | Fault::Type(_))), "{bad}");
+        }
+        for bad in [
+            json!(1.5),
+            json!("ssh"),
+            json!(""),
+            json!(true),
+            json!([1]),
+            json!({}),
+            json!("1."),
+            json!("0x16"),
+        ] {
+            assert!(matches!(port(&bad), Err(Fault::Type(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_boolean_may_be_a_word() {
+        for (value, answer) in
+            [(json!(true), true), (json!("False"), false), (json!(1), true), (json!("off"), false)]
+        {
+            assert_eq!(boolean(&value).unwrap(), answer);
+        }
+        for bad in [json!(2), json!("maybe"), json!(""), json!([])] {
+            assert!(boolean(&bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_that_could_be_options_or_are_too_long_are_refused() {
+        assert_eq!(link_name(&json!("veth-vm1")).unwrap().as_str(), "veth-vm1");
+        for bad in ["", "-x", ".", "..", "a-name-of-16-byt", "a/b", "a b", "é", "a\0b"] {
+            assert!(matches!(link_name(&json!(bad)), Err(Fault::Value(_))), "{bad}");
+        }
+        assert!(matches!(link_name(&json!(5)), Err(Fault::Type(_))));
+    }
+
+    #[test]
+    fn an_inside_host_is_one_host() {
+        assert_eq!(host_ipv4(&json!("192.168.100.10")).unwrap(), Ipv4Addr::new(192, 168, 100, 10));
+        for bad in [
+            "0.0.0.0",
+            "0.1.2.3",
+            "127.0.0.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "240.0.0.1",
+            "host",
+            "10.0.0.1/24",
+            "010.0.0.1",
+        ] {
+            assert!(matches!(host_ipv4(&json!(bad)), Err(Fault::Value(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn ipv6_is_understood_and_not_in_this_version() {
+        assert!(matches!(host_ipv4(&json!("2001:db8::1")), Err(Fault::Unsupported(_))));
+        assert!(matches!(ipv4_network(&json!("2001:db8::/64")), Err(Fault::Unsupported(_))));
+        assert!(interface_address(&json!("2001:db8::1/64")).is_ok());
+    }
+
+    #[test]
+    fn a_network_loses_its_host_bits() {
+        assert_eq!(ipv4_network(&json!("192.168.100.7/24")).unwrap().to_string(), "192.168.100.0/24");
+        assert_eq!(ipv4_network(&json!("10.1.2.3")).unwrap().to_string(), "10.1.2.3/32");
+        for bad in ["10.0.0.0/33", "10.0.0.0/", "/24", "lan", "224.0.0.0/4", "127.0.0.0/8"] {
+            assert!(matches!(ipv4_network(&json!(bad)), Err(Fault::Value(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_list_may_be_text_with_commas() {
+        let addresses = list(interface_address);
+        assert_eq!(addresses(&json!("10.0.0.1/24, 10.0.1.1/24")).unwrap().len(), 2);
+        assert_eq!(addresses(&json!(["10.0.0.1/24"])).unwrap().len(), 1);
+        assert!(addresses(&json!(["10.0.0.1/24", 7])).is_err());
+    }
+
+    #[test]
+    fn a_description_is_one_bounded_line() {
+        assert!(description(&json!("SSH de María a VM1")).is_ok());
+        assert!(description(&json!("é".repeat(DESCRIPTION_MAX))).is_ok());
+        assert!(description(&json!("é".repeat(DESCRIPTION_MAX + 1))).is_err());
+        assert!(description(&json!("a\nb")).is_err());
+    }
+
+    #[test]
+    fn a_message_does_not_repeat_a_long_value() {
+        let Err(Fault::Type(why)) = port(&json!("9".repeat(10_000))) else { panic!("it was accepted") };
+        assert!(why.len() < 100, "{why}");
+    }
+}

@@ -1,0 +1,374 @@
+//! What the operator decides: flags, and the environment where a flag is absent.
+//!
+//! Every value is taken as text and checked here, so that a malformed one is one line that names the
+//! variable, shows what it held and says what to put there.
+
+use std::{
+    ffi::OsString,
+    fmt,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
+
+use crate::model::LinkName;
+
+/// Everything the daemon is told from outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    pub log_level: LogLevel,
+    pub listen: SocketAddr,
+    /// The uplink; `None`: the link of the default route.
+    pub wan_interface: Option<LinkName>,
+    pub lan_interface: Option<LinkName>,
+    pub external_bridge: LinkName,
+    pub internal_bridge: LinkName,
+    pub state_dir: PathBuf,
+    pub dataplane: Dataplane,
+    pub ovs: Ovs,
+    /// How many flows have series of their own on `/metrics`.
+    pub flow_metrics_max: usize,
+    /// Flows that the tables are made for.
+    pub flow_capacity: u32,
+    /// Where maps, links and programs are pinned.
+    pub bpf_dir: PathBuf,
+    /// Names beside the machine's own under which the worker may be called.
+    pub allowed_hosts: Vec<String>,
+}
+
+/// How much is logged. `CRITICAL` logs what `ERROR` logs: nothing is worse here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogLevel {
+    Debug,
+    Info,
+    Warning,
+    Error,
+    Critical,
+}
+
+/// Which data plane does the NAT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dataplane {
+    Auto,
+    Ebpf,
+}
+
+/// What `type: "ovs"` needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ovs {
+    Auto,
+    Require,
+}
+
+/// What the binary is asked to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    Run(Config),
+    /// Removes everything that is the worker's.
+    Teardown(Config),
+    /// Prints the OpenAPI document.
+    OpenApi,
+}
+
+/// Why there is no configuration.
+#[derive(Debug)]
+pub enum Refused {
+    /// `--help` and `--version`: text for stdout, no failure.
+    Shown(String),
+    /// One line for stderr.
+    Invalid(String),
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Shown(text) | Self::Invalid(text) => f.write_str(text),
+        }
+    }
+}
+
+/// The TeleCluster worker: bridges, links and NAT of one server, by REST.
+#[derive(Debug, Parser)]
+#[command(name = "telecluster-worker", version)]
+struct Cli {
+    #[command(subcommand)]
+    action: Option<Action>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+enum Action {
+    /// Remove everything that the worker made: rules, programs, links
+    Teardown,
+    /// Print the OpenAPI document
+    Openapi,
+}
+
+/// A flag beats the environment; an empty value is no value.
+#[derive(Debug, Default, Args)]
+struct Settings {
+    /// DEBUG, INFO, WARNING, ERROR or CRITICAL [default: INFO]
+    #[arg(long, env = "LOG_LEVEL", global = true)]
+    log_level: Option<String>,
+    /// Port of the API [default: 8000]
+    #[arg(long, env = "PORT", global = true)]
+    port: Option<String>,
+    /// Address to listen on; 0.0.0.0 to serve an orchestrator elsewhere [default: 127.0.0.1]
+    #[arg(long, env = "HOST", global = true)]
+    host: Option<String>,
+    /// The uplink [default: the link of the default route]
+    #[arg(long, env = "WAN_INTERFACE", global = true)]
+    wan_interface: Option<String>,
+    /// The link to the other servers of the cluster [default: none]
+    #[arg(long, env = "LAN_INTERFACE", global = true)]
+    lan_interface: Option<String>,
+    /// The bridge to the outside [default: br-ex]
+    #[arg(long, env = "EXTERNAL_BRIDGE", global = true)]
+    external_bridge: Option<String>,
+    /// The bridge between the VMs [default: br-int]
+    #[arg(long, env = "INTERNAL_BRIDGE", global = true)]
+    internal_bridge: Option<String>,
+    /// Where the worker keeps its state [default: /var/lib/telecluster]
+    #[arg(long, env = "STATE_DIR", global = true)]
+    state_dir: Option<String>,
+    /// auto or ebpf [default: auto]
+    #[arg(long, env = "DATAPLANE", global = true)]
+    dataplane: Option<String>,
+    /// auto or require [default: auto]
+    #[arg(long, env = "OVS", global = true)]
+    ovs: Option<String>,
+    /// Flows with series of their own on /metrics, the largest first [default: 500]
+    #[arg(long, env = "FLOW_METRICS_MAX", global = true)]
+    flow_metrics_max: Option<String>,
+    /// Flows that the tables hold, 1024 to 8388608 [default: 131072]
+    #[arg(long, env = "FLOW_CAPACITY", global = true)]
+    flow_capacity: Option<String>,
+    /// Where maps and programs are pinned [default: /sys/fs/bpf/telecluster]
+    #[arg(long, env = "BPF_DIR", global = true)]
+    bpf_dir: Option<String>,
+    /// Further names of this machine, separated by commas [default: none]
+    #[arg(long, env = "ALLOWED_HOSTS", global = true)]
+    allowed_hosts: Option<String>,
+}
+
+impl Command {
+    /// From arguments (the first is the program's name) and the process environment.
+    pub fn parse<I, T>(args: I) -> Result<Self, Refused>
+    where
+        I: IntoIterator<Item = T>,
+        T: Into<OsString> + Clone,
+    {
+        let matches = Cli::command().try_get_matches_from(args).map_err(|error| clap_refusal(&error))?;
+        let cli = Cli::from_arg_matches(&matches).map_err(|error| clap_refusal(&error))?;
+        match cli.action {
+            None => Ok(Self::Run(cli.settings.check()?)),
+            Some(Action::Teardown) => Ok(Self::Teardown(cli.settings.check()?)),
+            Some(Action::Openapi) => Ok(Self::OpenApi),
+        }
+    }
+}
+
+/// clap explains itself over several lines; an operator's log gets the first.
+fn clap_refusal(error: &clap::Error) -> Refused {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        return Refused::Shown(error.to_string());
+    }
+    let text = error.to_string();
+    let line = text.lines().next().unwrap_or_default();
+    Refused::Invalid(format!("{}: see telecluster-worker --help", line.trim_start_matches("error: ")))
+}
+
+impl Settings {
+    fn check(&self) -> Result<Config, Refused> {
+        let host = match given(self.host.as_deref()) {
+            None | Some("localhost") => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            Some(text) => text.parse().map_err(|_| {
+                invalid("HOST", text, "use an address of this machine, 127.0.0.1, or 0.0.0.0 for all")
+            })?,
+        };
+        Ok(Config {
+            log_level: log_level(given(self.log_level.as_deref()))?,
+            listen: SocketAddr::new(host, number("PORT", self.port.as_deref(), 8000, 1, u16::MAX)?),
+            wan_interface: link("WAN_INTERFACE", self.wan_interface.as_deref())?,
+            lan_interface: link("LAN_INTERFACE", self.lan_interface.as_deref())?,
+            external_bridge: link_or("EXTERNAL_BRIDGE", self.external_bridge.as_deref(), "br-ex")?,
+            internal_bridge: link_or("INTERNAL_BRIDGE", self.internal_bridge.as_deref(), "br-int")?,
+            state_dir: directory("STATE_DIR", self.state_dir.as_deref(), "/var/lib/telecluster")?,
+            dataplane: dataplane(given(self.dataplane.as_deref()))?,
+            ovs: match given(self.ovs.as_deref()) {
+                None | Some("auto") => Ovs::Auto,
+                Some("require") => Ovs::Require,
+                Some(text) => return Err(invalid("OVS", text, "use auto or require")),
+            },
+            flow_metrics_max: number(
+                "FLOW_METRICS_MAX",
+                self.flow_metrics_max.as_deref(),
+                500,
+                0,
+                1_000_000,
+            )?,
+            flow_capacity: number("FLOW_CAPACITY", self.flow_capacity.as_deref(), 131_072, 1024, 8_388_608)?,
+            bpf_dir: directory("BPF_DIR", self.bpf_dir.as_deref(), "/sys/fs/bpf/telecluster")?,
+            allowed_hosts: given(self.allowed_hosts.as_deref())
+                .map(|list| list.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned))
+                .map(Iterator::collect)
+                .unwrap_or_default(),
+        })
+    }
+}
+
+/// An empty variable is an unset one: that is how a compose file or a unit clears it.
+fn given(value: Option<&str>) -> Option<&str> {
+    value.map(str::trim).filter(|text| !text.is_empty())
+}
+
+fn invalid(variable: &str, text: &str, advice: &str) -> Refused {
+    // Debug form: a line feed in a variable must not make a second line.
+    Refused::Invalid(format!("{variable} is {text:?}: {advice}"))
+}
+
+fn number<T>(variable: &str, value: Option<&str>, default: T, least: T, most: T) -> Result<T, Refused>
+where
+    T: std::str::FromStr + PartialOrd + fmt::Display + Copy,
+{
+    let Some(text) = given(value) else { return Ok(default) };
+    match text.parse() {
+        Ok(number) if number >= least && number <= most => Ok(number),
+        _ => Err(invalid(variable, text, &format!("use a number from {least} to {most}"))),
+    }
+}
+
+fn link(variable: &str, value: Option<&str>) -> Result<Option<LinkName>, Refused> {
+    given(value)
+        .map(|text| {
+            LinkName::new(text)
+                .map_err(|why| invalid(variable, text, &format!("the name {why}; `ip link` shows the names")))
+        })
+        .transpose()
+}
+
+fn link_or(variable: &str, value: Option<&str>, default: &str) -> Result<LinkName, Refused> {
+    match link(variable, value)? {
+        Some(name) => Ok(name),
+        None => LinkName::new(default).map_err(|why| invalid(variable, default, &why.to_string())),
+    }
+}
+
+fn directory(variable: &str, value: Option<&str>, default: &str) -> Result<PathBuf, Refused> {
+    let path = PathBuf::from(given(value).unwrap_or(default));
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    Err(invalid(variable, given(value).unwrap_or(default), "use a path that starts with /"))
+}
+
+fn log_level(value: Option<&str>) -> Result<LogLevel, Refused> {
+    let Some(text) = value else { return Ok(LogLevel::Info) };
+    match text.to_ascii_uppercase().as_str() {
+        "DEBUG" => Ok(LogLevel::Debug),
+        "INFO" => Ok(LogLevel::Info),
+        "WARNING" | "WARN" => Ok(LogLevel::Warning),
+        "ERROR" => Ok(LogLevel::Error),
+        "CRITICAL" => Ok(LogLevel::Critical),
+        _ => Err(invalid("LOG_LEVEL", text, "use DEBUG, INFO, WARNING, ERROR or CRITICAL")),
+    }
+}
+
+fn dataplane(value: Option<&str>) -> Result<Dataplane, Refused> {
+    match value {
+        None | Some("auto") => Ok(Dataplane::Auto),
+        Some("ebpf") => Ok(Dataplane::Ebpf),
+        Some("iptables") => Err(Refused::Invalid(
+            "DATAPLANE is \"iptables\", which is not in this version: use auto or ebpf".into(),
+        )),
+        Some(text) => Err(invalid("DATAPLANE", text, "use auto or ebpf")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_given_is_the_documented_defaults() {
+        let config = Settings::default().check().unwrap();
+        assert_eq!(config.listen, "127.0.0.1:8000".parse().unwrap());
+        assert_eq!(config.log_level, LogLevel::Info);
+        assert_eq!(config.wan_interface, None);
+        assert_eq!(config.external_bridge.as_str(), "br-ex");
+        assert_eq!(config.state_dir, PathBuf::from("/var/lib/telecluster"));
+        assert_eq!(config.flow_metrics_max, 500);
+        assert_eq!(config.flow_capacity, 131_072);
+        assert_eq!(config.bpf_dir, PathBuf::from("/sys/fs/bpf/telecluster"));
+    }
+
+    #[test]
+    fn an_empty_value_is_an_unset_one() {
+        let settings = Settings {
+            port: Some(String::new()),
+            log_level: Some(" ".into()),
+            wan_interface: Some(String::new()),
+            ..Settings::default()
+        };
+        assert_eq!(settings.check().unwrap(), Settings::default().check().unwrap());
+    }
+
+    #[test]
+    fn a_malformed_value_is_one_line_that_names_the_variable() {
+        let cases = [
+            (Settings { port: Some("http".into()), ..Settings::default() }, "PORT"),
+            (Settings { port: Some("0".into()), ..Settings::default() }, "PORT"),
+            (Settings { port: Some("65536".into()), ..Settings::default() }, "PORT"),
+            (Settings { host: Some("no such\nhost".into()), ..Settings::default() }, "HOST"),
+            (Settings { log_level: Some("loud".into()), ..Settings::default() }, "LOG_LEVEL"),
+            (
+                Settings { wan_interface: Some("a-name-of-16-byt".into()), ..Settings::default() },
+                "WAN_INTERFACE",
+            ),
+            (Settings { state_dir: Some("state".into()), ..Settings::default() }, "STATE_DIR"),
+            (Settings { flow_capacity: Some("1023".into()), ..Settings::default() }, "FLOW_CAPACITY"),
+            (Settings { flow_metrics_max: Some("-1".into()), ..Settings::default() }, "FLOW_METRICS_MAX"),
+            (Settings { dataplane: Some("iptables".into()), ..Settings::default() }, "DATAPLANE"),
+            (Settings { ovs: Some("yes".into()), ..Settings::default() }, "OVS"),
+        ];
+        for (settings, variable) in cases {
+            let Err(Refused::Invalid(line)) = settings.check() else { panic!("{variable} was accepted") };
+            assert!(line.starts_with(&format!("{variable} is ")), "{line}");
+            assert_eq!(line.lines().count(), 1, "{line}");
+        }
+    }
+
+    #[test]
+    fn log_levels_are_known_in_any_case() {
+        for (text, level) in
+            [("debug", LogLevel::Debug), ("Warning", LogLevel::Warning), ("CRITICAL", LogLevel::Critical)]
+        {
+            assert_eq!(log_level(Some(text)).unwrap(), level);
+        }
+    }
+
+    #[test]
+    fn a_flag_may_follow_the_subcommand() {
+        let command =
+            Command::parse(["telecluster-worker", "teardown", "--state-dir", "/tmp/state"]).unwrap();
+        let Command::Teardown(config) = command else { panic!("{command:?}") };
+        assert_eq!(config.state_dir, PathBuf::from("/tmp/state"));
+    }
+
+    #[test]
+    fn an_unknown_flag_is_one_line() {
+        let Err(Refused::Invalid(line)) = Command::parse(["telecluster-worker", "--prot", "1"]) else {
+            panic!("it was accepted")
+        };
+        assert_eq!(line.lines().count(), 1, "{line}");
+        assert!(line.contains("--prot"), "{line}");
+    }
+
+    #[test]
+    fn allowed_hosts_are_split_at_commas() {
+        let settings = Settings { allowed_hosts: Some("a.lab, b.lab,".into()), ..Settings::default() };
+        assert_eq!(settings.check().unwrap().allowed_hosts, ["a.lab", "b.lab"]);
+    }
+}

@@ -1,0 +1,282 @@
+//! The task that owns the state: makes changes one after the other, undoes what fails, and keeps the machine
+//! as it was told to be.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+use tracing::{error, info, warn};
+
+use crate::{
+    error::{Code, Error, Result},
+    kernel::{KernelError, links::Observed},
+    kinds::{self, rule},
+    loops,
+    plan::{Installed, NatStep, Plan, Step, World},
+    state::{State, Write},
+    store::{Entry, Store},
+};
+
+use super::{Change, Outcome, Request, Shared, reads};
+
+/// Kernel events come in bursts: one look is enough for all that come within this time.
+const DEBOUNCE: Duration = Duration::from_millis(50);
+/// How often expired flows are freed, while there are rules.
+const GARBAGE: Duration = Duration::from_secs(10);
+
+/// The one owner of the state.
+#[derive(Debug)]
+pub(super) struct Owner {
+    shared: Arc<Shared>,
+    store: Arc<dyn Store>,
+    nat: Installed,
+}
+
+/// What undoes the steps so far, in the order that they were made.
+type Undo = Vec<Vec<Step>>;
+
+impl Owner {
+    /// Takes stock of the data plane.
+    pub(super) fn new(shared: Arc<Shared>, store: Arc<dyn Store>) -> Result<Self> {
+        let mut nat = Installed {
+            attached: shared.dataplane.attachments().iter().map(|attachment| attachment.uplink).collect(),
+            ..Installed::default()
+        };
+        for (slot, rule) in shared.dataplane.rules()? {
+            match rule {
+                Some(rule) => drop(nat.rules.insert(slot, rule)),
+                None => {
+                    warn!(slot = slot.0, "the data plane has half a rule; it is cleared");
+                    shared.dataplane.clear_slot(slot)?;
+                }
+            }
+        }
+        Ok(Self { shared, store, nat })
+    }
+
+    /// Makes the machine what the stored state says. After a reboot that is everything, else next to nothing.
+    pub(super) async fn catch_up(&mut self) -> Result<()> {
+        let records = self.shared.state().records();
+        let mut observed = self.shared.observe().await?;
+        for record in records {
+            let plan = {
+                let state = self.shared.state();
+                kinds::remake(&record, self.world(&observed, &state, ""))
+            };
+            let done = match plan {
+                Ok(plan) if plan.is_empty() => continue,
+                Ok(plan) => self.carry_out(&plan, &observed).await.map(|_| plan.message),
+                Err(error) => Err(error),
+            };
+            match done {
+                Ok(message) => info!(object = record.key(), "{message}"),
+                Err(error) => warn!(object = record.key(), %error, "a stored object could not be made again"),
+            }
+            observed = self.shared.observe().await?;
+        }
+        self.refresh().await;
+        Ok(())
+    }
+
+    pub(super) async fn run(mut self, mut requests: mpsc::Receiver<Request>, mut events: mpsc::Receiver<()>) {
+        let mut look_again: Option<Instant> = None;
+        let mut next_garbage = Instant::now() + GARBAGE;
+        let mut listening = true;
+        loop {
+            tokio::select! {
+                request = requests.recv() => {
+                    let Some(Request { change, answer }) = request else { return };
+                    let outcome = self.change(&change).await;
+                    // The caller may have gone away; what was done stays done.
+                    let _ = answer.send(outcome);
+                }
+                event = events.recv(), if listening => match event {
+                    Some(()) => drop(look_again.get_or_insert(Instant::now() + DEBOUNCE)),
+                    None => {
+                        error!("the kernel's events have ended; changes from outside go unnoticed");
+                        listening = false;
+                    }
+                },
+                () = until(look_again), if look_again.is_some() => {
+                    look_again = None;
+                    self.refresh().await;
+                }
+                () = sleep_until(next_garbage), if !self.nat.rules.is_empty() => {
+                    next_garbage = Instant::now() + GARBAGE;
+                    self.collect_garbage().await;
+                }
+            }
+        }
+    }
+
+    async fn collect_garbage(&self) {
+        let dataplane = Arc::clone(&self.shared.dataplane);
+        match tokio::task::spawn_blocking(move || dataplane.collect_garbage()).await {
+            Ok(Ok(freed)) => tracing::debug!(freed, "expired flows were freed"),
+            Ok(Err(error)) => warn!(%error, "expired flows could not be freed"),
+            Err(error) => error!(%error, "the garbage collection ended early"),
+        }
+    }
+
+    fn world<'a>(&'a self, observed: &'a Observed, state: &'a State, fresh_id: &'a str) -> World<'a> {
+        World { observed, state, nat: &self.nat, options: &self.shared.options, fresh_id }
+    }
+
+    async fn change(&mut self, change: &Change) -> Result<Outcome> {
+        let before = self.shared.observe().await?;
+        let id = uuid::Uuid::new_v4().simple().to_string();
+        let plan = {
+            let state = self.shared.state();
+            kinds::plan(change, self.world(&before, &state, &id[..12]))?
+        };
+        let changed = !plan.is_empty();
+        let after = if changed { self.carry_out(&plan, &before).await? } else { before };
+        if changed {
+            info!("{}", plan.message);
+            self.refresh_nat(&after).await;
+        }
+        let object = reads::object(&self.shared, &plan.subject, &after).await?;
+        let Plan { message, warnings, .. } = plan;
+        Ok(Outcome { changed, message, object, warnings })
+    }
+
+    /// Makes every step and the commit, or nothing; answers what was observed after the last step.
+    async fn carry_out(&mut self, plan: &Plan, before: &Observed) -> Result<Observed> {
+        let mut undo = Undo::new();
+        match self.try_out(plan, before, &mut undo).await {
+            Ok(after) => Ok(after),
+            Err(mut error) => {
+                for failure in self.undo(undo).await {
+                    error.message.push_str(&format!("; and it could not be undone: {failure}"));
+                }
+                // A held port whose carrier went and came back with an undone step has to be held again.
+                self.refresh().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn try_out(&mut self, plan: &Plan, before: &Observed, undo: &mut Undo) -> Result<Observed> {
+        for step in &plan.steps {
+            self.step(step, before, undo).await?;
+        }
+        let mut after = self.shared.observe().await?;
+        // A port may have to be held, or let go, because of what has just changed elsewhere on its ring.
+        let holds = {
+            let mut state = self.shared.state().without_rules();
+            state.apply(&plan.writes);
+            loops::settle(&after, |link| kinds::ours(&state, &after, link))
+        };
+        if !holds.is_empty() {
+            for step in holds {
+                self.step(&Step::Link(step), before, undo).await?;
+            }
+            after = self.shared.observe().await?;
+        }
+        self.commit(&plan.writes).await?;
+        Ok(after)
+    }
+
+    async fn step(&mut self, step: &Step, before: &Observed, undo: &mut Undo) -> Result<(), KernelError> {
+        let inverse = step.inverse(before, &self.nat);
+        self.act(step).await?;
+        undo.push(inverse);
+        Ok(())
+    }
+
+    async fn act(&mut self, step: &Step) -> Result<(), KernelError> {
+        match step {
+            Step::Link(step) => return self.shared.kernel.apply(step).await,
+            Step::Nat(NatStep::Attach(uplink)) => self.shared.dataplane.attach(*uplink)?,
+            Step::Nat(NatStep::Detach(uplink)) => self.shared.dataplane.detach(*uplink)?,
+            Step::Nat(NatStep::PutRule(slot, rule)) => self.shared.dataplane.put_rule(*slot, rule)?,
+            Step::Nat(NatStep::RemoveRule(slot, rule)) => self.shared.dataplane.remove_rule(*slot, rule)?,
+            Step::Nat(NatStep::SetAddresses(addresses)) => self.shared.dataplane.set_addresses(addresses)?,
+        }
+        if let Step::Nat(step) = step {
+            self.nat.note(step);
+        }
+        Ok(())
+    }
+
+    /// Undoes in reverse; goes on after a failure, because half undone is better than not at all.
+    async fn undo(&mut self, undo: Undo) -> Vec<KernelError> {
+        let mut failures = Vec::new();
+        for step in undo.into_iter().rev().flatten() {
+            if let Err(error) = self.act(&step).await {
+                error!(%step, %error, "a step could not be undone");
+                failures.push(error);
+            }
+        }
+        failures
+    }
+
+    /// Stores the writes, and only then shows them to readers.
+    async fn commit(&self, writes: &[Write]) -> Result<()> {
+        if writes.is_empty() {
+            return Ok(());
+        }
+        let entries = writes.iter().map(entry).collect::<Result<Vec<_>>>()?;
+        let store = Arc::clone(&self.store);
+        tokio::task::spawn_blocking(move || store.commit(&entries))
+            .await
+            .map_err(|error| Error::new(Code::Internal, format!("the commit ended early: {error}")))??;
+        self.shared.state.write().unwrap_or_else(std::sync::PoisonError::into_inner).apply(writes);
+        Ok(())
+    }
+
+    /// Looks at the machine and repairs what may be repaired without being asked: held ports, rules, addresses.
+    async fn refresh(&mut self) {
+        let observed = match self.shared.observe().await {
+            Ok(observed) => observed,
+            Err(error) => return warn!(%error, "the kernel could not be observed"),
+        };
+        let holds = {
+            let state = self.shared.state();
+            loops::settle(&observed, |link| kinds::ours(&state, &observed, link))
+        };
+        for step in holds {
+            match self.act(&Step::Link(step.clone())).await {
+                Ok(()) => info!("{step}"),
+                Err(error) => warn!(%error, "a port on a ring of bridges could not be settled"),
+            }
+        }
+        self.refresh_nat(&observed).await;
+    }
+
+    /// Brings rules and addresses in line with the interfaces as they are now.
+    async fn refresh_nat(&mut self, observed: &Observed) {
+        let steps = {
+            let state = self.shared.state();
+            let mut wanted: BTreeMap<_, _> = self.nat.rules.keys().map(|slot| (*slot, None)).collect();
+            for stored in state.rules.values() {
+                wanted.insert(stored.slot, rule::desired(&stored.spec, observed));
+            }
+            rule::steps(&wanted, observed, &self.nat)
+        };
+        for step in steps {
+            if let Err(error) = self.act(&step).await {
+                warn!(%step, %error, "the data plane could not be brought in line");
+            }
+        }
+    }
+}
+
+async fn until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn entry(write: &Write) -> Result<Entry> {
+    match write {
+        Write::Put(record) => match record.to_json() {
+            Ok(value) => Ok((record.key(), Some(value))),
+            Err(error) => Err(Error::new(Code::Internal, format!("{}: {error}", record.key()))),
+        },
+        Write::Forget(record) => Ok((record.key(), None)),
+    }
+}

@@ -1,0 +1,173 @@
+//! What callers are shown. Reads look at the kernel themselves and wait for no change.
+
+use std::{collections::HashMap, sync::Arc};
+
+use crate::{
+    error::{Code, Error, Result},
+    kernel::{
+        KernelError,
+        dataplane::{DataPlane, Flow, Slot},
+        links::{At, Observed},
+    },
+    kinds::{
+        bridge, interface, rule,
+        veth::{self, Pair},
+    },
+    model::{BridgeView, InterfaceView, NatStatusView, RuleView, VethView},
+    plan::Subject,
+    state::{Rule, RuleSpec},
+};
+
+use super::{Engine, FlowPage, FlowQuery, Measurements, Object, Shared, flows};
+
+impl Engine {
+    pub async fn bridges(&self) -> Result<Vec<BridgeView>> {
+        let observed = self.shared.observe().await?;
+        let state = self.shared.state();
+        let bridges = observed.links.iter().filter(|link| link.is_bridge());
+        Ok(bridges.map(|link| bridge::view(link, &observed, &state)).collect())
+    }
+
+    pub async fn bridge(&self, name: &str) -> Result<BridgeView> {
+        let observed = self.shared.observe().await?;
+        let link = bridge::find(name, &observed)?;
+        Ok(bridge::view(link, &observed, &self.shared.state()))
+    }
+
+    pub async fn veths(&self) -> Result<Vec<VethView>> {
+        let observed = self.shared.observe().await?;
+        Ok(veth::list(&observed, &self.shared.state()))
+    }
+
+    /// By either end.
+    pub async fn veth(&self, name: &str) -> Result<VethView> {
+        let observed = self.shared.observe().await?;
+        let state = self.shared.state();
+        let pair = veth::find(name, &observed, &state)?;
+        Ok(veth::view(&pair, &observed, &state))
+    }
+
+    pub async fn interfaces(&self) -> Result<Vec<InterfaceView>> {
+        let observed = self.shared.observe().await?;
+        let state = self.shared.state();
+        Ok(observed.links.iter().map(|link| interface::view(link, &observed, &state)).collect())
+    }
+
+    pub async fn nat_status(&self) -> Result<NatStatusView> {
+        let rules: Vec<Rule> = self.shared.state().rules.values().cloned().collect();
+        let flows = self.shared.blocking(|dataplane| dataplane.flows()).await?;
+        let active = count_by_slot(&flows);
+        let mut status = NatStatusView {
+            port_forwards: Vec::new(),
+            masquerade_rules: Vec::new(),
+            firewall_rules: Vec::new(),
+        };
+        for rule in &rules {
+            let view = self.shared.rule_view(rule, &active)?;
+            match rule.spec {
+                RuleSpec::Forward(_) => status.port_forwards.push(view),
+                RuleSpec::Masquerade(_) => status.masquerade_rules.push(view),
+            }
+        }
+        Ok(status)
+    }
+
+    pub async fn rule(&self, id: &str) -> Result<RuleView> {
+        self.shared.rule(id).await
+    }
+
+    pub async fn flows(&self, query: &FlowQuery) -> Result<FlowPage> {
+        let found = self.shared.blocking(|dataplane| dataplane.flows()).await?;
+        let observed = self.shared.observe().await?;
+        let names = flows::Names {
+            rules: self.shared.state().rules.values().map(|rule| (rule.slot, rule.id.clone())).collect(),
+            interfaces: observed.links.into_iter().map(|link| (link.index, link.name)).collect(),
+        };
+        Ok(flows::page(&found, &names, query))
+    }
+
+    pub async fn measurements(&self) -> Result<Measurements> {
+        let observed = self.shared.observe().await?;
+        let stored: Vec<Rule> = self.shared.state().rules.values().cloned().collect();
+        let (attachments, pressure, drops, flows) = self
+            .shared
+            .blocking(|dataplane| {
+                Ok((dataplane.attachments(), dataplane.pressure()?, dataplane.drops()?, dataplane.flows()?))
+            })
+            .await?;
+        let active = count_by_slot(&flows);
+        let mut rules = Vec::with_capacity(stored.len());
+        for rule in &stored {
+            let counters = self.shared.dataplane.counters(rule.slot)?;
+            rules.push((self.shared.rule_view(rule, &active)?, counters));
+        }
+        Ok(Measurements {
+            backend: self.shared.dataplane.backend(),
+            attachments,
+            pressure,
+            drops,
+            rules,
+            flows,
+            bridges: observed.links.iter().filter(|link| link.is_bridge()).count(),
+            interfaces: observed.links.len(),
+        })
+    }
+}
+
+impl Shared {
+    /// Calls the data plane where it may block.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&dyn DataPlane) -> Result<T, KernelError> + Send + 'static,
+    ) -> Result<T> {
+        let dataplane = Arc::clone(&self.dataplane);
+        match tokio::task::spawn_blocking(move || call(&*dataplane)).await {
+            Ok(result) => Ok(result?),
+            Err(error) => {
+                Err(Error::new(Code::Internal, format!("reading the data plane ended early: {error}")))
+            }
+        }
+    }
+
+    async fn rule(&self, id: &str) -> Result<RuleView> {
+        let Some(rule) = self.state().rules.get(id).cloned() else {
+            return Err(Error::new(Code::RuleNotFound, format!("there is no rule {id}")));
+        };
+        let flows = self.blocking(|dataplane| dataplane.flows()).await?;
+        self.rule_view(&rule, &count_by_slot(&flows))
+    }
+
+    fn rule_view(&self, rule: &Rule, active: &HashMap<Slot, u64>) -> Result<RuleView> {
+        let counters = self.dataplane.counters(rule.slot)?;
+        let active = active.get(&rule.slot).copied().unwrap_or(0);
+        Ok(rule::view(rule, &counters, active, self.dataplane.backend()))
+    }
+}
+
+fn count_by_slot(flows: &[Flow]) -> HashMap<Slot, u64> {
+    let mut counts = HashMap::new();
+    for flow in flows {
+        *counts.entry(flow.slot).or_insert(0) += 1;
+    }
+    counts
+}
+
+/// What a change was about, as the kernel has it now.
+pub(super) async fn object(shared: &Shared, subject: &Subject, observed: &Observed) -> Result<Object> {
+    match subject {
+        Subject::Bridge(name) => {
+            let link = bridge::find(name, observed)?;
+            Ok(Object::Bridge(bridge::view(link, observed, &shared.state())))
+        }
+        Subject::Veth(At { place, name }) => {
+            let at = At::new(place.clone(), name);
+            let Some(link) = observed.find(&at) else {
+                return Err(Error::new(Code::VethNotFound, format!("{at} is gone again")));
+            };
+            let pair = Pair { place: place.clone(), link, peer: observed.peer_of(link) };
+            Ok(Object::Veth(veth::view(&pair, observed, &shared.state())))
+        }
+        Subject::Rule(id) => Ok(Object::Rule(shared.rule(id).await?)),
+        Subject::Gone(names) => Ok(Object::Gone { removed: names.clone() }),
+    }
+}

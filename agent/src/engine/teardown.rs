@@ -1,0 +1,96 @@
+//! `telecluster-worker teardown`: takes away everything that the worker made, and nothing else.
+
+use std::sync::Arc;
+
+use crate::{
+    error::{Code, Error, Result},
+    kernel::{
+        Kernel,
+        dataplane::DataPlane,
+        links::{At, Place},
+        step::LinkStep,
+    },
+    kinds::managed,
+    state::{Record, State, veth_ends},
+    store::Store,
+};
+
+/// What a teardown came to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Teardown {
+    /// `bridge/br-ex`, `rule/fwd-...`, in the order they went.
+    pub removed: Vec<String>,
+    /// What could not be removed and why; it stays in the store.
+    pub left: Vec<(String, String)>,
+}
+
+/// Removes rules, programs and links, and forgets them. Goes on after a failure.
+///
+/// The worker must not be running: the store is locked while it does.
+pub async fn teardown(
+    kernel: Arc<dyn Kernel>,
+    dataplane: Arc<dyn DataPlane>,
+    store: Arc<dyn Store>,
+) -> Result<Teardown> {
+    let state =
+        State::read(store.load()?).map_err(|error| Error::new(Code::StoreUnwritable, error.to_string()))?;
+    let mut report = Teardown::default();
+    // Rules first: nothing may be forwarded over a link that is about to go.
+    let mut records = state.records();
+    records.sort_by_key(|record| match record {
+        Record::Rule(_) => 0,
+        Record::Port(_) => 1,
+        Record::Veth(_) => 2,
+        Record::Bridge(_) => 3,
+    });
+    for record in records {
+        let key = record.key();
+        let removed = remove(&record, &state, &*kernel, &*dataplane).await;
+        match removed.and_then(|()| Ok(store.commit(&[(key.clone(), None)])?)) {
+            Ok(()) => report.removed.push(key),
+            Err(error) => report.left.push((key, error.to_string())),
+        }
+    }
+    for attachment in dataplane.attachments() {
+        match dataplane.detach(attachment.uplink) {
+            Ok(()) => report.removed.push(format!("programs on interface {}", attachment.uplink)),
+            Err(error) => report.left.push((format!("interface {}", attachment.uplink), error.to_string())),
+        }
+    }
+    Ok(report)
+}
+
+async fn remove(
+    record: &Record,
+    state: &State,
+    kernel: &dyn Kernel,
+    dataplane: &dyn DataPlane,
+) -> Result<()> {
+    let observed = kernel.observe().await?;
+    let ours = |at: &At| observed.find(at).filter(|link| managed(state, &at.place, link));
+    match record {
+        Record::Rule(stored) => {
+            dataplane.clear_slot(stored.slot)?;
+        }
+        Record::Port(spec) => {
+            let bridge = observed.link(spec.bridge.as_str()).map(|bridge| bridge.index);
+            let port =
+                observed.link(&spec.port).filter(|port| port.master.is_some() && port.master == bridge);
+            if let Some(port) = port {
+                kernel.apply(&LinkStep::SetMaster { port: port.name.clone(), master: None }).await?;
+            }
+        }
+        Record::Veth(spec) => {
+            if let Some(at) = veth_ends(spec).iter().find(|at| ours(at).is_some()) {
+                kernel.apply(&LinkStep::DeleteLink(at.clone())).await?;
+            }
+        }
+        Record::Bridge(spec) => {
+            let at = At::new(Place::Here, spec.name.as_str());
+            if ours(&at).is_some() {
+                kernel.apply(&LinkStep::DeleteLink(at)).await?;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,515 @@
+//! The engine over a machine in memory: whole or not at all, twice is once, foreign stays foreign.
+
+use super::*;
+use crate::{
+    kernel::{
+        links::{At, LinkKind, PortState},
+        step::LinkStep,
+    },
+    model::{ForwardProtocol, LinkName},
+    store::Store,
+};
+
+fn name(name: &str) -> LinkName {
+    LinkName::new(name).unwrap()
+}
+
+fn bridge(bridge: &str) -> Change {
+    bridge_with(bridge, false)
+}
+
+fn bridge_with(bridge: &str, stp: bool) -> Change {
+    let addresses = vec!["10.1.0.1/24".parse().unwrap()];
+    Change::CreateBridge(BridgeSpec { name: name(bridge), stp, mtu: Some(1400), addresses })
+}
+
+fn veth_spec(a: &str, b: &str) -> VethSpec {
+    VethSpec {
+        name1: name(a),
+        name2: name(b),
+        bridge1: None,
+        bridge2: None,
+        namespace1: None,
+        namespace2: None,
+    }
+}
+
+fn veth(a: &str, b: &str, bridge1: Option<&str>, bridge2: Option<&str>, namespace2: Option<&str>) -> Change {
+    Change::CreateVeth(VethSpec {
+        bridge1: bridge1.map(name),
+        bridge2: bridge2.map(name),
+        namespace2: namespace2.map(|ns| NamespaceName::new(ns).unwrap()),
+        ..veth_spec(a, b)
+    })
+}
+
+fn request(port: u16, last: u8) -> ForwardRequest {
+    ForwardRequest {
+        interface: None,
+        external_ip: None,
+        external_port: port,
+        internal_ip: Ipv4Addr::new(10, 1, 0, last),
+        internal_port: 80,
+        protocol: ForwardProtocol::Tcp,
+        description: None,
+        enabled: true,
+    }
+}
+
+fn masquerade(enabled: bool) -> Change {
+    Change::CreateMasquerade(MasqueradeSpec {
+        source_network: "10.1.0.0/24".parse().unwrap(),
+        output_interface: name("ens3"),
+        enabled,
+    })
+}
+
+fn add_port(bridge: &str, port: &str) -> Change {
+    Change::AddPort { bridge: bridge.into(), port: port.into() }
+}
+
+async fn lab(changes: impl IntoIterator<Item = Change>) -> (Engine, Fake) {
+    let (engine, fake) = Engine::fake().await.unwrap();
+    for change in changes {
+        engine.change(change).await.unwrap();
+    }
+    fake.faults.take_steps();
+    (engine, fake)
+}
+
+async fn code(engine: &Engine, change: Change) -> (Code, String) {
+    let error = engine.change(change).await.unwrap_err();
+    (error.code, error.message)
+}
+
+fn rule_id(outcome: &Outcome) -> String {
+    match &outcome.object {
+        Object::Rule(rule) => rule.id.clone(),
+        other => panic!("{other:?} is no rule"),
+    }
+}
+
+/// Every change, each with what must be there first.
+fn every_change() -> Vec<(Vec<Change>, Change)> {
+    let two = || vec![bridge("br-a"), bridge("br-b")];
+    let with = |mut before: Vec<Change>, more: Vec<Change>| {
+        before.extend(more);
+        before
+    };
+    let pair = || veth("v1", "v2", Some("br-a"), None, None);
+    let ring = || veth("v1", "v2", Some("br-a"), Some("br-a"), None);
+    vec![
+        (vec![], bridge("br-a")),
+        (two(), Change::DeleteBridge { name: "br-a".into(), force: false }),
+        (
+            with(two(), vec![ring(), add_port("br-a", "ens4")]),
+            Change::DeleteBridge { name: "br-a".into(), force: true },
+        ),
+        (two(), add_port("br-a", "ens4")),
+        (with(two(), vec![pair()]), add_port("br-a", "v2")),
+        (with(two(), vec![ring()]), Change::RemovePort { bridge: "br-a".into(), port: "v1".into() }),
+        (with(two(), vec![ring()]), Change::RemovePort { bridge: "br-a".into(), port: "v2".into() }),
+        (two(), pair()),
+        (two(), ring()),
+        (two(), veth("v1", "v2", Some("br-a"), None, Some("lab1"))),
+        (with(two(), vec![ring()]), Change::DeleteVeth { name: "v2".into() }),
+        (
+            with(two(), vec![veth("v1", "v2", Some("br-a"), None, Some("lab1"))]),
+            Change::DeleteVeth { name: "v1".into() },
+        ),
+        (with(two(), vec![pair()]), Change::MoveVethToBridge { veth: "v1".into(), bridge: "br-b".into() }),
+        (with(two(), vec![ring()]), Change::MoveVethToBridge { veth: "v2".into(), bridge: "br-b".into() }),
+        (
+            with(two(), vec![veth("v1", "v2", Some("br-a"), Some("br-b"), None)]),
+            Change::MoveVethToBridge { veth: "v2".into(), bridge: "br-a".into() },
+        ),
+        (
+            with(two(), vec![veth("v1", "v2", Some("br-a"), None, Some("lab1"))]),
+            Change::MoveVethToBridge { veth: "v2".into(), bridge: "br-a".into() },
+        ),
+        (with(two(), vec![ring()]), to_namespace("v1", "lab1")),
+        (with(two(), vec![veth("v1", "v2", None, None, Some("lab1"))]), to_namespace("v2", "lab2")),
+        (vec![], Change::CreateForward(request(8080, 5))),
+        (vec![masquerade(true)], Change::CreateForward(request(8080, 5))),
+        (
+            vec![Change::CreateForward(request(8080, 5))],
+            Change::CreateForward(ForwardRequest { enabled: false, ..request(8080, 5) }),
+        ),
+        (vec![Change::CreateForward(request(8080, 5))], Change::DeleteForward(by_ports(8080, 5))),
+        (vec![], masquerade(true)),
+        (vec![masquerade(true)], masquerade(false)),
+        (vec![masquerade(true)], Change::DeleteMasquerade(by_spec())),
+    ]
+}
+
+fn to_namespace(veth: &str, namespace: &str) -> Change {
+    Change::MoveVethToNamespace { veth: veth.into(), namespace: NamespaceName::new(namespace).unwrap() }
+}
+
+fn by_ports(port: u16, last: u8) -> ForwardSelector {
+    ForwardSelector::Ports {
+        external_port: port,
+        internal_ip: Ipv4Addr::new(10, 1, 0, last),
+        internal_port: 80,
+    }
+}
+
+fn by_spec() -> MasqueradeSelector {
+    MasqueradeSelector::Spec {
+        source_network: "10.1.0.0/24".parse().unwrap(),
+        output_interface: "ens3".into(),
+    }
+}
+
+#[tokio::test]
+async fn a_change_that_fails_at_any_step_leaves_everything_as_it_was() {
+    for (before, change) in every_change() {
+        for n in 0.. {
+            let (engine, fake) = lab(before.clone()).await;
+            let kernel = fake.kernel.observe().await.unwrap();
+            let (nat, stored) = (fake.dataplane.nat(), fake.store.load().unwrap());
+            fake.faults.fail_after(n);
+            let outcome = engine.change(change.clone()).await;
+            fake.faults.disarm();
+            let steps = fake.faults.take_steps();
+            // Past its last step, or in the upkeep that follows the answer and is tried again later.
+            let Err(error) = outcome else {
+                assert!(n > 0, "{change:?} made no step");
+                break;
+            };
+            assert!(!error.message.contains("undone"), "{change:?} at {n}: {error}\n{steps:#?}");
+            assert_eq!(fake.kernel.observe().await.unwrap(), kernel, "{change:?} at {n}\n{steps:#?}");
+            assert_eq!(fake.dataplane.nat(), nat, "{change:?} at {n}\n{steps:#?}");
+            assert_eq!(fake.store.load().unwrap(), stored, "{change:?} at {n}");
+            // And the engine has not lost count: the same change works now.
+            engine.change(change.clone()).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_cannot_be_written_undoes_the_change() {
+    for (before, change) in every_change() {
+        let (engine, fake) = lab(before).await;
+        let kernel = fake.kernel.observe().await.unwrap();
+        let (nat, stored) = (fake.dataplane.nat(), fake.store.load().unwrap());
+        fake.store.set_broken(true);
+        let error = engine.change(change.clone()).await.unwrap_err();
+        assert_eq!(error.code, Code::StoreUnwritable, "{change:?}");
+        assert_eq!(fake.kernel.observe().await.unwrap(), kernel, "{change:?}");
+        assert_eq!(fake.dataplane.nat(), nat, "{change:?}");
+        fake.store.set_broken(false);
+        assert_eq!(fake.store.load().unwrap(), stored);
+    }
+}
+
+#[tokio::test]
+async fn the_same_create_twice_changes_nothing_the_second_time() {
+    let creates = every_change().into_iter().filter(|(_, change)| {
+        matches!(
+            change,
+            Change::CreateBridge(_)
+                | Change::CreateVeth(_)
+                | Change::CreateForward(_)
+                | Change::CreateMasquerade(_)
+                | Change::AddPort { .. }
+                | Change::MoveVethToBridge { .. }
+                | Change::MoveVethToNamespace { .. }
+        )
+    });
+    for (before, change) in creates {
+        let (engine, fake) = lab(before).await;
+        assert!(engine.change(change.clone()).await.unwrap().changed, "{change:?}");
+        fake.faults.take_steps();
+        assert!(!engine.change(change.clone()).await.unwrap().changed, "{change:?}");
+        assert!(fake.faults.take_steps().is_empty(), "{change:?}");
+    }
+}
+
+#[tokio::test]
+async fn everything_is_there_again_after_a_restart_and_after_a_reboot() {
+    for (before, change) in every_change() {
+        let (engine, fake) = lab(before).await;
+        engine.change(change.clone()).await.unwrap();
+        drop(engine);
+        let (kernel, nat) = (fake.kernel.observe().await.unwrap(), fake.dataplane.nat());
+        fake.faults.take_steps();
+        let engine = fake.start(Options::default()).await.unwrap();
+        let steps = fake.faults.take_steps();
+        assert_eq!(fake.kernel.observe().await.unwrap(), kernel, "{change:?}: {steps:?}");
+        assert_eq!(fake.dataplane.nat().rules, nat.rules, "{change:?}");
+        let (bridges, veths) = (engine.bridges().await.unwrap(), engine.veths().await.unwrap());
+        drop(engine);
+
+        let rebooted = Fake { store: Arc::clone(&fake.store), ..Fake::new() };
+        let engine = rebooted.start(Options::default()).await.unwrap();
+        assert_eq!(rebooted.dataplane.nat().rules, nat.rules, "{change:?}");
+        assert_eq!(rebooted.dataplane.nat().attached, nat.attached, "{change:?}");
+        let views =
+            |list: Vec<BridgeView>| list.into_iter().map(|b| (b.name, b.ports.len(), b.blocked_ports.len()));
+        let again: Vec<_> = views(engine.bridges().await.unwrap()).collect();
+        assert_eq!(again, views(bridges).collect::<Vec<_>>(), "{change:?}");
+        assert_eq!(engine.veths().await.unwrap(), veths, "{change:?}");
+    }
+}
+
+#[tokio::test]
+async fn names_that_are_taken_are_refused_with_the_difference() {
+    let (engine, fake) = lab([bridge("br-a"), veth("v1", "v2", None, None, None)]).await;
+    let (refused, message) = code(&engine, bridge_with("br-a", true)).await;
+    assert_eq!(refused, Code::LinkExists);
+    assert!(message.contains("stp is false, not true"), "{message}");
+    let (refused, message) = code(&engine, veth("v1", "v3", None, None, None)).await;
+    assert_eq!(refused, Code::LinkExists);
+    assert!(message.contains("name2 is v2, not v3"), "{message}");
+    assert_eq!(code(&engine, bridge("ens4")).await.0, Code::LinkExists);
+    assert_eq!(code(&engine, bridge("v1")).await.0, Code::LinkExists);
+    assert_eq!(code(&engine, veth("ens3", "v9", None, None, None)).await.0, Code::LinkExists);
+    assert!(fake.faults.take_steps().is_empty());
+}
+
+#[tokio::test]
+async fn foreign_links_are_shown_and_left_alone() {
+    let (engine, fake) = lab([bridge("br-a")]).await;
+    for step in [
+        LinkStep::CreateBridge(crate::kernel::step::NewBridge {
+            name: "virbr0".into(),
+            ..Default::default()
+        }),
+        LinkStep::CreateVeth(["f1", "f2"].map(|end| crate::kernel::step::NewEnd::new(At::here(end)))),
+    ] {
+        fake.kernel.act(&step).unwrap();
+    }
+    // One is unmarked; the other bears the mark but is not in the store: neither is enough.
+    fake.kernel.edit(|world| {
+        world.links.iter_mut().filter(|link| link.name == "virbr0").for_each(|link| link.alias = None);
+    });
+    assert!(!engine.bridge("virbr0").await.unwrap().managed);
+    assert!(!engine.veth("f2").await.unwrap().managed);
+    for change in [
+        Change::DeleteBridge { name: "virbr0".into(), force: true },
+        add_port("virbr0", "ens4"),
+        Change::DeleteVeth { name: "f1".into() },
+        to_namespace("f1", "lab1"),
+    ] {
+        assert_eq!(code(&engine, change.clone()).await.0, Code::NotManaged, "{change:?}");
+    }
+    // Told to: a foreign link may become a port of ours.
+    assert!(engine.change(add_port("br-a", "f1")).await.unwrap().changed);
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_not_found() {
+    let (engine, _fake) = lab([bridge("br-a")]).await;
+    let remove = Change::RemovePort { bridge: "br-a".into(), port: "ens4".into() };
+    for (change, wanted) in [
+        (Change::DeleteBridge { name: "nope".into(), force: false }, Code::BridgeNotFound),
+        (Change::DeleteBridge { name: "ens3".into(), force: false }, Code::WrongKind),
+        (add_port("nope", "ens4"), Code::BridgeNotFound),
+        (add_port("br-a", "nope"), Code::LinkNotFound),
+        (add_port("br-a", "lo"), Code::WrongKind),
+        (remove, Code::NotAPort),
+        (Change::DeleteVeth { name: "nope".into() }, Code::VethNotFound),
+        (Change::DeleteVeth { name: "ens3".into() }, Code::WrongKind),
+        (veth("v1", "v2", Some("nope"), None, None), Code::BridgeNotFound),
+        (veth("v1", "v2", None, None, Some("nope")), Code::NamespaceNotFound),
+        (Change::DeleteForward(ForwardSelector::Id("fwd-0".into())), Code::RuleNotFound),
+        (Change::DeleteMasquerade(by_spec()), Code::RuleNotFound),
+        (
+            Change::CreateForward(ForwardRequest { interface: Some(name("nope")), ..request(1, 1) }),
+            Code::LinkNotFound,
+        ),
+        (Change::CreateForward(request(0, 1)), Code::InvalidField),
+        (veth("v1", "v2", None, Some("br-a"), Some("lab1")), Code::InvalidField),
+        (veth("v1", "v1", None, None, None), Code::InvalidField),
+    ] {
+        assert_eq!(code(&engine, change.clone()).await.0, wanted, "{change:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_bridge_with_ports_is_deleted_by_force_only_and_lets_its_ports_go() {
+    let (engine, fake) = lab([bridge("br-a"), veth("v1", "v2", Some("br-a"), None, None)]).await;
+    engine.change(add_port("br-a", "ens4")).await.unwrap();
+    let (refused, message) = code(&engine, Change::DeleteBridge { name: "br-a".into(), force: false }).await;
+    assert_eq!(refused, Code::BridgeHasPorts);
+    assert!(message.contains("ens4, v1"), "{message}");
+    engine.change(Change::DeleteBridge { name: "br-a".into(), force: true }).await.unwrap();
+    let seen = fake.kernel.observe().await.unwrap();
+    assert!(seen.link("br-a").is_none() && seen.link("v1").is_some() && seen.link("ens4").is_some());
+    assert_eq!(engine.veth("v1").await.unwrap().bridge1, None);
+}
+
+#[tokio::test]
+async fn both_ends_on_one_bridge_are_a_warning_and_a_held_port() {
+    let (engine, fake) = lab([bridge("br-a")]).await;
+    let outcome = engine.change(veth("v1", "v2", Some("br-a"), Some("br-a"), None)).await.unwrap();
+    assert_eq!(outcome.warnings.len(), 1);
+    let seen = engine.bridge("br-a").await.unwrap();
+    assert_eq!((seen.ports.len(), seen.blocked_ports.len()), (2, 1));
+    assert_eq!(seen.blocked_ports[0].state, "blocking");
+    // Up only after its guard is on.
+    let steps = fake.faults.take_steps();
+    let position = |wanted: &str| steps.iter().position(|step| step == wanted).unwrap();
+    assert!(position("hold port v2 of bridge br-a") < position("bring up v2"), "{steps:?}");
+    // Let go when the ring is gone.
+    engine.change(Change::RemovePort { bridge: "br-a".into(), port: "v1".into() }).await.unwrap();
+    assert!(engine.bridge("br-a").await.unwrap().blocked_ports.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_held_port_that_slipped_is_held_again_on_an_event() {
+    let (_engine, fake) = lab([bridge("br-a"), veth("v1", "v2", Some("br-a"), Some("br-a"), None)]).await;
+    for up in [false, true] {
+        fake.kernel.act(&LinkStep::SetUp { link: At::here("v1"), up }).unwrap();
+    }
+    let state = |seen: Observed| seen.link("v2").unwrap().port.unwrap().state;
+    assert_eq!(state(fake.kernel.observe().await.unwrap()), PortState::Forwarding);
+    fake.kernel.notify();
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    assert_eq!(state(fake.kernel.observe().await.unwrap()), PortState::Blocking);
+}
+
+#[tokio::test]
+async fn one_external_port_has_one_owner() {
+    let (engine, _fake) = lab([]).await;
+    let owner = rule_id(&engine.change(Change::CreateForward(request(8080, 5))).await.unwrap());
+    assert!(owner.starts_with("fwd-") && owner.len() == 16, "{owner}");
+    for other in [
+        request(8080, 6),
+        ForwardRequest { protocol: ForwardProtocol::All, ..request(8080, 6) },
+        ForwardRequest { external_ip: Some(Ipv4Addr::new(192, 0, 2, 10)), ..request(8080, 6) },
+        ForwardRequest { interface: Some(name("ens3")), ..request(8080, 6) },
+    ] {
+        let (refused, message) = code(&engine, Change::CreateForward(other)).await;
+        assert_eq!(refused, Code::ForwardPortInUse);
+        assert!(message.contains(&owner), "{message}");
+    }
+    for other in [
+        ForwardRequest { protocol: ForwardProtocol::Udp, ..request(8080, 6) },
+        ForwardRequest { interface: Some(name("ens4")), ..request(8080, 6) },
+        request(8081, 6),
+    ] {
+        assert!(engine.change(Change::CreateForward(other)).await.unwrap().changed);
+    }
+}
+
+#[tokio::test]
+async fn another_description_updates_the_rule_in_its_place() {
+    let (engine, fake) = lab([]).await;
+    let first = engine.change(Change::CreateForward(request(8080, 5))).await.unwrap();
+    let described = ForwardRequest { description: Some("web".into()), ..request(8080, 5) };
+    let second = engine.change(Change::CreateForward(described)).await.unwrap();
+    assert!(second.changed);
+    assert_eq!(rule_id(&first), rule_id(&second));
+    assert_eq!(fake.dataplane.nat().rules.len(), 1);
+    let rule = engine.rule(&rule_id(&first)).await.unwrap();
+    assert_eq!(rule.description.as_deref(), Some("web"));
+}
+
+#[tokio::test]
+async fn the_first_rule_attaches_and_the_last_one_detaches() {
+    let (engine, fake) = lab([]).await;
+    engine.change(Change::CreateForward(request(8080, 5))).await.unwrap();
+    engine.change(masquerade(true)).await.unwrap();
+    let nat = fake.dataplane.nat();
+    assert_eq!(nat.attached.len(), 1);
+    assert_eq!(nat.addresses.uplinks, [(2, Ipv4Addr::new(192, 0, 2, 10))]);
+    assert!(fake.kernel.observe().await.unwrap().ip_forward);
+    engine.change(Change::DeleteForward(by_ports(8080, 5))).await.unwrap();
+    assert_eq!(fake.dataplane.nat().attached.len(), 1);
+    engine.change(Change::DeleteMasquerade(by_spec())).await.unwrap();
+    assert!(fake.dataplane.nat().attached.is_empty());
+}
+
+#[tokio::test]
+async fn a_disabled_rule_is_stored_and_not_in_the_data_plane() {
+    let (engine, fake) = lab([masquerade(false)]).await;
+    assert!(fake.dataplane.nat().rules.is_empty() && fake.dataplane.nat().attached.is_empty());
+    assert_eq!(engine.nat_status().await.unwrap().masquerade_rules.len(), 1);
+    assert!(engine.change(masquerade(true)).await.unwrap().changed);
+    assert_eq!(fake.dataplane.nat().rules.len(), 1);
+}
+
+#[tokio::test]
+async fn the_workers_own_port_is_not_forwarded() {
+    let fake = Fake::new();
+    let engine = fake.start(Options { api_port: Some(8000), ..Options::default() }).await.unwrap();
+    assert_eq!(code(&engine, Change::CreateForward(request(8000, 5))).await.0, Code::ForwardPortReserved);
+    let udp = ForwardRequest { protocol: ForwardProtocol::Udp, ..request(8000, 5) };
+    assert!(engine.change(Change::CreateForward(udp)).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn rules_follow_their_uplink_into_a_bridge() {
+    let (engine, fake) = lab([bridge("br-ex"), Change::CreateForward(request(8080, 5))]).await;
+    let uplink = |nat: &crate::kernel::fake::Nat| nat.rules.values().next().map(|rule| rule.uplink());
+    assert_eq!(uplink(&fake.dataplane.nat()), Some(2));
+    let outcome = engine.change(add_port("br-ex", "ens3")).await.unwrap();
+    assert!(outcome.warnings[0].contains("192.0.2.10"), "{:?}", outcome.warnings);
+    let bridge = fake.kernel.observe().await.unwrap().link("br-ex").unwrap().index;
+    assert_eq!(uplink(&fake.dataplane.nat()), Some(bridge));
+    assert_eq!(fake.dataplane.nat().attached.into_iter().collect::<Vec<_>>(), [bridge]);
+    // The interface vanishes: the rule sleeps, and wakes up when it is back.
+    fake.kernel.edit(|world| world.links.retain(|link| link.name != "ens3"));
+    fake.kernel.notify();
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    assert!(fake.dataplane.nat().rules.is_empty() && fake.dataplane.nat().attached.is_empty());
+    assert!(engine.nat_status().await.unwrap().port_forwards[0].enabled);
+}
+
+#[tokio::test]
+async fn slots_that_the_kernel_uses_are_never_given_away() {
+    let fake = Fake::new();
+    let foreign =
+        crate::kernel::dataplane::NatRule::Masquerade { uplink: 2, source: "10.9.0.0/24".parse().unwrap() };
+    fake.dataplane.edit(|nat| drop(nat.rules.insert(crate::kernel::dataplane::Slot(0), foreign)));
+    let engine = fake.start(Options::default()).await.unwrap();
+    // Known by the kernel only: left by a worker that died before its commit, so it goes.
+    assert!(fake.dataplane.nat().rules.is_empty());
+    engine.change(masquerade(true)).await.unwrap();
+    assert_eq!(fake.dataplane.nat().rules.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn garbage_is_collected_only_while_there_are_rules() {
+    let (engine, fake) = lab([]).await;
+    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    assert_eq!(fake.dataplane.nat().collections, 0);
+    engine.change(masquerade(true)).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(35)).await;
+    assert!(fake.dataplane.nat().collections >= 3);
+}
+
+#[tokio::test]
+async fn a_teardown_takes_ours_and_leaves_the_rest() {
+    let clean = Fake::new();
+    let before = clean.kernel.observe().await.unwrap();
+    let (engine, fake) = lab([
+        bridge("br-a"),
+        veth("v1", "v2", Some("br-a"), None, Some("lab1")),
+        add_port("br-a", "ens4"),
+        Change::CreateForward(request(8080, 5)),
+        masquerade(true),
+    ])
+    .await;
+    drop(engine);
+    let report = teardown(fake.kernel.clone(), fake.dataplane.clone(), fake.store.clone()).await.unwrap();
+    assert!(report.left.is_empty(), "{report:?}");
+    let after = fake.kernel.observe().await.unwrap();
+    assert_eq!(after.links, before.links);
+    assert_eq!(after.namespaces, before.namespaces);
+    assert!(fake.dataplane.nat().rules.is_empty() && fake.dataplane.nat().attached.is_empty());
+    assert!(fake.store.load().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn interfaces_are_told_by_their_kind() {
+    let (engine, _fake) = lab([bridge("tap0"), veth("br1", "vlan5", None, None, None)]).await;
+    let kinds: Vec<_> =
+        engine.interfaces().await.unwrap().into_iter().map(|link| (link.name, link.kind)).collect();
+    for (name, kind) in [("tap0", "bridge"), ("br1", "veth"), ("ens3", "physical"), ("lo", "virtual")] {
+        assert!(kinds.contains(&(name.to_owned(), kind.to_owned())), "{name}: {kinds:?}");
+    }
+    assert_eq!(LinkKind::Physical.label(), "physical");
+}

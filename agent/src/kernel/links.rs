@@ -1,0 +1,308 @@
+//! Links as the kernel has them: what `Kernel::observe` answers, and how to find things in it.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use ipnet::IpNet;
+
+use crate::model::NamespaceName;
+
+/// The alias (`ip link show`: `alias telecluster`) of every link that the worker made. Together with the
+/// store it says what is ours; one of the two alone is not enough to delete anything.
+pub const ALIAS: &str = "telecluster";
+
+/// Everything that plans are made from, read in one go.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Every link of the worker's own namespace, by index.
+    pub links: Vec<Link>,
+    /// The namespaces under `/run/netns`, by name.
+    pub namespaces: Vec<Namespace>,
+    /// The interface of the IPv4 default route with the lowest metric.
+    pub default_route: Option<u32>,
+    /// `net.ipv4.ip_forward`.
+    pub ip_forward: bool,
+}
+
+/// A named network namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Namespace {
+    /// File name under `/run/netns`; may break the rule of [`NamespaceName`] when it is foreign.
+    pub name: String,
+    pub links: Vec<Link>,
+}
+
+/// Where a link lives.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Place {
+    /// The worker's own namespace.
+    #[default]
+    Here,
+    /// A namespace under `/run/netns`.
+    Named(String),
+}
+
+impl Place {
+    pub fn of(namespace: Option<&NamespaceName>) -> Self {
+        match namespace {
+            None => Self::Here,
+            Some(name) => Self::Named(name.as_str().to_owned()),
+        }
+    }
+
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Self::Here => None,
+            Self::Named(name) => Some(name),
+        }
+    }
+}
+
+/// A link's address in the world: its place and its name there.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct At {
+    pub place: Place,
+    pub name: String,
+}
+
+impl At {
+    pub fn new(place: Place, name: impl Into<String>) -> Self {
+        Self { place, name: name.into() }
+    }
+
+    pub fn here(name: impl Into<String>) -> Self {
+        Self::new(Place::Here, name)
+    }
+}
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.place {
+            Place::Here => f.write_str(&self.name),
+            Place::Named(namespace) => write!(f, "{} in namespace {namespace}", self.name),
+        }
+    }
+}
+
+/// One link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    pub index: u32,
+    pub name: String,
+    pub kind: LinkKind,
+    /// IFF_UP: someone wants it up.
+    pub up: bool,
+    pub operstate: OperState,
+    pub mtu: u32,
+    pub mac: Option<Mac>,
+    pub alias: Option<String>,
+    /// Index of the bridge, bond, ... it is a port of, in the same namespace.
+    pub master: Option<u32>,
+    /// The other end, of a veth pair whose namespace has a name.
+    pub peer: Option<Peer>,
+    pub addresses: Vec<Address>,
+    /// State of a port of a bridge.
+    pub port: Option<BridgePort>,
+}
+
+impl Link {
+    /// Bears the worker's mark.
+    pub fn marked(&self) -> bool {
+        self.alias.as_deref() == Some(ALIAS)
+    }
+
+    /// IPv4 addresses, in the order of the kernel.
+    pub fn ipv4(&self) -> impl Iterator<Item = (Ipv4Addr, &Address)> {
+        self.addresses.iter().filter_map(|address| match address.net.addr() {
+            IpAddr::V4(ip) => Some((ip, address)),
+            IpAddr::V6(_) => None,
+        })
+    }
+
+    pub fn is_bridge(&self) -> bool {
+        matches!(self.kind, LinkKind::Bridge { .. })
+    }
+}
+
+/// What a link is, by its rtnetlink kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkKind {
+    Bridge {
+        stp: bool,
+    },
+    Veth,
+    Vlan,
+    Bond,
+    Tun,
+    Tap,
+    Loopback,
+    /// No kind: a device of its own, such as a network card.
+    Physical,
+    /// Every other kind, as the kernel names it.
+    Other(String),
+}
+
+impl LinkKind {
+    /// As `/network/interfaces` names it.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Bridge { .. } => "bridge",
+            Self::Veth => "veth",
+            Self::Vlan => "vlan",
+            Self::Bond => "bond",
+            Self::Tun => "tun",
+            Self::Tap => "tap",
+            Self::Physical => "physical",
+            Self::Loopback | Self::Other(_) => "virtual",
+        }
+    }
+}
+
+/// RFC 2863 operational state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OperState {
+    Unknown,
+    NotPresent,
+    Down,
+    LowerLayerDown,
+    Testing,
+    Dormant,
+    Up,
+}
+
+impl OperState {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::NotPresent => "notpresent",
+            Self::Down => "down",
+            Self::LowerLayerDown => "lowerlayerdown",
+            Self::Testing => "testing",
+            Self::Dormant => "dormant",
+            Self::Up => "up",
+        }
+    }
+}
+
+/// An Ethernet address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mac(pub [u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// The other end of a veth pair.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    pub place: Place,
+    pub index: u32,
+}
+
+/// An address of a link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    pub net: IpNet,
+    /// Global scope: usable beyond the link.
+    pub global: bool,
+    /// Added after another address of the same network; never chosen as source.
+    pub secondary: bool,
+}
+
+/// What a bridge does with one of its ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BridgePort {
+    pub state: PortState,
+    /// The worker's guard: neither learns, nor floods out, nor lets unknown senders in.
+    pub guarded: bool,
+}
+
+/// `BR_STATE_*`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PortState {
+    Disabled,
+    Listening,
+    Learning,
+    Forwarding,
+    Blocking,
+}
+
+impl PortState {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Disabled => "disabled",
+            Self::Listening => "listening",
+            Self::Learning => "learning",
+            Self::Forwarding => "forwarding",
+            Self::Blocking => "blocking",
+        }
+    }
+}
+
+impl Observed {
+    /// The links of a place; none when the place is not there.
+    pub fn links_at(&self, place: &Place) -> &[Link] {
+        match place {
+            Place::Here => &self.links,
+            Place::Named(name) => {
+                self.namespaces.iter().find(|ns| ns.name == *name).map_or(&[], |ns| &ns.links)
+            }
+        }
+    }
+
+    /// Every link with its place, the worker's own namespace first.
+    pub fn everywhere(&self) -> impl Iterator<Item = (Place, &Link)> {
+        let here = self.links.iter().map(|link| (Place::Here, link));
+        let named = self
+            .namespaces
+            .iter()
+            .flat_map(|ns| ns.links.iter().map(|link| (Place::Named(ns.name.clone()), link)));
+        here.chain(named)
+    }
+
+    pub fn find(&self, at: &At) -> Option<&Link> {
+        self.links_at(&at.place).iter().find(|link| link.name == at.name)
+    }
+
+    /// A link of the worker's own namespace.
+    pub fn link(&self, name: &str) -> Option<&Link> {
+        self.links.iter().find(|link| link.name == name)
+    }
+
+    pub fn by_index(&self, place: &Place, index: u32) -> Option<&Link> {
+        self.links_at(place).iter().find(|link| link.index == index)
+    }
+
+    /// The name of the bridge, bond, ... that a link of `place` is a port of.
+    pub fn master_name(&self, place: &Place, link: &Link) -> Option<&str> {
+        self.by_index(place, link.master?).map(|master| master.name.as_str())
+    }
+
+    /// The ports of a master in the worker's own namespace.
+    pub fn ports_of(&self, master: u32) -> impl Iterator<Item = &Link> {
+        self.links.iter().filter(move |link| link.master == Some(master))
+    }
+
+    /// Both ends of the pair that `link` of `place` belongs to; the other end when it can be seen.
+    pub fn peer_of<'a>(&'a self, link: &'a Link) -> Option<(&'a Place, &'a Link)> {
+        let peer = link.peer.as_ref()?;
+        Some((&peer.place, self.by_index(&peer.place, peer.index)?))
+    }
+
+    pub fn has_place(&self, place: &Place) -> bool {
+        match place {
+            Place::Here => true,
+            Place::Named(name) => self.namespaces.iter().any(|ns| ns.name == *name),
+        }
+    }
+
+    /// Where IP happens for packets of this link: its bridge when it is a port, else itself.
+    pub fn l3_owner<'a>(&'a self, link: &'a Link) -> &'a Link {
+        link.master.and_then(|master| self.by_index(&Place::Here, master)).unwrap_or(link)
+    }
+}

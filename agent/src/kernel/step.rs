@@ -1,0 +1,229 @@
+//! The primitive changes to links. Each happens whole or not at all, and each can be undone.
+
+use std::fmt;
+
+use ipnet::IpNet;
+
+use super::links::{At, Link, LinkKind, Mac, Observed, Place};
+
+/// One change to the kernel's links.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkStep {
+    /// Makes a bridge, marked as ours, down.
+    CreateBridge(NewBridge),
+    /// Makes a veth pair, both ends marked as ours, down, each in its place.
+    CreateVeth([NewEnd; 2]),
+    /// Deletes a link; of a veth pair both ends.
+    DeleteLink(At),
+    /// Makes a link of the worker's namespace a port of a bridge, or of none.
+    SetMaster {
+        port: String,
+        master: Option<String>,
+    },
+    /// Brings a link up or down.
+    SetUp {
+        link: At,
+        up: bool,
+    },
+    AddAddress {
+        link: At,
+        address: IpNet,
+    },
+    RemoveAddress {
+        link: At,
+        address: IpNet,
+    },
+    /// Moves a link to another namespace. It loses its master and addresses and is down there.
+    Move {
+        name: String,
+        from: Place,
+        to: Place,
+    },
+    /// Keeps a bridge port from forwarding, at once when the link is down or up, or lets it forward again.
+    Hold {
+        port: String,
+        bridge: String,
+        hold: bool,
+    },
+    /// `net.ipv4.ip_forward`.
+    SetIpForwarding(bool),
+}
+
+/// A bridge to be made. Index and MAC are chosen by the kernel unless it is one that was deleted just now.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NewBridge {
+    pub name: String,
+    pub stp: bool,
+    /// Kernel default when absent.
+    pub mtu: Option<u32>,
+    pub mac: Option<Mac>,
+    pub index: Option<u32>,
+}
+
+/// One end of a veth pair to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewEnd {
+    pub at: At,
+    pub mtu: Option<u32>,
+    pub mac: Option<Mac>,
+    pub index: Option<u32>,
+}
+
+impl NewEnd {
+    pub fn new(at: At) -> Self {
+        Self { at, mtu: None, mac: None, index: None }
+    }
+
+    fn again(at: At, link: &Link) -> Self {
+        Self { at, mtu: Some(link.mtu), mac: link.mac, index: Some(link.index) }
+    }
+}
+
+impl LinkStep {
+    /// The steps that put back what this step changes, given the world before the whole plan began.
+    ///
+    /// A link that was not there before has no earlier state: deleting it is the business of the step
+    /// that made it.
+    pub fn inverse(&self, before: &Observed) -> Vec<Self> {
+        match self {
+            Self::CreateBridge(bridge) => vec![Self::DeleteLink(At::here(&bridge.name))],
+            Self::CreateVeth([end, _]) => vec![Self::DeleteLink(end.at.clone())],
+            Self::DeleteLink(at) => restore(at, before),
+            Self::SetMaster { port, .. } => {
+                let Some(link) = before.link(port) else { return Vec::new() };
+                enslave(link, before.master_name(&Place::Here, link))
+            }
+            Self::SetUp { link: at, .. } => before
+                .find(at)
+                .map(|link| Self::SetUp { link: at.clone(), up: link.up })
+                .into_iter()
+                .collect(),
+            Self::AddAddress { link, address } => {
+                let Some(found) = before.find(link) else { return Vec::new() };
+                if found.addresses.iter().any(|known| known.net == *address) {
+                    return Vec::new();
+                }
+                vec![Self::RemoveAddress { link: link.clone(), address: *address }]
+            }
+            Self::RemoveAddress { link, address } => match before.find(link) {
+                Some(_) => vec![Self::AddAddress { link: link.clone(), address: *address }],
+                None => Vec::new(),
+            },
+            Self::Move { name, from, to } => {
+                let Some(link) = before.find(&At::new(from.clone(), name)) else { return Vec::new() };
+                let mut steps = vec![Self::Move { name: name.clone(), from: to.clone(), to: from.clone() }];
+                steps.extend(dress(&At::new(from.clone(), name), link, before));
+                steps
+            }
+            Self::Hold { port, bridge, .. } => {
+                let Some(link) = before.link(port) else { return Vec::new() };
+                // In another bridge, or in none, before: its guard goes when it leaves this bridge, and to
+                // take it off earlier would let the ring turn.
+                if before.master_name(&Place::Here, link) != Some(bridge) {
+                    return Vec::new();
+                }
+                let hold = link.port.is_some_and(|port| port.guarded);
+                vec![Self::Hold { port: port.clone(), bridge: bridge.clone(), hold }]
+            }
+            Self::SetIpForwarding(_) => vec![Self::SetIpForwarding(before.ip_forward)],
+        }
+    }
+}
+
+/// Puts a port back under its master; one that was held is never up there without its guard.
+fn enslave(port: &Link, master: Option<&str>) -> Vec<LinkStep> {
+    let set = LinkStep::SetMaster { port: port.name.clone(), master: master.map(str::to_owned) };
+    let Some(hold) = master.and_then(|master| hold_as_before(port, master)) else { return vec![set] };
+    let up = |up| LinkStep::SetUp { link: At::here(&port.name), up };
+    vec![up(false), set, hold.clone(), up(port.up), hold]
+}
+
+fn hold_as_before(link: &Link, bridge: &str) -> Option<LinkStep> {
+    let guarded = link.port.is_some_and(|port| port.guarded);
+    guarded.then(|| LinkStep::Hold { port: link.name.clone(), bridge: bridge.to_owned(), hold: true })
+}
+
+/// Makes a deleted bridge or veth pair again, as it was.
+fn restore(at: &At, before: &Observed) -> Vec<LinkStep> {
+    let Some(link) = before.find(at) else { return Vec::new() };
+    match &link.kind {
+        LinkKind::Bridge { stp } => {
+            let mut steps = vec![LinkStep::CreateBridge(NewBridge {
+                name: link.name.clone(),
+                stp: *stp,
+                mtu: Some(link.mtu),
+                mac: link.mac,
+                index: Some(link.index),
+            })];
+            steps.extend(dress(at, link, before));
+            for port in before.ports_of(link.index) {
+                steps.extend(enslave(port, Some(&link.name)));
+            }
+            steps
+        }
+        LinkKind::Veth => {
+            let Some((place, peer)) = before.peer_of(link) else { return Vec::new() };
+            let other = At::new(place.clone(), &peer.name);
+            let mut steps = vec![LinkStep::CreateVeth([
+                NewEnd::again(at.clone(), link),
+                NewEnd::again(other.clone(), peer),
+            ])];
+            steps.extend(dress(at, link, before));
+            steps.extend(dress(&other, peer, before));
+            steps
+        }
+        // The worker deletes nothing else, so there is nothing else to put back.
+        LinkKind::Vlan
+        | LinkKind::Bond
+        | LinkKind::Tun
+        | LinkKind::Tap
+        | LinkKind::Loopback
+        | LinkKind::Physical
+        | LinkKind::Other(_) => Vec::new(),
+    }
+}
+
+/// Master, addresses and up-ness of a bare link, in the order that opens no loop: held before it is up.
+fn dress(at: &At, link: &Link, before: &Observed) -> Vec<LinkStep> {
+    let mut steps = Vec::new();
+    let master = before.master_name(&at.place, link).filter(|_| at.place == Place::Here);
+    let hold = master.and_then(|master| hold_as_before(link, master));
+    if let Some(master) = master {
+        steps.push(LinkStep::SetMaster { port: at.name.clone(), master: Some(master.to_owned()) });
+        steps.extend(hold.clone());
+    }
+    for address in &link.addresses {
+        // The kernel makes link-local IPv6 addresses itself.
+        if address.global {
+            steps.push(LinkStep::AddAddress { link: at.clone(), address: address.net });
+        }
+    }
+    if link.up {
+        steps.push(LinkStep::SetUp { link: at.clone(), up: true });
+        steps.extend(hold);
+    }
+    steps
+}
+
+impl fmt::Display for LinkStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CreateBridge(bridge) => write!(f, "create bridge {}", bridge.name),
+            Self::CreateVeth([a, b]) => write!(f, "create veth pair {} and {}", a.at, b.at),
+            Self::DeleteLink(at) => write!(f, "delete link {at}"),
+            Self::SetMaster { port, master: Some(master) } => write!(f, "add port {port} to bridge {master}"),
+            Self::SetMaster { port, master: None } => write!(f, "take port {port} out of its bridge"),
+            Self::SetUp { link, up: true } => write!(f, "bring up {link}"),
+            Self::SetUp { link, up: false } => write!(f, "bring down {link}"),
+            Self::AddAddress { link, address } => write!(f, "add address {address} to {link}"),
+            Self::RemoveAddress { link, address } => write!(f, "remove address {address} from {link}"),
+            Self::Move { name, to: Place::Here, .. } => write!(f, "move {name} to the worker's namespace"),
+            Self::Move { name, to: Place::Named(to), .. } => write!(f, "move {name} to namespace {to}"),
+            Self::Hold { port, bridge, hold: true } => write!(f, "hold port {port} of bridge {bridge}"),
+            Self::Hold { port, bridge, hold: false } => {
+                write!(f, "let port {port} of bridge {bridge} forward")
+            }
+            Self::SetIpForwarding(on) => write!(f, "set net.ipv4.ip_forward to {}", u8::from(*on)),
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! Linux bridges and their ports.
+
+use crate::{
+    error::{Code, Error, Result},
+    kernel::{
+        links::{At, Link, LinkKind, Observed, Place, PortState},
+        step::{LinkStep, NewBridge},
+    },
+    model::{BlockedPort, BridgeSpec, BridgeType, BridgeView},
+    plan::{Plan, Subject, World},
+    state::{PortSpec, Record, State},
+};
+
+use super::{address_list, attach, managed, name_taken, not_managed, record_master, target_bridge};
+
+/// Smallest MTU that IPv4 works with (RFC 791), and the largest of a bridge.
+const MTU: std::ops::RangeInclusive<u32> = 68..=65535;
+
+/// A bridge by name: 404 when there is none, 409 when the name is another link's.
+pub fn find<'a>(name: &str, observed: &'a Observed) -> Result<&'a Link> {
+    let Some(link) = observed.link(name) else {
+        return Err(Error::new(Code::BridgeNotFound, format!("there is no bridge {name}")));
+    };
+    match link.kind {
+        LinkKind::Bridge { .. } => Ok(link),
+        LinkKind::Veth
+        | LinkKind::Vlan
+        | LinkKind::Bond
+        | LinkKind::Tun
+        | LinkKind::Tap
+        | LinkKind::Loopback
+        | LinkKind::Physical
+        | LinkKind::Other(_) => {
+            Err(Error::new(Code::WrongKind, format!("{name} is no bridge but a {} link", link.kind.label())))
+        }
+    }
+}
+
+pub(super) fn create(spec: &BridgeSpec, world: World<'_>) -> Result<Plan> {
+    let spec = normal(spec)?;
+    let name = spec.name.as_str();
+    let subject = Subject::Bridge(name.to_owned());
+    let stored = world.state.bridges.get(name);
+    match (world.observed.link(name), stored) {
+        (Some(link), Some(stored)) if link.is_bridge() && link.marked() => {
+            if let Some(difference) = difference(stored, &spec) {
+                return Err(Error::new(
+                    Code::LinkExists,
+                    format!("bridge {name} exists with another spec: {difference}"),
+                )
+                .hint("delete it first, or ask for what it is"));
+            }
+            return Ok(Plan::new(subject, format!("bridge {name} is there already")));
+        }
+        (Some(link), _) => return Err(name_taken(&At::here(name), link)),
+        (None, _) => {}
+    }
+    let mut plan = Plan::new(subject, format!("bridge {name} was created"));
+    for step in make(&spec) {
+        plan.link(step);
+    }
+    plan.put(Record::Bridge(spec));
+    Ok(plan)
+}
+
+/// Makes a stored bridge again when it is missing.
+pub(super) fn remake(spec: &BridgeSpec, world: World<'_>, plan: &mut Plan) -> Result<()> {
+    match world.observed.link(spec.name.as_str()) {
+        None => make(spec).into_iter().for_each(|step| plan.link(step)),
+        Some(link) if link.is_bridge() && link.marked() => {}
+        Some(link) => return Err(name_taken(&At::here(&link.name), link)),
+    }
+    Ok(())
+}
+
+/// Puts a link that is not ours back into the bridge that it was told to be a port of.
+pub(super) fn remake_port(spec: &PortSpec, world: World<'_>, plan: &mut Plan) -> Result<()> {
+    let bridge = target_bridge(spec.bridge.as_str(), world)?;
+    let Some(port) = world.observed.link(&spec.port) else {
+        return Err(Error::new(Code::LinkNotFound, format!("there is no interface {}", spec.port)));
+    };
+    match port.master {
+        Some(master) if master == bridge.index => {}
+        // Someone has put it elsewhere since; that is their decision.
+        Some(_) => {
+            return Err(Error::new(Code::PortInUse, format!("{} is a port of another bridge", spec.port)));
+        }
+        None => attach(plan, world, port, bridge),
+    }
+    Ok(())
+}
+
+/// The steps that make a bridge from nothing.
+fn make(spec: &BridgeSpec) -> Vec<LinkStep> {
+    let at = At::here(spec.name.as_str());
+    let mut steps = vec![LinkStep::CreateBridge(NewBridge {
+        name: at.name.clone(),
+        stp: spec.stp,
+        mtu: spec.mtu,
+        mac: None,
+        index: None,
+    })];
+    for address in &spec.addresses {
+        steps.push(LinkStep::AddAddress { link: at.clone(), address: *address });
+    }
+    steps.push(LinkStep::SetUp { link: at, up: true });
+    steps
+}
+
+/// Checks the values, and puts what has no order into one.
+fn normal(spec: &BridgeSpec) -> Result<BridgeSpec> {
+    let mut spec = spec.clone();
+    if let Some(mtu) = spec.mtu.filter(|mtu| !MTU.contains(mtu)) {
+        return Err(Error::field("mtu", format!("{mtu} is not within {} and {}", MTU.start(), MTU.end())));
+    }
+    for address in &spec.addresses {
+        if address.addr().is_multicast() || address.addr().is_unspecified() {
+            return Err(Error::field("addresses", format!("{address} is no address of a host")));
+        }
+    }
+    spec.addresses.sort();
+    spec.addresses.dedup();
+    Ok(spec)
+}
+
+fn difference(is: &BridgeSpec, asked: &BridgeSpec) -> Option<String> {
+    let BridgeSpec { name: _, stp, mtu, addresses } = is;
+    let mut parts = Vec::new();
+    if *stp != asked.stp {
+        parts.push(format!("stp is {stp}, not {}", asked.stp));
+    }
+    if *mtu != asked.mtu {
+        parts.push(format!("mtu is {mtu:?}, not {:?}", asked.mtu));
+    }
+    if *addresses != asked.addresses {
+        parts.push(format!("addresses are {addresses:?}, not {:?}", asked.addresses));
+    }
+    (!parts.is_empty()).then(|| parts.join("; "))
+}
+
+pub(super) fn delete(name: &str, force: bool, world: World<'_>) -> Result<Plan> {
+    let stored = world.state.bridges.get(name);
+    let mut plan = Plan::new(Subject::Gone(vec![name.to_owned()]), format!("bridge {name} was deleted"));
+    match (find(name, world.observed), stored) {
+        (Ok(link), Some(_)) if managed(world.state, &Place::Here, link) => {
+            let ports: Vec<_> = world.observed.ports_of(link.index).map(|port| port.name.as_str()).collect();
+            if !ports.is_empty() && !force {
+                return Err(Error::new(
+                    Code::BridgeHasPorts,
+                    format!("bridge {name} still has the ports {}", ports.join(", ")),
+                )
+                .hint("remove the ports first, or delete with force"));
+            }
+            for port in ports {
+                plan.link(LinkStep::SetMaster { port: port.to_owned(), master: None });
+            }
+            plan.link(LinkStep::DeleteLink(At::here(name)));
+        }
+        (Ok(link), _) => return Err(not_managed("bridge", link)),
+        // Someone else deleted it already: forget it.
+        (Err(error), Some(_)) if error.code == Code::BridgeNotFound => {}
+        (Err(error), _) => return Err(error),
+    }
+    if let Some(spec) = stored {
+        plan.forget(Record::Bridge(spec.clone()));
+    }
+    forget_ports(&mut plan, name, world);
+    for rule in world.state.rules.values().filter(|rule| rule.spec.interface() == name) {
+        plan.warnings.push(format!("rule {} sleeps until its interface {name} is there again", rule.id));
+    }
+    Ok(plan)
+}
+
+fn forget_ports(plan: &mut Plan, bridge: &str, world: World<'_>) {
+    for spec in world.state.ports.values().filter(|spec| spec.bridge == *bridge) {
+        plan.forget(Record::Port(spec.clone()));
+    }
+    for spec in world.state.veths.values() {
+        let mut changed = spec.clone();
+        changed.bridge1 = changed.bridge1.filter(|name| name != bridge);
+        changed.bridge2 = changed.bridge2.filter(|name| name != bridge);
+        if changed != *spec {
+            plan.put(Record::Veth(changed));
+        }
+    }
+}
+
+pub(super) fn add_port(bridge_name: &str, port_name: &str, world: World<'_>) -> Result<Plan> {
+    let bridge = target_bridge(bridge_name, world)?;
+    let Some(port) = world.observed.link(port_name) else {
+        return Err(Error::new(Code::LinkNotFound, format!("there is no interface {port_name}")));
+    };
+    if matches!(port.kind, LinkKind::Bridge { .. } | LinkKind::Loopback | LinkKind::Tun) {
+        return Err(Error::new(
+            Code::WrongKind,
+            format!("{port_name} is a {} link and cannot be a port of a bridge", port.kind.label()),
+        ));
+    }
+    let mut plan = Plan::new(
+        Subject::Bridge(bridge_name.to_owned()),
+        format!("{port_name} is a port of bridge {bridge_name}"),
+    );
+    match world.observed.master_name(&Place::Here, port) {
+        Some(master) if master == bridge_name => {}
+        Some(master) => {
+            return Err(Error::new(
+                Code::PortInUse,
+                format!("{port_name} is a port of {master}, so it cannot be one of {bridge_name}"),
+            )
+            .hint(format!("remove it from {master} first")));
+        }
+        None => {
+            let addresses = address_list(port);
+            attach(&mut plan, world, port, bridge);
+            if port.addresses.iter().any(|address| address.global) {
+                plan.warnings.push(format!(
+                    "{port_name} has the addresses {}; as a port of a bridge it answers to none of them",
+                    addresses.join(", ")
+                ));
+            }
+        }
+    }
+    record_master(&mut plan, world, port_name, Some(bridge_name))?;
+    Ok(plan)
+}
+
+pub(super) fn remove_port(bridge_name: &str, port_name: &str, world: World<'_>) -> Result<Plan> {
+    let bridge = target_bridge(bridge_name, world)?;
+    let port = world.observed.link(port_name).filter(|port| port.master == Some(bridge.index));
+    let Some(port) = port else {
+        return Err(Error::new(Code::NotAPort, format!("{port_name} is not a port of bridge {bridge_name}")));
+    };
+    let mut plan = Plan::new(
+        Subject::Bridge(bridge_name.to_owned()),
+        format!("{port_name} was taken out of bridge {bridge_name}"),
+    );
+    plan.link(LinkStep::SetMaster { port: port.name.clone(), master: None });
+    record_master(&mut plan, world, port_name, None)?;
+    Ok(plan)
+}
+
+/// A bridge as callers see it.
+pub fn view(link: &Link, observed: &Observed, state: &State) -> BridgeView {
+    let stp = matches!(link.kind, LinkKind::Bridge { stp: true });
+    let ports: Vec<_> = observed.ports_of(link.index).collect();
+    BridgeView {
+        name: link.name.clone(),
+        kind: BridgeType::Linux,
+        backend: "linux".to_owned(),
+        stp,
+        ports: ports.iter().map(|port| port.name.clone()).collect(),
+        blocked_ports: ports.iter().filter_map(|port| blocked(port, stp)).collect(),
+        vlans: Vec::new(),
+        status: link.operstate.name().to_owned(),
+        mtu: link.mtu,
+        mac_address: link.mac.map(|mac| mac.to_string()).unwrap_or_default(),
+        addresses: address_list(link),
+        managed: managed(state, &Place::Here, link),
+    }
+}
+
+/// Why a port that is up does not forward.
+fn blocked(port: &Link, stp: bool) -> Option<BlockedPort> {
+    let state = port.port.filter(|_| port.up)?;
+    let reason = match (state.guarded, state.state) {
+        (true, _) => "held by the worker: it would close a loop of bridges without spanning tree",
+        (false, PortState::Forwarding) => return None,
+        (false, PortState::Disabled) => "it has no carrier",
+        (false, PortState::Listening | PortState::Learning) => "spanning tree is still looking for loops",
+        (false, PortState::Blocking) if stp => "spanning tree has found a loop",
+        (false, PortState::Blocking) => "someone has set it so",
+    };
+    // The guard keeps the port from passing anything whatever its state says.
+    let shown = if state.guarded { PortState::Blocking } else { state.state };
+    Some(BlockedPort { port: port.name.clone(), state: shown.name().to_owned(), reason: reason.to_owned() })
+}

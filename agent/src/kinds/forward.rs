@@ -1,0 +1,211 @@
+//! Port forwards: a port of the host's own addresses leads to a host inside.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use crate::{
+    engine::ForwardSelector,
+    error::{Code, Error, Result},
+    kernel::dataplane::{NatRule, Transport},
+    model::{ForwardProtocol, ForwardRequest, ForwardSpec, LinkName, RuleAction, RuleView},
+    plan::{Plan, Subject, World},
+    state::{Record, Rule, RuleSpec},
+};
+
+use super::rule;
+
+pub(super) fn create(request: &ForwardRequest, world: World<'_>) -> Result<Plan> {
+    check(request, world)?;
+    let uplink = rule::uplink(request.interface.as_ref(), world)?;
+    let owner = world.observed.l3_owner(uplink).index;
+    let interface = LinkName::new(&uplink.name)
+        .map_err(|error| Error::field("interface", format!("{} {error}", uplink.name)))?;
+    let ForwardRequest {
+        interface: _,
+        external_ip,
+        external_port,
+        internal_ip,
+        internal_port,
+        protocol,
+        description,
+        enabled,
+    } = request.clone();
+    let spec = ForwardSpec {
+        interface,
+        external_ip,
+        external_port,
+        internal_ip,
+        internal_port,
+        protocol,
+        description,
+        enabled,
+    };
+
+    let existing = conflict(&spec, owner, world)?;
+    let (id, slot) = match existing {
+        Some(rule) => (rule.id.clone(), rule.slot),
+        None => (format!("fwd-{}", world.fresh_id), rule::free_slot(world)?),
+    };
+    let target = format!("{}:{} -> {internal_ip}:{internal_port}", spec.interface, spec.external_port);
+    let mut plan = Plan::new(Subject::Rule(id.clone()), format!("port forward {target} is in place"));
+    let new = Rule { id, slot, spec: RuleSpec::Forward(spec) };
+    let wanted = rule::desired(&new.spec, world.observed);
+    plan.steps = rule::steps(&BTreeMap::from([(slot, wanted)]), world.observed, world.nat);
+    if existing != Some(&new) {
+        plan.put(Record::Rule(new));
+    }
+    if let Some(ip) = external_ip {
+        let local = world.observed.links.iter().flat_map(|link| link.ipv4()).any(|(own, _)| own == ip);
+        if !local {
+            plan.warnings.push(format!("{ip} is no address of this host; the forward sleeps until it is"));
+        }
+    }
+    Ok(plan)
+}
+
+fn check(request: &ForwardRequest, world: World<'_>) -> Result<()> {
+    if request.external_port == 0 {
+        return Err(Error::field("external_port", "0 is no port; 1 to 65535"));
+    }
+    if request.internal_port == 0 {
+        return Err(Error::field("internal_port", "0 is no port; 1 to 65535"));
+    }
+    if !is_host(request.internal_ip) {
+        return Err(Error::field("internal_ip", format!("{} is no address of a host", request.internal_ip)));
+    }
+    if let Some(ip) = request.external_ip.filter(|ip| !is_host(*ip)) {
+        return Err(Error::field("external_ip", format!("{ip} is no address of a host")));
+    }
+    let own = world.options.api_port == Some(request.external_port);
+    if own && transports(request.protocol).contains(&Transport::Tcp) {
+        return Err(Error::new(
+            Code::ForwardPortReserved,
+            format!("tcp port {} is the worker's own", request.external_port),
+        )
+        .hint("choose another external port, or run the worker on another one"));
+    }
+    Ok(())
+}
+
+fn is_host(ip: Ipv4Addr) -> bool {
+    !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast())
+}
+
+/// The rule that is this one already; an error when the port belongs to another one.
+fn conflict<'a>(spec: &ForwardSpec, owner: u32, world: World<'a>) -> Result<Option<&'a Rule>> {
+    for rule in world.state.rules.values() {
+        let RuleSpec::Forward(other) = &rule.spec else { continue };
+        let same_target = (other.internal_ip, other.internal_port) == (spec.internal_ip, spec.internal_port);
+        if other.external_port != spec.external_port
+            || !rule::same_uplink(&rule.spec, &spec.interface, owner, world.observed)
+            || !overlap(other, spec)
+        {
+            continue;
+        }
+        if same_target && other.external_ip == spec.external_ip && other.protocol == spec.protocol {
+            return Ok(Some(rule));
+        }
+        return Err(Error::new(
+            Code::ForwardPortInUse,
+            format!(
+                "port {} on {} is forwarded to {}:{} by rule {}",
+                spec.external_port, other.interface, other.internal_ip, other.internal_port, rule.id
+            ),
+        )
+        .hint(format!("delete rule {} first, or choose another external port", rule.id)));
+    }
+    Ok(None)
+}
+
+/// Whether one packet could match both.
+fn overlap(a: &ForwardSpec, b: &ForwardSpec) -> bool {
+    let addresses = match (a.external_ip, b.external_ip) {
+        (Some(a), Some(b)) => a == b,
+        (None, _) | (_, None) => true,
+    };
+    let b_transports = transports(b.protocol);
+    addresses && transports(a.protocol).iter().any(|transport| b_transports.contains(transport))
+}
+
+fn transports(protocol: ForwardProtocol) -> Vec<Transport> {
+    match protocol {
+        ForwardProtocol::Tcp => vec![Transport::Tcp],
+        ForwardProtocol::Udp => vec![Transport::Udp],
+        ForwardProtocol::All => vec![Transport::Tcp, Transport::Udp],
+    }
+}
+
+pub(super) fn delete(selector: &ForwardSelector, world: World<'_>) -> Result<Plan> {
+    let chosen: Vec<&Rule> = world.state.rules.values().filter(|rule| selects(selector, rule)).collect();
+    if chosen.is_empty() {
+        let what = match selector {
+            ForwardSelector::Id(id) => format!("there is no port forward {id}"),
+            ForwardSelector::Ports { external_port, internal_ip, internal_port } => {
+                format!("there is no port forward from {external_port} to {internal_ip}:{internal_port}")
+            }
+        };
+        return Err(Error::new(Code::RuleNotFound, what));
+    }
+    Ok(rule::remove(&chosen, world))
+}
+
+fn selects(selector: &ForwardSelector, rule: &Rule) -> bool {
+    let RuleSpec::Forward(spec) = &rule.spec else { return false };
+    match selector {
+        ForwardSelector::Id(id) => rule.id == *id,
+        ForwardSelector::Ports { external_port, internal_ip, internal_port } => {
+            (spec.external_port, spec.internal_ip, spec.internal_port)
+                == (*external_port, *internal_ip, *internal_port)
+        }
+    }
+}
+
+pub(super) fn nat_rule(spec: &ForwardSpec, uplink: u32) -> NatRule {
+    NatRule::Forward {
+        uplink,
+        external_ip: spec.external_ip,
+        external_port: spec.external_port,
+        internal_ip: spec.internal_ip,
+        internal_port: spec.internal_port,
+        transports: transports(spec.protocol),
+    }
+}
+
+/// What of the view comes from the spec.
+pub(super) fn view(spec: &ForwardSpec) -> RuleView {
+    let ForwardSpec {
+        interface,
+        external_ip,
+        external_port,
+        internal_ip,
+        internal_port,
+        protocol,
+        description,
+        enabled,
+    } = spec;
+    let protocol = match protocol {
+        ForwardProtocol::Tcp => "tcp",
+        ForwardProtocol::Udp => "udp",
+        ForwardProtocol::All => "all",
+    };
+    RuleView {
+        id: String::new(),
+        action: RuleAction::Dnat,
+        protocol: protocol.to_owned(),
+        source_ip: "0.0.0.0/0".to_owned(),
+        source_port: Some(*external_port),
+        dest_ip: Some(internal_ip.to_string()),
+        dest_port: Some(*internal_port),
+        interface: interface.to_string(),
+        enabled: *enabled,
+        description: description.clone(),
+        packets: 0,
+        bytes: 0,
+        packets_in: 0,
+        bytes_in: 0,
+        packets_out: 0,
+        bytes_out: 0,
+        active_flows: 0,
+        backend: String::new(),
+        external_ip: external_ip.map(|ip| ip.to_string()),
+    }
+}

@@ -1,0 +1,163 @@
+//! The kinds of resources, one file each: what a request must satisfy, what it comes to, how it is shown.
+//!
+//! Everything here is pure. A new kind is a new file and the arms that the compiler then asks for.
+
+pub mod bridge;
+pub mod forward;
+pub mod interface;
+pub mod masquerade;
+pub mod rule;
+pub mod veth;
+
+use crate::{
+    engine::Change,
+    error::{Code, Error, Result},
+    kernel::links::{At, Link, Observed, Place},
+    loops,
+    plan::{Plan, Subject, World},
+    state::{PortSpec, Record, State},
+};
+
+/// What a change comes to, or why it must not happen.
+pub fn plan(change: &Change, world: World<'_>) -> Result<Plan> {
+    match change {
+        Change::CreateBridge(spec) => bridge::create(spec, world),
+        Change::DeleteBridge { name, force } => bridge::delete(name, *force, world),
+        Change::AddPort { bridge, port } => bridge::add_port(bridge, port, world),
+        Change::RemovePort { bridge, port } => bridge::remove_port(bridge, port, world),
+        Change::CreateVeth(spec) => veth::create(spec, world),
+        Change::DeleteVeth { name } => veth::delete(name, world),
+        Change::MoveVethToBridge { veth, bridge } => veth::move_to_bridge(veth, bridge, world),
+        Change::MoveVethToNamespace { veth, namespace } => veth::move_to_namespace(veth, namespace, world),
+        Change::CreateForward(request) => forward::create(request, world),
+        Change::DeleteForward(selector) => forward::delete(selector, world),
+        Change::CreateMasquerade(spec) => masquerade::create(spec, world),
+        Change::DeleteMasquerade(selector) => masquerade::delete(selector, world),
+    }
+}
+
+/// What makes a stored object again that is missing; empty when it is there.
+pub fn remake(record: &Record, world: World<'_>) -> Result<Plan> {
+    let mut plan = Plan::new(Subject::Gone(Vec::new()), format!("{} was made again", record.key()));
+    match record {
+        Record::Bridge(spec) => bridge::remake(spec, world, &mut plan)?,
+        Record::Veth(spec) => veth::remake(spec, world, &mut plan)?,
+        Record::Port(spec) => bridge::remake_port(spec, world, &mut plan)?,
+        // Rules follow from the interfaces, see `rule::desired`.
+        Record::Rule(_) => {}
+    }
+    Ok(plan)
+}
+
+/// Whether a link is the worker's: the store and the link's own mark agree.
+pub fn managed(state: &State, place: &Place, link: &Link) -> bool {
+    let stored = match place {
+        Place::Here => {
+            state.bridges.contains_key(&link.name) || state.veth_at(&At::here(&link.name)).is_some()
+        }
+        Place::Named(_) => state.veth_at(&At::new(place.clone(), &link.name)).is_some(),
+    };
+    stored && link.marked()
+}
+
+/// Whether the worker may hold this port: it made it, or it made the bridge.
+pub fn ours(state: &State, observed: &Observed, link: &Link) -> bool {
+    let master = link.master.and_then(|master| observed.by_index(&Place::Here, master));
+    managed(state, &Place::Here, link) || master.is_some_and(|master| managed(state, &Place::Here, master))
+}
+
+fn not_managed(what: &str, link: &Link) -> Error {
+    let why =
+        if link.marked() { "is marked as a worker's but is not in its store" } else { "was not made by it" };
+    Error::new(Code::NotManaged, format!("{what} {} {why}; the worker leaves it alone", link.name))
+        .hint("change it with the tool that made it")
+}
+
+fn name_taken(name: &At, link: &Link) -> Error {
+    Error::new(Code::LinkExists, format!("a {} of the name {name} exists already", link.kind.label()))
+        .hint("choose another name, or delete that link first")
+}
+
+/// A bridge that ports may be put into.
+fn target_bridge<'a>(name: &str, world: World<'a>) -> Result<&'a Link> {
+    let link = bridge::find(name, world.observed)?;
+    if !managed(world.state, &Place::Here, link) {
+        return Err(not_managed("bridge", link));
+    }
+    Ok(link)
+}
+
+/// The steps that make an existing link a port of a bridge and bring it up, held where it would close a ring.
+fn attach(plan: &mut Plan, world: World<'_>, port: &Link, bridge: &Link) {
+    use crate::kernel::step::LinkStep::{Hold, SetMaster, SetUp};
+    let set_up = |up| SetUp { link: At::here(&port.name), up };
+    if port.master.is_some() {
+        // Two steps, so that a refusal by the new bridge leaves a clean way back.
+        plan.link(SetMaster { port: port.name.clone(), master: None });
+    }
+    let ring = loops::closes_ring(world.observed, port, bridge);
+    // Not for a moment may a port that closes a ring forward: it is down until its guard is on.
+    if ring && port.up {
+        plan.link(set_up(false));
+    }
+    plan.link(SetMaster { port: port.name.clone(), master: Some(bridge.name.clone()) });
+    let hold = Hold { port: port.name.clone(), bridge: bridge.name.clone(), hold: true };
+    if ring {
+        plan.link(hold.clone());
+    }
+    if ring || !port.up {
+        plan.link(set_up(true));
+    }
+    if ring {
+        plan.link(hold);
+        plan.warnings.push(ring_warning(&port.name, &bridge.name));
+    }
+}
+
+fn ring_warning(port: &str, bridge: &str) -> String {
+    format!(
+        "{port} would close a loop through bridge {bridge}, which runs no spanning tree: \
+         {port} is held in blocking state"
+    )
+}
+
+/// Writes down which bridge a link is meant to be a port of.
+fn record_master(plan: &mut Plan, world: World<'_>, port: &str, bridge: Option<&str>) -> Result<()> {
+    let bridge = match bridge {
+        None => None,
+        Some(name) => Some(
+            crate::model::LinkName::new(name).map_err(|error| Error::field("bridge", error.to_string()))?,
+        ),
+    };
+    match world.state.veth_at(&At::here(port)) {
+        Some(spec) => {
+            let mut changed = spec.clone();
+            if spec.namespace1.is_none() && *port == *spec.name1.as_str() {
+                changed.bridge1 = bridge;
+            } else {
+                changed.bridge2 = bridge;
+            }
+            if changed != *spec {
+                plan.put(Record::Veth(changed));
+            }
+        }
+        None => {
+            let stored = world.state.ports.get(port);
+            match (stored, bridge) {
+                (_, Some(bridge)) => {
+                    let spec = PortSpec { port: port.to_owned(), bridge };
+                    if stored != Some(&spec) {
+                        plan.put(Record::Port(spec));
+                    }
+                }
+                (Some(spec), None) => plan.forget(Record::Port(spec.clone())),
+                (None, None) => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+fn address_list(link: &Link) -> Vec<String> {
+    link.addresses.iter().map(|address| address.net.to_string()).collect()
+}

@@ -1,0 +1,165 @@
+//! What port forwards and masquerade rules have in common: the uplink, the slot, the steps.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use crate::{
+    error::{Code, Error, Result},
+    kernel::{
+        dataplane::{Counters, HostAddresses, NatRule, Slot},
+        links::{Link, Observed},
+        step::LinkStep,
+    },
+    model::{LinkName, RuleView},
+    plan::{Installed, NatStep, Plan, Step, Subject, World},
+    state::{Record, Rule, RuleSpec},
+};
+
+use super::{forward, masquerade};
+
+/// The name of the uplink that is used when nothing is said and it is there (README).
+const USUAL_UPLINK: &str = "ens3";
+
+/// An interface that a rule names: 404 when it is not there.
+pub(super) fn interface<'a>(name: &str, observed: &'a Observed) -> Result<&'a Link> {
+    observed.link(name).ok_or_else(|| Error::new(Code::LinkNotFound, format!("there is no interface {name}")))
+}
+
+/// The uplink of the host: as configured, else `ens3`, else where the IPv4 default route goes.
+pub(super) fn uplink<'a>(asked: Option<&LinkName>, world: World<'a>) -> Result<&'a Link> {
+    if let Some(name) = asked {
+        return interface(name.as_str(), world.observed);
+    }
+    if let Some(name) = &world.options.wan_interface {
+        return interface(name, world.observed)
+            .map_err(|error| error.hint("set WAN_INTERFACE to an interface of this host"));
+    }
+    let route = world.observed.default_route;
+    let by_route = || route.and_then(|index| world.observed.links.iter().find(|link| link.index == index));
+    world.observed.link(USUAL_UPLINK).or_else(by_route).ok_or_else(|| {
+        Error::new(Code::LinkNotFound, "this host has no IPv4 default route that would tell its uplink")
+            .hint("say which interface, or set WAN_INTERFACE")
+    })
+}
+
+/// The interface that a stored rule's packets pass, when it is there.
+pub fn l3_uplink(spec: &RuleSpec, observed: &Observed) -> Option<u32> {
+    let link = observed.link(spec.interface().as_str())?;
+    Some(observed.l3_owner(link).index)
+}
+
+/// Whether a stored rule is about the uplink whose L3 owner is `owner`; by name while its interface is away.
+pub(super) fn same_uplink(spec: &RuleSpec, interface: &LinkName, owner: u32, observed: &Observed) -> bool {
+    match l3_uplink(spec, observed) {
+        Some(index) => index == owner,
+        None => spec.interface() == interface,
+    }
+}
+
+/// What the data plane should hold for a rule: nothing when it is disabled or its interface is away.
+pub fn desired(spec: &RuleSpec, observed: &Observed) -> Option<NatRule> {
+    if !spec.enabled() {
+        return None;
+    }
+    let uplink = l3_uplink(spec, observed)?;
+    Some(match spec {
+        RuleSpec::Forward(spec) => forward::nat_rule(spec, uplink),
+        RuleSpec::Masquerade(spec) => masquerade::nat_rule(spec, uplink),
+    })
+}
+
+/// The lowest slot that neither the store nor the kernel uses.
+pub(super) fn free_slot(world: World<'_>) -> Result<Slot> {
+    let stored: BTreeSet<Slot> = world.state.rules.values().map(|rule| rule.slot).collect();
+    let taken = |slot: &Slot| stored.contains(slot) || world.nat.rules.contains_key(slot);
+    (0..Slot::COUNT).map(Slot).find(|slot| !taken(slot)).ok_or_else(|| {
+        Error::new(Code::TooManyRules, format!("all {} rule slots are in use", Slot::COUNT))
+            .hint("delete rules that are not needed")
+    })
+}
+
+/// The steps after which the named slots hold the rules given, and the uplinks that need them have the programs.
+///
+/// Attached before the first rule, detached after the last one; no slot is overwritten, it is emptied first.
+pub fn steps(changes: &BTreeMap<Slot, Option<NatRule>>, observed: &Observed, nat: &Installed) -> Vec<Step> {
+    let changes: BTreeMap<_, _> =
+        changes.iter().filter(|(slot, rule)| nat.rules.get(slot) != rule.as_ref()).collect();
+    let kept = nat.rules.iter().filter(|(slot, _)| !changes.contains_key(slot)).map(|(_, rule)| rule);
+    let uplinks: BTreeSet<u32> =
+        kept.chain(changes.values().filter_map(|rule| rule.as_ref())).map(NatRule::uplink).collect();
+
+    let mut steps = Vec::new();
+    if changes.values().any(|rule| rule.is_some()) && !observed.ip_forward {
+        steps.push(Step::Link(LinkStep::SetIpForwarding(true)));
+    }
+    for uplink in uplinks.difference(&nat.attached) {
+        steps.push(Step::Nat(NatStep::Attach(*uplink)));
+    }
+    let addresses = host_addresses(observed, &uplinks);
+    if addresses != nat.addresses {
+        steps.push(Step::Nat(NatStep::SetAddresses(addresses)));
+    }
+    for (slot, rule) in changes {
+        if let Some(old) = nat.rules.get(slot) {
+            steps.push(Step::Nat(NatStep::RemoveRule(*slot, old.clone())));
+        }
+        if let Some(new) = rule {
+            steps.push(Step::Nat(NatStep::PutRule(*slot, new.clone())));
+        }
+    }
+    for uplink in nat.attached.difference(&uplinks) {
+        steps.push(Step::Nat(NatStep::Detach(*uplink)));
+    }
+    steps
+}
+
+/// A plan that removes rules of any kind.
+pub(super) fn remove(chosen: &[&Rule], world: World<'_>) -> Plan {
+    let ids: Vec<_> = chosen.iter().map(|rule| rule.id.clone()).collect();
+    let mut plan = Plan::new(Subject::Gone(ids.clone()), format!("rule {} was removed", ids.join(", ")));
+    let changes: BTreeMap<_, _> = chosen.iter().map(|rule| (rule.slot, None)).collect();
+    plan.steps = steps(&changes, world.observed, world.nat);
+    for rule in chosen {
+        plan.forget(Record::Rule((*rule).clone()));
+    }
+    plan
+}
+
+/// The host's own IPv4 addresses, and what each uplink translates to.
+pub fn host_addresses(observed: &Observed, uplinks: &BTreeSet<u32>) -> HostAddresses {
+    let mut local: Vec<Ipv4Addr> = observed
+        .links
+        .iter()
+        .flat_map(Link::ipv4)
+        .map(|(ip, _)| ip)
+        // Nobody outside can send to 127.0.0.0/8.
+        .filter(|ip| !ip.is_loopback())
+        .collect();
+    local.sort_unstable();
+    local.dedup();
+    let primary = |link: &Link| {
+        link.ipv4().find(|(_, address)| address.global && !address.secondary).map(|(ip, _)| (link.index, ip))
+    };
+    let uplinks =
+        observed.links.iter().filter(|link| uplinks.contains(&link.index)).filter_map(primary).collect();
+    HostAddresses { local, uplinks }
+}
+
+/// A rule as callers see it.
+pub fn view(rule: &Rule, counters: &Counters, active_flows: u64, backend: &str) -> RuleView {
+    let mut view = match &rule.spec {
+        RuleSpec::Forward(spec) => forward::view(spec),
+        RuleSpec::Masquerade(spec) => masquerade::view(spec),
+    };
+    let Counters { packets_in, bytes_in, packets_out, bytes_out, flows: _ } = *counters;
+    view.id.clone_from(&rule.id);
+    (view.packets_in, view.bytes_in) = (packets_in, bytes_in);
+    (view.packets_out, view.bytes_out) = (packets_out, bytes_out);
+    view.packets = packets_in.saturating_add(packets_out);
+    view.bytes = bytes_in.saturating_add(bytes_out);
+    view.active_flows = active_flows;
+    backend.clone_into(&mut view.backend);
+    view
+}

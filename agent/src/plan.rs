@@ -1,0 +1,146 @@
+//! What a change comes to: steps for the kernel, writes for the store. Made by pure functions in `kinds`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+
+use crate::{
+    engine::Options,
+    kernel::{
+        dataplane::{HostAddresses, NatRule, Slot},
+        links::Observed,
+        step::LinkStep,
+    },
+    state::{Record, State, Write},
+};
+
+/// One change to the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    Link(LinkStep),
+    Nat(NatStep),
+}
+
+/// One change to the NAT data plane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NatStep {
+    Attach(u32),
+    Detach(u32),
+    PutRule(Slot, NatRule),
+    RemoveRule(Slot, NatRule),
+    SetAddresses(HostAddresses),
+}
+
+/// What the data plane holds, as far as the engine knows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Installed {
+    pub attached: BTreeSet<u32>,
+    pub rules: BTreeMap<Slot, NatRule>,
+    pub addresses: HostAddresses,
+}
+
+/// What plans are made from.
+#[derive(Debug, Clone, Copy)]
+pub struct World<'a> {
+    pub observed: &'a Observed,
+    pub state: &'a State,
+    pub nat: &'a Installed,
+    pub options: &'a Options,
+    /// 12 hexadecimal digits that no rule has yet.
+    pub fresh_id: &'a str,
+}
+
+/// What an answer shows afterwards.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subject {
+    Bridge(String),
+    /// By either end, wherever it is.
+    Veth(crate::kernel::links::At),
+    Rule(String),
+    Gone(Vec<String>),
+}
+
+/// A change that may happen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    pub steps: Vec<Step>,
+    pub writes: Vec<Write>,
+    pub subject: Subject,
+    /// One sentence with names, for when it is done.
+    pub message: String,
+    pub warnings: Vec<String>,
+}
+
+impl Plan {
+    pub fn new(subject: Subject, message: impl Into<String>) -> Self {
+        Self { steps: Vec::new(), writes: Vec::new(), subject, message: message.into(), warnings: Vec::new() }
+    }
+
+    /// Nothing to do: everything is so already.
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty() && self.writes.is_empty()
+    }
+
+    pub fn link(&mut self, step: LinkStep) {
+        self.steps.push(Step::Link(step));
+    }
+
+    pub fn put(&mut self, record: Record) {
+        self.writes.push(Write::Put(record));
+    }
+
+    pub fn forget(&mut self, record: Record) {
+        self.writes.push(Write::Forget(record));
+    }
+}
+
+impl Step {
+    /// The steps that put back what this one changes, given the machine before the plan began.
+    pub fn inverse(&self, observed: &Observed, nat: &Installed) -> Vec<Self> {
+        match self {
+            Self::Link(step) => step.inverse(observed).into_iter().map(Self::Link).collect(),
+            Self::Nat(step) => step.inverse(nat).into_iter().map(Self::Nat).collect(),
+        }
+    }
+}
+
+impl NatStep {
+    fn inverse(&self, before: &Installed) -> Option<Self> {
+        match self {
+            Self::Attach(uplink) => (!before.attached.contains(uplink)).then_some(Self::Detach(*uplink)),
+            Self::Detach(uplink) => before.attached.contains(uplink).then_some(Self::Attach(*uplink)),
+            Self::PutRule(slot, rule) => {
+                (before.rules.get(slot) != Some(rule)).then(|| Self::RemoveRule(*slot, rule.clone()))
+            }
+            Self::RemoveRule(slot, rule) => Some(Self::PutRule(*slot, rule.clone())),
+            Self::SetAddresses(_) => Some(Self::SetAddresses(before.addresses.clone())),
+        }
+    }
+}
+
+impl Installed {
+    /// Keeps the books after a step was made.
+    pub fn note(&mut self, step: &NatStep) {
+        match step {
+            NatStep::Attach(uplink) => drop(self.attached.insert(*uplink)),
+            NatStep::Detach(uplink) => drop(self.attached.remove(uplink)),
+            NatStep::PutRule(slot, rule) => drop(self.rules.insert(*slot, rule.clone())),
+            NatStep::RemoveRule(slot, _) => drop(self.rules.remove(slot)),
+            NatStep::SetAddresses(addresses) => self.addresses = addresses.clone(),
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Link(step) => step.fmt(f),
+            Self::Nat(NatStep::Attach(uplink)) => write!(f, "attach the programs to interface {uplink}"),
+            Self::Nat(NatStep::Detach(uplink)) => write!(f, "detach the programs from interface {uplink}"),
+            Self::Nat(NatStep::PutRule(slot, _)) => write!(f, "put the rule of slot {}", slot.0),
+            Self::Nat(NatStep::RemoveRule(slot, _)) => write!(f, "remove the rule of slot {}", slot.0),
+            Self::Nat(NatStep::SetAddresses(_)) => f.write_str("set the host's addresses"),
+        }
+    }
+}

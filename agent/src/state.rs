@@ -1,0 +1,225 @@
+//! What the worker was told to make: the desired state, as the store keeps it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use crate::{
+    kernel::{
+        dataplane::Slot,
+        links::{At, Place},
+    },
+    model::{BridgeSpec, ForwardSpec, LinkName, MasqueradeSpec, VethSpec},
+};
+
+/// A link that is not ours and was told to be a port of one of our bridges.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortSpec {
+    pub port: String,
+    pub bridge: LinkName,
+}
+
+/// A NAT rule: its id, its place in the data plane's maps, what it is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rule {
+    /// `fwd-` or `masq-` and 12 hexadecimal digits.
+    pub id: String,
+    pub slot: Slot,
+    pub spec: RuleSpec,
+}
+
+/// What a rule is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum RuleSpec {
+    Forward(ForwardSpec),
+    Masquerade(MasqueradeSpec),
+}
+
+impl RuleSpec {
+    /// The uplink by the name that the caller gave it.
+    pub fn interface(&self) -> &LinkName {
+        match self {
+            Self::Forward(spec) => &spec.interface,
+            Self::Masquerade(spec) => &spec.output_interface,
+        }
+    }
+
+    pub fn enabled(&self) -> bool {
+        match self {
+            Self::Forward(spec) => spec.enabled,
+            Self::Masquerade(spec) => spec.enabled,
+        }
+    }
+}
+
+/// One object of the desired state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    Bridge(BridgeSpec),
+    Veth(VethSpec),
+    Port(PortSpec),
+    Rule(Rule),
+}
+
+/// A change to the desired state; the writes of one request are stored together or not at all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Write {
+    Put(Record),
+    Forget(Record),
+}
+
+/// The desired state.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct State {
+    pub bridges: BTreeMap<String, BridgeSpec>,
+    /// By [`veth_key`].
+    pub veths: BTreeMap<String, VethSpec>,
+    pub ports: BTreeMap<String, PortSpec>,
+    pub rules: BTreeMap<String, Rule>,
+}
+
+/// A stored value that this version cannot read.
+#[derive(Debug, thiserror::Error)]
+#[error("the stored object {key:?} cannot be read: {reason}")]
+pub struct UnreadableRecord {
+    pub key: String,
+    pub reason: String,
+}
+
+/// Names are unique per namespace only, so the first end's place is part of the key.
+pub fn veth_key(spec: &VethSpec) -> String {
+    match &spec.namespace1 {
+        None => spec.name1.to_string(),
+        Some(namespace) => format!("{namespace}/{}", spec.name1),
+    }
+}
+
+/// Where a pair's ends are meant to be.
+pub fn veth_ends(spec: &VethSpec) -> [At; 2] {
+    [
+        At::new(Place::of(spec.namespace1.as_ref()), spec.name1.as_str()),
+        At::new(Place::of(spec.namespace2.as_ref()), spec.name2.as_str()),
+    ]
+}
+
+impl Record {
+    /// Kind and name: `bridge/br-ex`.
+    pub fn key(&self) -> String {
+        match self {
+            Self::Bridge(spec) => format!("bridge/{}", spec.name),
+            Self::Veth(spec) => format!("veth/{}", veth_key(spec)),
+            Self::Port(spec) => format!("port/{}", spec.port),
+            Self::Rule(rule) => format!("rule/{}", rule.id),
+        }
+    }
+
+    pub fn to_json(&self) -> serde_json::Result<Value> {
+        match self {
+            Self::Bridge(spec) => serde_json::to_value(spec),
+            Self::Veth(spec) => serde_json::to_value(spec),
+            Self::Port(spec) => serde_json::to_value(spec),
+            Self::Rule(rule) => serde_json::to_value(rule),
+        }
+    }
+
+    fn from_json(key: &str, value: Value) -> Result<Self, UnreadableRecord> {
+        fn read<T: DeserializeOwned>(key: &str, value: Value) -> Result<T, UnreadableRecord> {
+            serde_json::from_value(value)
+                .map_err(|error| UnreadableRecord { key: key.to_owned(), reason: error.to_string() })
+        }
+        match key.split_once('/').map(|(kind, _)| kind) {
+            Some("bridge") => read(key, value).map(Self::Bridge),
+            Some("veth") => read(key, value).map(Self::Veth),
+            Some("port") => read(key, value).map(Self::Port),
+            Some("rule") => read(key, value).map(Self::Rule),
+            _ => Err(UnreadableRecord { key: key.to_owned(), reason: "unknown kind".to_owned() }),
+        }
+    }
+}
+
+impl State {
+    /// From the store's keys and values.
+    pub fn read(entries: impl IntoIterator<Item = (String, Value)>) -> Result<Self, UnreadableRecord> {
+        let mut state = Self::default();
+        for (key, value) in entries {
+            state.put(Record::from_json(&key, value)?);
+        }
+        Ok(state)
+    }
+
+    pub fn apply(&mut self, writes: &[Write]) {
+        for write in writes {
+            match write {
+                Write::Put(record) => self.put(record.clone()),
+                Write::Forget(record) => self.forget(record),
+            }
+        }
+    }
+
+    fn put(&mut self, record: Record) {
+        match record {
+            Record::Bridge(spec) => drop(self.bridges.insert(spec.name.to_string(), spec)),
+            Record::Veth(spec) => drop(self.veths.insert(veth_key(&spec), spec)),
+            Record::Port(spec) => drop(self.ports.insert(spec.port.clone(), spec)),
+            Record::Rule(rule) => drop(self.rules.insert(rule.id.clone(), rule)),
+        }
+    }
+
+    fn forget(&mut self, record: &Record) {
+        match record {
+            Record::Bridge(spec) => drop(self.bridges.remove(spec.name.as_str())),
+            Record::Veth(spec) => drop(self.veths.remove(&veth_key(spec))),
+            Record::Port(spec) => drop(self.ports.remove(&spec.port)),
+            Record::Rule(rule) => drop(self.rules.remove(&rule.id)),
+        }
+    }
+
+    /// Links only: what a plan about rings needs to know, without a copy of every rule.
+    pub fn without_rules(&self) -> Self {
+        let Self { bridges, veths, ports, rules: _ } = self;
+        Self { bridges: bridges.clone(), veths: veths.clone(), ports: ports.clone(), rules: BTreeMap::new() }
+    }
+
+    /// Everything, in the order in which it can be made from nothing.
+    pub fn records(&self) -> Vec<Record> {
+        let bridges = self.bridges.values().cloned().map(Record::Bridge);
+        let veths = self.veths.values().cloned().map(Record::Veth);
+        let ports = self.ports.values().cloned().map(Record::Port);
+        let rules = self.rules.values().cloned().map(Record::Rule);
+        bridges.chain(veths).chain(ports).chain(rules).collect()
+    }
+
+    /// The pair that has an end meant to be at `at`.
+    pub fn veth_at(&self, at: &At) -> Option<&VethSpec> {
+        self.veths.values().find(|spec| veth_ends(spec).contains(at))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_reads_back_as_it_was_written() {
+        let spec = VethSpec {
+            name1: LinkName::new("v1").unwrap(),
+            name2: LinkName::new("v2").unwrap(),
+            bridge1: Some(LinkName::new("br-ex").unwrap()),
+            bridge2: None,
+            namespace1: None,
+            namespace2: Some(crate::model::NamespaceName::new("lab").unwrap()),
+        };
+        let record = Record::Veth(spec.clone());
+        let state = State::read([(record.key(), record.to_json().unwrap())]).unwrap();
+        assert_eq!(state.veths["v1"], spec);
+        assert!(state.veth_at(&At::new(Place::Named("lab".into()), "v2")).is_some());
+    }
+
+    #[test]
+    fn an_unknown_kind_is_an_error_and_not_dropped() {
+        let error = State::read([("vxlan/v1".to_owned(), Value::Null)]).unwrap_err();
+        assert!(error.to_string().contains("vxlan/v1"), "{error}");
+    }
+}

@@ -1,0 +1,237 @@
+//! The durable store: keys and JSON values, in transactions.
+//!
+//! A small trait, so that a cluster-wide store can take the place of the embedded one.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
+
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
+use serde_json::Value;
+
+/// The layout of keys and values. A store of another version is refused, never guessed at.
+const SCHEMA: u64 = 1;
+const OBJECTS: TableDefinition<&str, &[u8]> = TableDefinition::new("objects");
+const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
+
+/// Why the store does not work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    #[error("another worker is using {}; only one can", path.display())]
+    InUse { path: PathBuf },
+    #[error("{} cannot be opened: {reason}", path.display())]
+    Unusable { path: PathBuf, reason: String },
+    #[error("{} is of schema {found}, this worker reads {SCHEMA}", path.display())]
+    OtherSchema { path: PathBuf, found: u64 },
+    #[error("the state cannot be written: {0}")]
+    Unwritable(String),
+    #[error("the state cannot be read: {0}")]
+    Unreadable(String),
+}
+
+/// One key of a transaction: its new value, or `None` to remove it.
+pub type Entry = (String, Option<Value>);
+
+/// Keys and JSON values. May block for the time of an fsync.
+pub trait Store: Send + Sync + fmt::Debug {
+    /// Everything, by key.
+    fn load(&self) -> Result<BTreeMap<String, Value>, StoreError>;
+
+    /// All entries or none; durable when it returns.
+    fn commit(&self, entries: &[Entry]) -> Result<(), StoreError>;
+}
+
+/// The embedded store, `STATE_DIR/state.redb`. The file is locked while it is open.
+#[derive(Debug)]
+pub struct RedbStore {
+    database: Database,
+}
+
+impl RedbStore {
+    /// Opens the store of a state directory, and makes both when they are missing.
+    pub fn open(state_dir: &Path) -> Result<Self, StoreError> {
+        let path = state_dir.join("state.redb");
+        let unusable = |reason: String| StoreError::Unusable { path: path.clone(), reason };
+        std::fs::create_dir_all(state_dir).map_err(|error| unusable(error.to_string()))?;
+        let database = Database::create(&path).map_err(|error| match error {
+            DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path: path.clone() },
+            other => unusable(other.to_string()),
+        })?;
+        let store = Self { database };
+        match store.prepare().map_err(|error| unusable(error.to_string()))? {
+            SCHEMA => Ok(store),
+            found => Err(StoreError::OtherSchema { path, found }),
+        }
+    }
+
+    /// Makes the tables of a new store; answers the schema.
+    fn prepare(&self) -> Result<u64, redb::Error> {
+        let transaction = self.database.begin_write()?;
+        let schema = {
+            let mut meta = transaction.open_table(META)?;
+            let found = meta.get("schema")?.map(|value| value.value());
+            if found.is_none() {
+                meta.insert("schema", SCHEMA)?;
+            }
+            transaction.open_table(OBJECTS)?;
+            found.unwrap_or(SCHEMA)
+        };
+        transaction.commit()?;
+        Ok(schema)
+    }
+
+    fn read_all(&self) -> Result<Vec<(String, Vec<u8>)>, redb::Error> {
+        let transaction = self.database.begin_read()?;
+        let objects = transaction.open_table(OBJECTS)?;
+        let mut entries = Vec::new();
+        for entry in objects.iter()? {
+            let (key, value) = entry?;
+            entries.push((key.value().to_owned(), value.value().to_vec()));
+        }
+        Ok(entries)
+    }
+
+    fn write_all(&self, entries: &[(&str, Option<Vec<u8>>)]) -> Result<(), redb::Error> {
+        // redb's default durability: commit() returns after the fsync.
+        let transaction = self.database.begin_write()?;
+        {
+            let mut objects = transaction.open_table(OBJECTS)?;
+            for (key, value) in entries {
+                match value {
+                    Some(value) => drop(objects.insert(key, value.as_slice())?),
+                    None => drop(objects.remove(key)?),
+                }
+            }
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+}
+
+impl Store for RedbStore {
+    fn load(&self) -> Result<BTreeMap<String, Value>, StoreError> {
+        let entries = self.read_all().map_err(|error| StoreError::Unreadable(error.to_string()))?;
+        entries
+            .into_iter()
+            .map(|(key, bytes)| match serde_json::from_slice(&bytes) {
+                Ok(value) => Ok((key, value)),
+                Err(error) => Err(StoreError::Unreadable(format!("{key}: {error}"))),
+            })
+            .collect()
+    }
+
+    fn commit(&self, entries: &[Entry]) -> Result<(), StoreError> {
+        let entries: Vec<_> = entries
+            .iter()
+            .map(|(key, value)| (key.as_str(), value.as_ref().map(|value| value.to_string().into_bytes())))
+            .collect();
+        self.write_all(&entries).map_err(|error| StoreError::Unwritable(error.to_string()))
+    }
+}
+
+/// A store in memory that can be told to fail, for tests of what uses it.
+#[derive(Debug, Default)]
+pub struct MemoryStore {
+    inner: Mutex<Memory>,
+}
+
+#[derive(Debug, Default)]
+struct Memory {
+    entries: BTreeMap<String, Value>,
+    broken: bool,
+}
+
+impl MemoryStore {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Memory> {
+        self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Makes every later commit fail, or work again.
+    pub fn set_broken(&self, broken: bool) {
+        self.lock().broken = broken;
+    }
+}
+
+impl Store for MemoryStore {
+    fn load(&self) -> Result<BTreeMap<String, Value>, StoreError> {
+        Ok(self.lock().entries.clone())
+    }
+
+    fn commit(&self, entries: &[Entry]) -> Result<(), StoreError> {
+        let mut memory = self.lock();
+        if memory.broken {
+            return Err(StoreError::Unwritable("the memory store was told to fail".to_owned()));
+        }
+        for (key, value) in entries {
+            match value {
+                Some(value) => drop(memory.entries.insert(key.clone(), value.clone())),
+                None => drop(memory.entries.remove(key)),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_was_committed_is_there_after_a_reopen() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = RedbStore::open(dir.path()).unwrap();
+        store.commit(&[("a".into(), Some(json!({"x": 1}))), ("b".into(), Some(json!(2)))]).unwrap();
+        store.commit(&[("b".into(), None)]).unwrap();
+        drop(store);
+        let store = RedbStore::open(dir.path()).unwrap();
+        assert_eq!(store.load().unwrap(), BTreeMap::from([("a".to_owned(), json!({"x": 1}))]));
+    }
+
+    #[test]
+    fn a_second_worker_is_told_that_the_store_is_in_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let _first = RedbStore::open(dir.path()).unwrap();
+        let error = RedbStore::open(dir.path()).unwrap_err();
+        assert!(matches!(error, StoreError::InUse { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_state_directory_that_is_a_file_is_one_clear_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("taken");
+        std::fs::write(&file, "x").unwrap();
+        let error = RedbStore::open(&file).unwrap_err();
+        assert!(error.to_string().contains("taken/state.redb"), "{error}");
+    }
+
+    #[test]
+    fn a_store_of_another_schema_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = RedbStore::open(dir.path()).unwrap();
+        let transaction = store.database.begin_write().unwrap();
+        transaction.open_table(META).unwrap().insert("schema", 9).unwrap();
+        transaction.commit().unwrap();
+        drop(store);
+        assert!(matches!(RedbStore::open(dir.path()), Err(StoreError::OtherSchema { found: 9, .. })));
+    }
+
+    #[test]
+    fn measure_a_commit() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let store = RedbStore::open(dir.path()).unwrap();
+        let mut times: Vec<_> = (0..50)
+            .map(|n| {
+                let began = std::time::Instant::now();
+                store.commit(&[(format!("rule/fwd-{n}"), Some(json!({"slot": n})))]).unwrap();
+                began.elapsed()
+            })
+            .collect();
+        times.sort();
+        println!("commit: median {:?}, slowest {:?}", times[25], times[49]);
+    }
+}
