@@ -18,8 +18,9 @@ up)
   ip link set lo up
   PORT=$port HOST=127.0.0.1 STATE_DIR=$TCB_DIR/state WAN_INTERFACE=$TCB_WAN_IF LOG_LEVEL=WARNING \
     FLOW_CAPACITY=${FLOW_CAPACITY:-1200000} "$worker" >"$TCB_DIR/worker.log" 2>&1 </dev/null &
-  echo $! >"$TCB_DIR/worker.pid"
-  if ! PORT=$port python3 - <<'PY'; then
+  pid=$!
+  echo $pid >"$TCB_DIR/worker.pid"
+  if ! PORT=$port WORKER_PID=$pid python3 - <<'PY'; then
 import http.client, json, os, sys, time
 
 # One connection for all calls: ten thousand rules in well under two minutes.
@@ -39,7 +40,12 @@ while True:
         break
     except OSError:
         api.close()
-        if time.monotonic() > deadline:
+        try:
+            with open(f"/proc/{os.environ['WORKER_PID']}/stat") as stat:
+                ended = stat.read().rsplit(")", 1)[1].split()[0] == "Z"
+        except OSError:
+            ended = True
+        if ended or time.monotonic() > deadline:
             sys.exit("the worker does not answer")
         time.sleep(0.02)
 

@@ -110,10 +110,14 @@ pub(crate) fn ensure(sets: &[Set]) -> Result<()> {
     if lacks_linker {
         say("cargo install bpf-linker: links the eBPF programs (about a minute)");
         let feature = format!("llvm-{LLVM}");
-        let args = ["install", "bpf-linker", "--locked", "--no-default-features", "--features", &feature];
+        // A later one may want a later LLVM.
+        let args = ["install", "bpf-linker", "--version", "~0.13", "--locked", "--no-default-features"];
         // Outside the checkout: its own settings are not meant for foreign code.
-        run(crate::sh::cargo(args).current_dir("/").env("LLVM_PREFIX", &llvm_prefix))
-            .context("bpf-linker could not be built")?;
+        run(crate::sh::cargo(args)
+            .args(["--features", &feature])
+            .current_dir("/")
+            .env("LLVM_PREFIX", &llvm_prefix))
+        .context("bpf-linker could not be built")?;
     }
     if build {
         toolchain::find()?;
