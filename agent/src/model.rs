@@ -217,7 +217,8 @@ pub struct BridgeView {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct BlockedPort {
     pub port: String,
-    /// As the kernel calls it: `blocking`, `listening`, `learning`, `disabled`.
+    /// As the kernel calls it: `blocking`, `listening`, `learning`. A port that the worker holds on a loop is
+    /// `blocking`; the kernel itself has it listening, because without spanning tree it keeps no port blocking.
     pub state: String,
     pub reason: String,
 }

@@ -1,6 +1,6 @@
 //! What the worker was told to make: the desired state, as the store keeps it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -78,6 +78,8 @@ pub struct State {
     pub veths: BTreeMap<String, VethSpec>,
     pub ports: BTreeMap<String, PortSpec>,
     pub rules: BTreeMap<String, Rule>,
+    /// Which pair is meant to have an end where; follows from `veths`, and saves going through all of them.
+    ends: HashMap<At, String>,
 }
 
 /// A stored value that this version cannot read.
@@ -161,7 +163,14 @@ impl State {
     fn put(&mut self, record: Record) {
         match record {
             Record::Bridge(spec) => drop(self.bridges.insert(spec.name.to_string(), spec)),
-            Record::Veth(spec) => drop(self.veths.insert(veth_key(&spec), spec)),
+            Record::Veth(spec) => {
+                let key = veth_key(&spec);
+                self.forget_ends(&key);
+                for end in veth_ends(&spec) {
+                    self.ends.insert(end, key.clone());
+                }
+                self.veths.insert(key, spec);
+            }
             Record::Port(spec) => drop(self.ports.insert(spec.port.clone(), spec)),
             Record::Rule(rule) => drop(self.rules.insert(rule.id.clone(), rule)),
         }
@@ -170,16 +179,32 @@ impl State {
     fn forget(&mut self, record: &Record) {
         match record {
             Record::Bridge(spec) => drop(self.bridges.remove(spec.name.as_str())),
-            Record::Veth(spec) => drop(self.veths.remove(&veth_key(spec))),
+            Record::Veth(spec) => {
+                let key = veth_key(spec);
+                self.forget_ends(&key);
+                self.veths.remove(&key);
+            }
             Record::Port(spec) => drop(self.ports.remove(&spec.port)),
             Record::Rule(rule) => drop(self.rules.remove(&rule.id)),
         }
     }
 
+    fn forget_ends(&mut self, key: &str) {
+        for end in self.veths.get(key).into_iter().flat_map(veth_ends) {
+            self.ends.remove(&end);
+        }
+    }
+
     /// Links only: what a plan about rings needs to know, without a copy of every rule.
     pub fn without_rules(&self) -> Self {
-        let Self { bridges, veths, ports, rules: _ } = self;
-        Self { bridges: bridges.clone(), veths: veths.clone(), ports: ports.clone(), rules: BTreeMap::new() }
+        let Self { bridges, veths, ports, rules: _, ends } = self;
+        Self {
+            bridges: bridges.clone(),
+            veths: veths.clone(),
+            ports: ports.clone(),
+            rules: BTreeMap::new(),
+            ends: ends.clone(),
+        }
     }
 
     /// Everything, in the order in which it can be made from nothing.
@@ -193,7 +218,7 @@ impl State {
 
     /// The pair that has an end meant to be at `at`.
     pub fn veth_at(&self, at: &At) -> Option<&VethSpec> {
-        self.veths.values().find(|spec| veth_ends(spec).contains(at))
+        self.veths.get(self.ends.get(at)?)
     }
 }
 
@@ -215,6 +240,25 @@ mod tests {
         let state = State::read([(record.key(), record.to_json().unwrap())]).unwrap();
         assert_eq!(state.veths["v1"], spec);
         assert!(state.veth_at(&At::new(Place::Named("lab".into()), "v2")).is_some());
+    }
+
+    #[test]
+    fn an_end_that_has_moved_is_found_at_its_new_place_only() {
+        let spec = |namespace2: Option<&str>| VethSpec {
+            name1: LinkName::new("v1").unwrap(),
+            name2: LinkName::new("v2").unwrap(),
+            bridge1: None,
+            bridge2: None,
+            namespace1: None,
+            namespace2: namespace2.map(|name| crate::model::NamespaceName::new(name).unwrap()),
+        };
+        let mut state = State::default();
+        state.apply(&[Write::Put(Record::Veth(spec(None)))]);
+        state.apply(&[Write::Put(Record::Veth(spec(Some("lab"))))]);
+        assert!(state.veth_at(&At::here("v2")).is_none());
+        assert!(state.veth_at(&At::new(Place::Named("lab".into()), "v2")).is_some());
+        state.apply(&[Write::Forget(Record::Veth(spec(Some("lab"))))]);
+        assert_eq!(state, State::default());
     }
 
     #[test]

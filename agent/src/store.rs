@@ -221,6 +221,7 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "a measurement: run it alone, with --nocapture"]
     fn measure_a_commit() {
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
         let store = RedbStore::open(dir.path()).unwrap();

@@ -1,7 +1,7 @@
 //! The task that owns the state: makes changes one after the other, undoes what fails, and keeps the machine
 //! as it was told to be.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::mpsc,
@@ -11,7 +11,10 @@ use tracing::{error, info, warn};
 
 use crate::{
     error::{Code, Error, Result},
-    kernel::{KernelError, links::Observed},
+    kernel::{
+        KernelError,
+        links::{At, Observed},
+    },
     kinds::{self, rule},
     loops,
     plan::{Installed, NatStep, Plan, Step, World},
@@ -81,8 +84,21 @@ impl Owner {
             }
             observed = self.shared.observe().await?;
         }
+        self.warn_of_orphans(&observed);
         self.refresh().await;
         Ok(())
+    }
+
+    /// Links that bear the worker's mark and are not in its store: of a worker that was killed between making
+    /// them and its commit, or of one with another state directory. Only a person can tell which.
+    fn warn_of_orphans(&self, observed: &Observed) {
+        let state = self.shared.state();
+        for (place, link) in observed.everywhere() {
+            if link.marked() && !kinds::managed(&state, &place, link) {
+                let link = At::new(place, &link.name);
+                warn!(%link, "marked as a worker's, but not in the store: left alone; delete it with `ip link del`");
+            }
+        }
     }
 
     pub(super) async fn run(mut self, mut requests: mpsc::Receiver<Request>, mut events: mpsc::Receiver<()>) {
@@ -140,6 +156,9 @@ impl Owner {
         let after = if changed { self.carry_out(&plan, &before).await? } else { before };
         if changed {
             info!("{}", plan.message);
+        }
+        // Rules may follow an interface that has changed. A change of rules has done its own steps.
+        if plan.steps.iter().any(|step| matches!(step, Step::Link(_))) {
             self.refresh_nat(&after).await;
         }
         let object = reads::object(&self.shared, &plan.subject, &after).await?;
@@ -255,10 +274,7 @@ impl Owner {
     async fn refresh_nat(&mut self, observed: &Observed) {
         let steps = {
             let state = self.shared.state();
-            let mut wanted: BTreeMap<_, _> = self.nat.rules.keys().map(|slot| (*slot, None)).collect();
-            for stored in state.rules.values() {
-                wanted.insert(stored.slot, rule::desired(&stored.spec, observed));
-            }
+            let wanted = rule::all_desired(&state, observed, &self.nat);
             rule::steps(&wanted, observed, &self.nat)
         };
         for step in steps {

@@ -367,7 +367,7 @@ async fn a_held_port_that_slipped_is_held_again_on_an_event() {
     assert_eq!(state(fake.kernel.observe().await.unwrap()), PortState::Forwarding);
     fake.kernel.notify();
     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    assert_eq!(state(fake.kernel.observe().await.unwrap()), PortState::Blocking);
+    assert_eq!(state(fake.kernel.observe().await.unwrap()), PortState::Listening);
 }
 
 #[tokio::test]
@@ -501,6 +501,42 @@ async fn a_teardown_takes_ours_and_leaves_the_rest() {
     assert_eq!(after.namespaces, before.namespaces);
     assert!(fake.dataplane.nat().rules.is_empty() && fake.dataplane.nat().attached.is_empty());
     assert!(fake.store.load().unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_callers_at_once_end_as_if_they_had_come_one_after_the_other() {
+    let (engine, fake) = lab([]).await;
+    let calls: Vec<_> = (0..64u8)
+        .map(|n| {
+            let engine = engine.clone();
+            // Four targets compete for each of four ports.
+            let wanted = Change::CreateForward(request(8000 + u16::from(n % 4), n / 16));
+            tokio::spawn(async move { engine.change(wanted).await })
+        })
+        .collect();
+    let mut made = 0;
+    for call in calls {
+        match call.await.unwrap() {
+            Ok(outcome) => made += usize::from(outcome.changed),
+            Err(error) => assert_eq!(error.code, Code::ForwardPortInUse),
+        }
+    }
+    assert_eq!((made, fake.dataplane.nat().rules.len(), fake.store.load().unwrap().len()), (4, 4, 4));
+}
+
+#[tokio::test]
+#[ignore = "a measurement: run it alone, with --nocapture"]
+async fn measure_one_rule_among_ten_thousand() {
+    let (engine, _fake) = lab([]).await;
+    for port in 1..=10_000 {
+        engine.change(Change::CreateForward(request(port, 5))).await.unwrap();
+    }
+    let began = std::time::Instant::now();
+    engine.change(Change::CreateForward(request(20_000, 5))).await.unwrap();
+    println!("one more forward: {:?}", began.elapsed());
+    let began = std::time::Instant::now();
+    engine.nat_status().await.unwrap();
+    println!("nat_status: {:?}", began.elapsed());
 }
 
 #[tokio::test]

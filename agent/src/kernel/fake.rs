@@ -101,6 +101,7 @@ impl FakeKernel {
     pub fn edit(&self, change: impl FnOnce(&mut Observed)) {
         let mut world = lock(&self.world);
         change(&mut world);
+        world.links.sort_by_key(|link| link.index);
         settle(&mut world);
     }
 
@@ -294,7 +295,7 @@ fn apply(world: &mut Observed, step: &LinkStep) -> Step {
             let state = link.port.as_mut().ok_or(Errno::EOPNOTSUPP)?;
             state.guarded = *hold;
             if state.state != PortState::Disabled {
-                state.state = if *hold { PortState::Blocking } else { PortState::Forwarding };
+                state.state = if *hold { PortState::Listening } else { PortState::Forwarding };
             }
             Ok(())
         }

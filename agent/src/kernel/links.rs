@@ -31,6 +31,7 @@ pub struct Observed {
 pub struct Namespace {
     /// File name under `/run/netns`; may break the rule of [`NamespaceName`] when it is foreign.
     pub name: String,
+    /// By index.
     pub links: Vec<Link>,
 }
 
@@ -275,7 +276,9 @@ impl Observed {
     }
 
     pub fn by_index(&self, place: &Place, index: u32) -> Option<&Link> {
-        self.links_at(place).iter().find(|link| link.index == index)
+        let links = self.links_at(place);
+        // Listings are by index.
+        links.binary_search_by_key(&index, |link| link.index).ok().map(|position| &links[position])
     }
 
     /// The name of the bridge, bond, ... that a link of `place` is a port of.

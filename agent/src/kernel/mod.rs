@@ -4,6 +4,9 @@ pub mod dataplane;
 pub mod fake;
 pub mod links;
 pub mod netlink;
+mod netns;
+mod observe;
+mod rtnl;
 pub mod step;
 
 use async_trait::async_trait;

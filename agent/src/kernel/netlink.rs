@@ -1,1 +1,356 @@
-//! The kernel over rtnetlink.
+//! The kernel over rtnetlink. No process is started.
+
+use std::{
+    fs::File,
+    os::fd::{AsRawFd, RawFd},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use futures_util::StreamExt;
+use ipnet::IpNet;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{BridgePortState, BridgeStpState, InfoData, InfoVeth, LinkFlags, LinkMessage},
+};
+use nix::errno::Errno;
+use rtnetlink::{
+    AddressMessageBuilder, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth,
+    MulticastGroup, new_multicast_connection,
+};
+use tokio::sync::mpsc;
+
+use super::{
+    Kernel, KernelError,
+    links::{ALIAS, At, Link, Observed, OperState, Place, PortState},
+    netns, observe,
+    rtnl::{Rtnl, io_error},
+    step::{LinkStep, NewBridge, NewEnd},
+};
+
+const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+/// How long a port that is brought up may take until the kernel says that it is.
+const CARRIER: Duration = Duration::from_secs(2);
+
+/// The links of the namespace of the thread that opens it.
+#[derive(Debug, Clone)]
+pub struct NetlinkKernel {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    rtnl: Mutex<Rtnl>,
+    /// A second socket, so that reads never wait for a slow step.
+    reader: Mutex<Rtnl>,
+    /// The worker's own namespace.
+    own: File,
+}
+
+impl NetlinkKernel {
+    /// Opens the sockets in the namespace of this thread.
+    pub fn open() -> Result<Self, KernelError> {
+        let own = File::open("/proc/thread-self/ns/net")
+            .map_err(|error| io_error("open the worker's network namespace", &error))?;
+        let inner = Inner { rtnl: Mutex::new(Rtnl::open()?), reader: Mutex::new(Rtnl::open()?), own };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        operation: &str,
+        task: impl FnOnce(&Inner) -> Result<T, KernelError> + Send + 'static,
+    ) -> Result<T, KernelError> {
+        let inner = Arc::clone(&self.inner);
+        tokio::task::spawn_blocking(move || task(&inner))
+            .await
+            .unwrap_or_else(|error| Err(KernelError::other(operation, error.to_string())))
+    }
+}
+
+#[async_trait]
+impl Kernel for NetlinkKernel {
+    async fn observe(&self) -> Result<Observed, KernelError> {
+        self.blocking("observe", Inner::observe).await
+    }
+
+    async fn apply(&self, step: &LinkStep) -> Result<(), KernelError> {
+        let step = step.clone();
+        self.blocking("change a link", move |inner| inner.apply(&step)).await
+    }
+
+    fn events(&self) -> Result<mpsc::Receiver<()>, KernelError> {
+        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route];
+        let (connection, handle, mut messages) = new_multicast_connection(&groups)
+            .map_err(|error| io_error("listen to the kernel's events", &error))?;
+        tokio::spawn(connection);
+        // One message in the channel says it all: look again.
+        let (sender, receiver) = mpsc::channel(1);
+        tokio::spawn(async move {
+            // The connection ends when its handle is gone.
+            let _handle = handle;
+            loop {
+                tokio::select! {
+                    message = messages.next() => match message {
+                        // Full: the last event has not been looked at yet, and covers this one.
+                        Some(_) => if let Err(mpsc::error::TrySendError::Closed(())) = sender.try_send(()) { return },
+                        None => return,
+                    },
+                    () = sender.closed() => return,
+                }
+            }
+        });
+        Ok(receiver)
+    }
+}
+
+pub(super) fn read_ip_forward() -> Result<bool, KernelError> {
+    let text = std::fs::read_to_string(IP_FORWARD)
+        .map_err(|error| io_error(&format!("read {IP_FORWARD}"), &error))?;
+    Ok(text.trim() != "0")
+}
+
+impl Inner {
+    fn observe(&self) -> Result<Observed, KernelError> {
+        let mut rtnl = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        observe::observe(&mut rtnl, &self.own)
+    }
+
+    fn apply(&self, step: &LinkStep) -> Result<(), KernelError> {
+        let operation = step.to_string();
+        match step {
+            LinkStep::CreateBridge(bridge) => self.create_bridge(&operation, bridge),
+            LinkStep::CreateVeth(ends) => self.create_veth(&operation, ends),
+            LinkStep::DeleteLink(at) => self.at(&at.place, |rtnl| delete(rtnl, &operation, &at.name)),
+            LinkStep::SetMaster { port, master } => self.here(|rtnl| {
+                let master = match master {
+                    Some(master) => index_of(rtnl, &operation, master)?,
+                    None => 0,
+                };
+                let message = named(rtnl, &operation, port)?.controller(master).build();
+                rtnl.change(&operation, RouteNetlinkMessage::SetLink(message), 0)
+            }),
+            LinkStep::SetUp { link, up } => self.at(&link.place, |rtnl| {
+                let message = named(rtnl, &operation, &link.name)?;
+                let message = if *up { message.up() } else { message.down() };
+                rtnl.change(&operation, RouteNetlinkMessage::SetLink(message.build()), 0)
+            }),
+            LinkStep::AddAddress { link, address } => self.at(&link.place, |rtnl| {
+                let message = address_message(index_of(rtnl, &operation, &link.name)?, address);
+                rtnl.change(&operation, RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)
+            }),
+            LinkStep::RemoveAddress { link, address } => self.at(&link.place, |rtnl| {
+                let message = address_message(index_of(rtnl, &operation, &link.name)?, address);
+                rtnl.change(&operation, RouteNetlinkMessage::DelAddress(message), 0)
+            }),
+            LinkStep::Move { name, from, to } => self.with_fd(to, |fd| {
+                self.at(from, |rtnl| {
+                    let message = named(rtnl, &operation, name)?.setns_by_fd(fd).build();
+                    rtnl.change(&operation, RouteNetlinkMessage::SetLink(message), 0)
+                })
+            }),
+            LinkStep::Hold { port, bridge: _, hold } => {
+                self.here(|rtnl| set_hold(rtnl, &operation, port, *hold))
+            }
+            LinkStep::SetIpForwarding(on) => std::fs::write(IP_FORWARD, if *on { "1" } else { "0" })
+                .map_err(|error| io_error(&operation, &error)),
+        }
+    }
+
+    fn here<T>(&self, task: impl FnOnce(&mut Rtnl) -> Result<T, KernelError>) -> Result<T, KernelError> {
+        task(&mut self.rtnl.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Does something in a place.
+    fn at<T: Send>(
+        &self,
+        place: &Place,
+        task: impl FnOnce(&mut Rtnl) -> Result<T, KernelError> + Send,
+    ) -> Result<T, KernelError> {
+        match place {
+            Place::Here => self.here(task),
+            Place::Named(name) => netns::inside(&netns::open(name)?, name, || task(&mut Rtnl::open()?)),
+        }
+    }
+
+    fn with_fd<T>(
+        &self,
+        place: &Place,
+        task: impl FnOnce(RawFd) -> Result<T, KernelError>,
+    ) -> Result<T, KernelError> {
+        match place {
+            Place::Here => task(self.own.as_raw_fd()),
+            Place::Named(name) => {
+                let file = netns::open(name)?;
+                task(file.as_raw_fd())
+            }
+        }
+    }
+
+    fn create_bridge(&self, operation: &str, bridge: &NewBridge) -> Result<(), KernelError> {
+        let NewBridge { name, stp, mtu, mac, index } = bridge;
+        let stp = if *stp { BridgeStpState::KernelStp } else { BridgeStpState::Disabled };
+        let mut message = LinkMessageBuilder::<LinkBridge>::new(name).stp_state(stp);
+        if let Some(mtu) = mtu {
+            message = message.mtu(*mtu);
+        }
+        if let Some(mac) = mac {
+            message = message.address(mac.0.to_vec());
+        }
+        if let Some(index) = index {
+            message = message.index(*index);
+        }
+        let message = RouteNetlinkMessage::NewLink(message.build());
+        self.here(|rtnl| {
+            rtnl.change(operation, message, NLM_F_CREATE | NLM_F_EXCL)?;
+            // Creation ignores IFLA_IFALIAS. Without its mark it would not be ours, so it goes again.
+            mark(rtnl, operation, name).inspect_err(|_| drop(delete(rtnl, operation, name)))
+        })
+    }
+
+    /// Both ends are made where they belong, so their names need not be free anywhere else.
+    fn create_veth(&self, operation: &str, ends: &[NewEnd; 2]) -> Result<(), KernelError> {
+        let [one, two] = ends;
+        self.with_fd(&one.at.place, |fd1| {
+            self.with_fd(&two.at.place, |fd2| {
+                let peer = end(LinkUnspec::new_with_name(&two.at.name), two, fd2);
+                let message = end(LinkMessageBuilder::<LinkVeth>::new(&one.at.name, &two.at.name), one, fd1)
+                    .set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())));
+                let message = RouteNetlinkMessage::NewLink(message.build());
+                self.here(|rtnl| rtnl.change(operation, message, NLM_F_CREATE | NLM_F_EXCL))
+            })
+        })?;
+        let marked = ends
+            .iter()
+            .try_for_each(|NewEnd { at, .. }| self.at(&at.place, |rtnl| mark(rtnl, operation, &at.name)));
+        marked.inspect_err(|_| {
+            // Deleting one end deletes both.
+            drop(self.at(&one.at.place, |rtnl| delete(rtnl, operation, &one.at.name)));
+        })
+    }
+}
+
+fn end<T>(mut message: LinkMessageBuilder<T>, end: &NewEnd, namespace: RawFd) -> LinkMessageBuilder<T> {
+    let NewEnd { at: At { place, .. }, mtu, mac, index } = end;
+    if let Some(mtu) = mtu {
+        message = message.mtu(*mtu);
+    }
+    if let Some(mac) = mac {
+        message = message.address(mac.0.to_vec());
+    }
+    if let Some(index) = index {
+        message = message.index(*index);
+    }
+    match place {
+        Place::Here => message,
+        Place::Named(_) => message.setns_by_fd(namespace),
+    }
+}
+
+fn find(rtnl: &mut Rtnl, operation: &str, name: &str) -> Result<Link, KernelError> {
+    let request = LinkUnspec::new_with_name(name).build();
+    let answers = rtnl.get(operation, RouteNetlinkMessage::GetLink(request))?;
+    let found = answers.into_iter().find_map(|answer| match answer {
+        RouteNetlinkMessage::NewLink(message) => Some(observe::single(message)),
+        _ => None,
+    });
+    found.ok_or_else(|| KernelError::errno(operation, Errno::ENODEV as i32))
+}
+
+fn index_of(rtnl: &mut Rtnl, operation: &str, name: &str) -> Result<u32, KernelError> {
+    Ok(find(rtnl, operation, name)?.index)
+}
+
+/// A message about an existing link, by index: by name the kernel would take it for a rename.
+fn named(
+    rtnl: &mut Rtnl,
+    operation: &str,
+    name: &str,
+) -> Result<LinkMessageBuilder<LinkUnspec>, KernelError> {
+    Ok(LinkUnspec::new_with_index(index_of(rtnl, operation, name)?))
+}
+
+fn mark(rtnl: &mut Rtnl, operation: &str, name: &str) -> Result<(), KernelError> {
+    let message = named(rtnl, operation, name)?.alias(ALIAS).build();
+    rtnl.change(operation, RouteNetlinkMessage::SetLink(message), 0)
+}
+
+fn delete(rtnl: &mut Rtnl, operation: &str, name: &str) -> Result<(), KernelError> {
+    let mut message = LinkMessage::default();
+    message.header.index = index_of(rtnl, operation, name)?;
+    rtnl.change(operation, RouteNetlinkMessage::DelLink(message), 0)
+}
+
+fn address_message(index: u32, address: &IpNet) -> netlink_packet_route::address::AddressMessage {
+    match address {
+        IpNet::V4(net) => AddressMessageBuilder::<std::net::Ipv4Addr>::new()
+            .index(index)
+            .address(net.addr(), net.prefix_len())
+            .build(),
+        IpNet::V6(net) => AddressMessageBuilder::<std::net::Ipv6Addr>::new()
+            .index(index)
+            .address(net.addr(), net.prefix_len())
+            .build(),
+    }
+}
+
+/// Guards a port, and takes it out of the forwarding state as soon as the kernel allows it.
+///
+/// The state that does it is listening: with spanning tree off the kernel turns blocking into forwarding at
+/// once (linux: `br_port_state_selection`, `br_make_forwarding`), while listening passes nothing and stays.
+/// Yet the state alone has a window: it can be set only when the link is up, when it forwards already, and it is
+/// forgotten when the carrier goes and comes. So the guard comes first: locked (nothing unknown comes in),
+/// not learning (so everything is unknown), no flooding (nothing but known unicast goes out, and nothing is
+/// known to be there). It can be set on a port that is down, and stays.
+fn set_hold(rtnl: &mut Rtnl, operation: &str, port: &str, hold: bool) -> Result<(), KernelError> {
+    let index = index_of(rtnl, operation, port)?;
+    let guard = LinkBridgePort::new(index)
+        .learning(!hold)
+        .flood(!hold)
+        .mcast_flood(!hold)
+        .bcast_flood(!hold)
+        .locked(hold)
+        .build();
+    rtnl.change(operation, RouteNetlinkMessage::NewLink(guard), 0)?;
+    let state = if hold { BridgePortState::Listening } else { BridgePortState::Forwarding };
+    let now = find(rtnl, operation, port)?.port.map(|port| port.state);
+    if !hold && now == Some(PortState::Forwarding) {
+        return Ok(());
+    }
+    if !wait_for_carrier(rtnl, operation, port)? {
+        // Nothing to block without a carrier; the guard is on for when it comes.
+        return Ok(());
+    }
+    let message = LinkBridgePort::new(index).state(state).build();
+    match rtnl.change(operation, RouteNetlinkMessage::NewLink(message), 0) {
+        // The carrier went again: as above. Or spanning tree took over the port's state meanwhile.
+        Err(error) if matches!(error.errno.map(Errno::from_raw), Some(Errno::ENETDOWN | Errno::EBUSY)) => {
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+/// Waits until a link that is meant to be up is: the kernel sets the operational state a little later.
+fn wait_for_carrier(rtnl: &mut Rtnl, operation: &str, name: &str) -> Result<bool, KernelError> {
+    let deadline = Instant::now() + CARRIER;
+    loop {
+        let request = LinkUnspec::new_with_name(name).build();
+        let answers = rtnl.get(operation, RouteNetlinkMessage::GetLink(request))?;
+        let Some(RouteNetlinkMessage::NewLink(message)) = answers.into_iter().next() else {
+            return Ok(false);
+        };
+        // No lower layer: the peer is down, and there is no telling when it comes up.
+        let lower_up = message.header.flags.contains(LinkFlags::LowerUp);
+        let link = observe::single(message);
+        if link.operstate == OperState::Up {
+            return Ok(true);
+        }
+        if !link.up || !lower_up || Instant::now() > deadline {
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}

@@ -152,7 +152,8 @@ fn restore(at: &At, before: &Observed) -> Vec<LinkStep> {
                 name: link.name.clone(),
                 stp: *stp,
                 mtu: Some(link.mtu),
-                mac: link.mac,
+                // With ports it bears the least of their addresses, and would not any more if it were given one.
+                mac: link.mac.filter(|mac| mac.0 != [0; 6] && before.ports_of(link.index).next().is_none()),
                 index: Some(link.index),
             })];
             steps.extend(dress(at, link, before));

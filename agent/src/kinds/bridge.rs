@@ -264,13 +264,13 @@ fn blocked(port: &Link, stp: bool) -> Option<BlockedPort> {
     let state = port.port.filter(|_| port.up)?;
     let reason = match (state.guarded, state.state) {
         (true, _) => "held by the worker: it would close a loop of bridges without spanning tree",
-        (false, PortState::Forwarding) => return None,
-        (false, PortState::Disabled) => "it has no carrier",
+        // Disabled: no carrier, which is the link's own affair and not the bridge's.
+        (false, PortState::Forwarding | PortState::Disabled) => return None,
         (false, PortState::Listening | PortState::Learning) => "spanning tree is still looking for loops",
         (false, PortState::Blocking) if stp => "spanning tree has found a loop",
         (false, PortState::Blocking) => "someone has set it so",
     };
-    // The guard keeps the port from passing anything whatever its state says.
+    // Its guard makes it what spanning tree calls blocking, whatever name the kernel has for its state.
     let shown = if state.guarded { PortState::Blocking } else { state.state };
     Some(BlockedPort { port: port.name.clone(), state: shown.name().to_owned(), reason: reason.to_owned() })
 }

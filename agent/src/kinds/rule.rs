@@ -1,7 +1,7 @@
 //! What port forwards and masquerade rules have in common: the uplink, the slot, the steps.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::Ipv4Addr,
 };
 
@@ -14,7 +14,7 @@ use crate::{
     },
     model::{LinkName, RuleView},
     plan::{Installed, NatStep, Plan, Step, Subject, World},
-    state::{Record, Rule, RuleSpec},
+    state::{Record, Rule, RuleSpec, State},
 };
 
 use super::{forward, masquerade};
@@ -60,14 +60,27 @@ pub(super) fn same_uplink(spec: &RuleSpec, interface: &LinkName, owner: u32, obs
 
 /// What the data plane should hold for a rule: nothing when it is disabled or its interface is away.
 pub fn desired(spec: &RuleSpec, observed: &Observed) -> Option<NatRule> {
-    if !spec.enabled() {
-        return None;
-    }
-    let uplink = l3_uplink(spec, observed)?;
+    desired_on(spec, l3_uplink(spec, observed))
+}
+
+fn desired_on(spec: &RuleSpec, uplink: Option<u32>) -> Option<NatRule> {
+    let uplink = uplink.filter(|_| spec.enabled())?;
     Some(match spec {
         RuleSpec::Forward(spec) => forward::nat_rule(spec, uplink),
         RuleSpec::Masquerade(spec) => masquerade::nat_rule(spec, uplink),
     })
+}
+
+/// What every slot should hold, those included that should hold nothing any more.
+pub fn all_desired(state: &State, observed: &Observed, nat: &Installed) -> BTreeMap<Slot, Option<NatRule>> {
+    let mut wanted: BTreeMap<_, _> = nat.rules.keys().map(|slot| (*slot, None)).collect();
+    // Thousands of rules share a few uplinks.
+    let mut uplinks: HashMap<&LinkName, Option<u32>> = HashMap::new();
+    for rule in state.rules.values() {
+        let uplink = *uplinks.entry(rule.spec.interface()).or_insert_with(|| l3_uplink(&rule.spec, observed));
+        wanted.insert(rule.slot, desired_on(&rule.spec, uplink));
+    }
+    wanted
 }
 
 /// The lowest slot that neither the store nor the kernel uses.

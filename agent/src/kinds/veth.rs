@@ -1,5 +1,7 @@
 //! Veth pairs: into bridges, and into named network namespaces.
 
+use std::collections::HashSet;
+
 use crate::{
     error::{Code, Error, Result},
     kernel::{
@@ -354,14 +356,14 @@ pub(super) fn move_to_namespace(name: &str, namespace: &NamespaceName, world: Wo
 /// Every pair that has an end in the worker's namespace, or that it made.
 pub fn list(observed: &Observed, state: &State) -> Vec<VethView> {
     let mut views = Vec::new();
-    let mut seen: Vec<(Place, u32)> = Vec::new();
+    let mut seen: HashSet<(Place, u32)> = HashSet::new();
     for (place, link) in observed.everywhere() {
         if link.kind != LinkKind::Veth || seen.contains(&(place.clone(), link.index)) {
             continue;
         }
         let peer = observed.peer_of(link);
         if let Some((place, peer)) = peer {
-            seen.push((place.clone(), peer.index));
+            seen.insert((place.clone(), peer.index));
         }
         if place == Place::Here || managed(state, &place, link) {
             views.push(view(&Pair { place, link, peer }, observed, state));
