@@ -39,6 +39,18 @@ fn filter(level: LogLevel) -> Targets {
         .with_target("mio", level.min(LevelFilter::INFO))
 }
 
+impl LogLevel {
+    /// The same threshold in aya-log's numbers: 1 error to 5 trace.
+    pub fn programs(self) -> u8 {
+        match self {
+            Self::Debug => 4,
+            Self::Info => 3,
+            Self::Warning => 2,
+            Self::Error | Self::Critical => 1,
+        }
+    }
+}
+
 impl From<LogLevel> for LevelFilter {
     fn from(level: LogLevel) -> Self {
         match level {

@@ -37,8 +37,6 @@ pub enum NatStep {
 pub struct Installed {
     pub attached: BTreeSet<u32>,
     pub rules: BTreeMap<Slot, NatRule>,
-    /// Slots that hold a rule which nobody can name; they are never used.
-    pub lost: BTreeSet<Slot>,
     pub addresses: HostAddresses,
 }
 

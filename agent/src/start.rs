@@ -1,20 +1,77 @@
 //! Where a configuration becomes a running engine. The one place that knows every part.
 
-use crate::{config::Config, engine::Engine};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail};
+use tracing::{info, warn};
+
+use crate::{
+    config::Config,
+    engine::{self, Engine},
+    kernel::{
+        Kernel as _,
+        bpf::{self, BpfDataPlane, object::Object},
+        netlink::NetlinkKernel,
+    },
+    store::{RedbStore, Store},
+};
 
 /// Opens the store, loads or adopts the data plane, reconciles, and hands out the engine.
-///
-/// WIRING: the data plane and the store are put together here.
-// The wiring awaits netlink; the signature is settled already.
-#[expect(clippy::unused_async, reason = "the wiring awaits netlink")]
-pub async fn start(_config: &Config) -> anyhow::Result<Engine> {
-    Err(anyhow::anyhow!("netlink and the data plane are not wired yet: see start.rs"))
+pub async fn start(config: &Config) -> Result<Engine> {
+    let kernel = Arc::new(NetlinkKernel::open()?);
+    if let Some(wan) = &config.wan_interface
+        && kernel.observe().await?.link(wan.as_str()).is_none()
+    {
+        bail!(
+            "there is no interface {wan}: set WAN_INTERFACE to one of this host, or unset it to have it detected"
+        );
+    }
+    let store = open_store(config)?;
+    let (dataplane, mut object) = load(config)?;
+    log_programs(&mut object);
+    let options = engine::Options {
+        wan_interface: config.wan_interface.as_ref().map(ToString::to_string),
+        api_port: Some(config.listen.port()),
+    };
+    Ok(Engine::start(kernel, Arc::new(dataplane), store, options).await?)
 }
 
 /// Removes everything that is the worker's: rules, programs, pins, links, state.
-///
-/// WIRING: see [`start`].
-#[expect(clippy::unused_async, reason = "the wiring awaits netlink")]
-pub async fn teardown(_config: &Config) -> anyhow::Result<()> {
-    Err(anyhow::anyhow!("teardown: not wired yet"))
+pub async fn teardown(config: &Config) -> Result<()> {
+    let store = open_store(config)?;
+    let kernel = Arc::new(NetlinkKernel::open()?);
+    let (dataplane, _object) = load(config)?;
+    let report = engine::teardown(kernel, Arc::new(dataplane), store).await?;
+    for removed in &report.removed {
+        info!(removed, "removed");
+    }
+    if !report.left.is_empty() {
+        let left: Vec<_> = report.left.iter().map(|(what, why)| format!("{what} ({why})")).collect();
+        bail!("could not remove {}", left.join(", "));
+    }
+    bpf::object::unpin(&config.bpf_dir)?;
+    Ok(())
+}
+
+fn open_store(config: &Config) -> Result<Arc<dyn Store>> {
+    let path = config.state_dir.display();
+    let store =
+        RedbStore::open(&config.state_dir).with_context(|| format!("the state in {path} cannot be used"))?;
+    Ok(Arc::new(store))
+}
+
+fn load(config: &Config) -> Result<(BpfDataPlane, Object)> {
+    let options = bpf::Options {
+        directory: config.bpf_dir.clone(),
+        flow_capacity: config.flow_capacity,
+        log_level: config.log_level.programs(),
+    };
+    BpfDataPlane::load(&options).context("the eBPF data plane cannot be used")
+}
+
+/// Lets the programs' messages appear in the log. Without them everything else works.
+fn log_programs(object: &mut Object) {
+    if let Err(error) = bpf::log::forward(object) {
+        warn!(error = format!("{error:#}"), "the programs' messages will not be seen");
+    }
 }

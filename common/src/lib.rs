@@ -1,9 +1,20 @@
 //! The packet engine and the layout of its maps.
 //!
 //! `packet -> parse -> lookup -> rewrite -> verdict`, as pure generic code: the kernel programs run it over
-//! socket buffers and BPF maps, the host's tests over byte slices and a `HashMap`.
+//! socket buffers and BPF maps, the host's tests over byte slices and hash maps. Nothing here knows aya.
+//!
+//! | story | where |
+//! |---|---|
+//! | parse | [`packet`]: what a [`packet::Packet`] must offer, what a header means |
+//! | lookup | [`tables`]: what the maps must offer; [`maps`]: how keys and values are laid out |
+//! | rewrite | [`checksum`], [`nat`] |
+//! | verdict | [`nat::Verdict`], [`drop::DropReason`] |
 #![no_std]
 
+pub mod checksum;
 pub mod drop;
 pub mod maps;
+pub mod nat;
+pub mod packet;
+pub mod tables;
 pub mod tcp;

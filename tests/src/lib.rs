@@ -1,1 +1,17 @@
-//! Tests.
+//! What the tests of the whole worker share.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`frame`] | frames built byte by byte, checksums from scratch |
+//! | [`vectors`] | packets in, packets and verdicts out: the same list for the host and the kernel |
+//! | [`host`] | the engine over byte slices and hash maps |
+//! | [`kernel`] | the loaded programs through `BPF_PROG_TEST_RUN` |
+//! | [`lab`] | hosts, worker and sockets in namespaces |
+//! | [`sandbox`] | namespaces that vanish with the thread that made them |
+
+pub mod frame;
+pub mod host;
+pub mod kernel;
+pub mod lab;
+pub mod sandbox;
+pub mod vectors;

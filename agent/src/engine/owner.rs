@@ -47,17 +47,12 @@ impl Owner {
             attached: shared.dataplane.attachments().iter().map(|attachment| attachment.uplink).collect(),
             ..Installed::default()
         };
-        for slot in shared.dataplane.slots()? {
-            match shared.dataplane.rule(slot)? {
+        for (slot, rule) in shared.dataplane.rules()? {
+            match rule {
                 Some(rule) => drop(nat.rules.insert(slot, rule)),
-                // A rule of ours is put again, which changes nothing when it is the same.
-                None if shared.state().rules.values().any(|rule| rule.slot == slot) => {}
                 None => {
-                    warn!(
-                        slot = slot.0,
-                        "the data plane has a rule that the store does not know; slot not used"
-                    );
-                    nat.lost.insert(slot);
+                    warn!(slot = slot.0, "the data plane has half a rule; it is cleared");
+                    shared.dataplane.clear_slot(slot)?;
                 }
             }
         }

@@ -10,7 +10,7 @@ use crate::{
         links::{At, Place},
         step::LinkStep,
     },
-    kinds::{managed, rule},
+    kinds::managed,
     state::{Record, State, veth_ends},
     store::Store,
 };
@@ -70,15 +70,7 @@ async fn remove(
     let ours = |at: &At| observed.find(at).filter(|link| managed(state, &at.place, link));
     match record {
         Record::Rule(stored) => {
-            if dataplane.slots()?.contains(&stored.slot) {
-                let installed = match dataplane.rule(stored.slot)? {
-                    Some(installed) => Some(installed),
-                    None => rule::desired(&stored.spec, &observed),
-                };
-                if let Some(installed) = installed {
-                    dataplane.remove_rule(stored.slot, &installed)?;
-                }
-            }
+            dataplane.clear_slot(stored.slot)?;
         }
         Record::Port(spec) => {
             let bridge = observed.link(spec.bridge.as_str()).map(|bridge| bridge.index);

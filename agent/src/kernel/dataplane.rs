@@ -2,7 +2,7 @@
 //!
 //! `kernel::bpf` does it with programs and maps, `kernel::fake` in memory. Nothing here knows aya.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 
 use ipnet::Ipv4Net;
 use telecluster_common::{drop::DropReason, tcp::FlowState};
@@ -127,15 +127,11 @@ pub trait DataPlane: Send + Sync + std::fmt::Debug {
     /// Removes a rule. Its flows stop at once; its counters start at 0 when the slot is used again.
     fn remove_rule(&self, slot: Slot, rule: &NatRule) -> Result<(), KernelError>;
 
-    /// Slots that hold a rule, as the kernel has it.
-    fn slots(&self) -> Result<Vec<Slot>, KernelError>;
+    /// Empties a slot of which only the number is known; slower than [`DataPlane::remove_rule`].
+    fn clear_slot(&self, slot: Slot) -> Result<(), KernelError>;
 
-    /// The rule in a slot, as the kernel has it. `None` when the slot is empty, or when the data plane
-    /// cannot tell; then the engine goes by what it put there itself.
-    fn rule(&self, slot: Slot) -> Result<Option<NatRule>, KernelError> {
-        let _ = slot;
-        Ok(None)
-    }
+    /// The rules as the kernel has them, by slot. `None`: the slot is taken, but what is in it is no whole rule.
+    fn rules(&self) -> Result<BTreeMap<Slot, Option<NatRule>>, KernelError>;
 
     /// Replaces the addresses.
     fn set_addresses(&self, addresses: &HostAddresses) -> Result<(), KernelError>;

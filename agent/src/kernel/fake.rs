@@ -428,12 +428,14 @@ impl DataPlane for FakeDataPlane {
         Ok(())
     }
 
-    fn slots(&self) -> Result<Vec<Slot>, KernelError> {
-        Ok(lock(&self.nat).rules.keys().copied().collect())
+    fn clear_slot(&self, slot: Slot) -> Result<(), KernelError> {
+        self.faults.step(&format!("clear slot {}", slot.0))?;
+        lock(&self.nat).rules.remove(&slot);
+        Ok(())
     }
 
-    fn rule(&self, slot: Slot) -> Result<Option<NatRule>, KernelError> {
-        Ok(lock(&self.nat).rules.get(&slot).cloned())
+    fn rules(&self) -> Result<BTreeMap<Slot, Option<NatRule>>, KernelError> {
+        Ok(lock(&self.nat).rules.iter().map(|(slot, rule)| (*slot, Some(rule.clone()))).collect())
     }
 
     fn set_addresses(&self, addresses: &HostAddresses) -> Result<(), KernelError> {

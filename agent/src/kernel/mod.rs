@@ -1,5 +1,6 @@
 //! Everything that touches the kernel, behind traits that have a fake.
 
+pub mod bpf;
 pub mod dataplane;
 pub mod fake;
 pub mod links;

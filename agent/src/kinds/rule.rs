@@ -86,9 +86,7 @@ pub fn all_desired(state: &State, observed: &Observed, nat: &Installed) -> BTree
 /// The lowest slot that neither the store nor the kernel uses.
 pub(super) fn free_slot(world: World<'_>) -> Result<Slot> {
     let stored: BTreeSet<Slot> = world.state.rules.values().map(|rule| rule.slot).collect();
-    let taken = |slot: &Slot| {
-        stored.contains(slot) || world.nat.rules.contains_key(slot) || world.nat.lost.contains(slot)
-    };
+    let taken = |slot: &Slot| stored.contains(slot) || world.nat.rules.contains_key(slot);
     (0..Slot::COUNT).map(Slot).find(|slot| !taken(slot)).ok_or_else(|| {
         Error::new(Code::TooManyRules, format!("all {} rule slots are in use", Slot::COUNT))
             .hint("delete rules that are not needed")

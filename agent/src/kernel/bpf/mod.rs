@@ -1,0 +1,164 @@
+//! The NAT data plane in eBPF: programs loaded and attached, maps filled and read.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`object`] | load the programs, adopt or create the pinned maps |
+//! | [`attach`] | put the programs on an uplink: TCX, or clsact below 6.6 |
+//! | [`rules`] | rules and addresses into maps |
+//! | [`flows`] | flows out of maps: joined, aged |
+//! | [`log`] | the programs' messages into the agent's log |
+//! | [`batch`] | many map entries with one system call |
+
+mod attach;
+mod batch;
+mod flows;
+pub mod log;
+pub mod object;
+mod rules;
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use telecluster_common::drop::DropReason;
+
+use self::{attach::Attacher, flows::FlowTables, object::Object, rules::RuleMaps};
+use super::{
+    KernelError,
+    dataplane::{Attachment, Counters, DataPlane, Flow, HostAddresses, MapPressure, NatRule, Slot},
+};
+
+/// How the data plane is set up.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where maps, links and programs are pinned: `/sys/fs/bpf/telecluster`.
+    pub directory: PathBuf,
+    /// Flows that fit in each of the two flow tables.
+    pub flow_capacity: u32,
+    /// Messages of the programs that are let through: aya-log's levels, 1 error to 5 trace.
+    pub log_level: u8,
+}
+
+/// The data plane of the running kernel.
+#[derive(Debug)]
+pub struct BpfDataPlane {
+    inner: Mutex<Inner>,
+    flows: FlowTables,
+}
+
+#[derive(Debug)]
+struct Inner {
+    attacher: Attacher,
+    rules: RuleMaps,
+}
+
+impl BpfDataPlane {
+    /// Loads the programs, adopting what an earlier run has pinned: flows, rules and counters go on.
+    /// Attaches nothing to an interface that has nothing attached yet.
+    pub fn load(options: &Options) -> Result<(Self, Object), KernelError> {
+        let mut object = object::load(options)?;
+        let rules = RuleMaps::take(&mut object)?;
+        let flows = FlowTables::open(&object)?;
+        let attacher = Attacher::adopt(&mut object, &options.directory)?;
+        Ok((Self { inner: Mutex::new(Inner { attacher, rules }), flows }, object))
+    }
+
+    /// A panic elsewhere must not take the data plane with it: every change of the maps is whole by itself.
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl DataPlane for BpfDataPlane {
+    fn backend(&self) -> &'static str {
+        "ebpf"
+    }
+
+    fn attach(&self, uplink: u32) -> Result<(), KernelError> {
+        self.inner().attacher.attach(uplink)
+    }
+
+    fn detach(&self, uplink: u32) -> Result<(), KernelError> {
+        self.inner().attacher.detach(uplink)
+    }
+
+    fn attachments(&self) -> Vec<Attachment> {
+        self.inner().attacher.attachments()
+    }
+
+    fn put_rule(&self, slot: Slot, rule: &NatRule) -> Result<(), KernelError> {
+        self.inner().rules.put(slot, rule)
+    }
+
+    fn remove_rule(&self, slot: Slot, rule: &NatRule) -> Result<(), KernelError> {
+        self.inner().rules.remove(slot, rule)
+    }
+
+    fn clear_slot(&self, slot: Slot) -> Result<(), KernelError> {
+        self.inner().rules.clear(slot)
+    }
+
+    fn rules(&self) -> Result<BTreeMap<Slot, Option<NatRule>>, KernelError> {
+        self.inner().rules.list()
+    }
+
+    fn set_addresses(&self, addresses: &HostAddresses) -> Result<(), KernelError> {
+        self.inner().rules.set_addresses(addresses)
+    }
+
+    fn counters(&self, slot: Slot) -> Result<Counters, KernelError> {
+        self.inner().rules.counters(slot)
+    }
+
+    fn flows(&self) -> Result<Vec<Flow>, KernelError> {
+        let generations = self.inner().rules.generations()?;
+        self.flows.list(&generations)
+    }
+
+    fn drops(&self) -> Result<Vec<(DropReason, u64)>, KernelError> {
+        self.inner().rules.drops()
+    }
+
+    fn pressure(&self) -> Result<Vec<MapPressure>, KernelError> {
+        let mut pressure = self.flows.pressure()?;
+        pressure.extend(self.inner().rules.pressure()?);
+        Ok(pressure)
+    }
+
+    fn collect_garbage(&self) -> Result<usize, KernelError> {
+        let generations = self.inner().rules.generations()?;
+        self.flows.collect_garbage(&generations)
+    }
+}
+
+/// What aya says, with the errno that is somewhere in its chain of causes.
+fn failed(operation: impl Into<String>, error: &(dyn std::error::Error + 'static)) -> KernelError {
+    let operation = operation.into();
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(errno) = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error) {
+            return KernelError::errno(operation, errno);
+        }
+        cause = error.source();
+    }
+    KernelError::other(operation, error.to_string())
+}
+
+/// Map keys and values of `telecluster_common`, for aya.
+#[derive(Debug, Clone, Copy)]
+#[repr(transparent)]
+struct Plain<T>(T);
+
+macro_rules! plain {
+    ($($kind:ident),*) => {
+        $(
+            // SAFETY: `repr(C)` of integers and byte arrays without padding (asserted in `maps`), so that every
+            // bit pattern is valid and every byte is initialised.
+            unsafe impl aya::Pod for Plain<telecluster_common::maps::$kind> {}
+        )*
+    };
+}
+
+plain!(ForwardKey, Forward, MasqueradeKey, Masquerade, Uplink, Rule, RuleStat);

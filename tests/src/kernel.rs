@@ -1,0 +1,112 @@
+//! The loaded programs through `BPF_PROG_TEST_RUN`: real verifier, real maps, no interface.
+
+use std::path::PathBuf;
+
+use aya::{TestRun as _, TestRunOptions, programs::SchedClassifier};
+use telecluster_common::{
+    drop::DropReason,
+    maps::{Direction, RuleStat},
+};
+use telecluster_worker::kernel::{
+    bpf::{
+        BpfDataPlane, Options,
+        object::{Object, classifier},
+    },
+    dataplane::{DataPlane as _, HostAddresses, NatRule, Slot, Transport},
+};
+
+use crate::{
+    frame::TCP,
+    vectors::{LOCAL, Machine, Outcome, Rule, UPLINK, UPLINK_ADDRESS},
+};
+
+const NEXT: u32 = u32::MAX; // TCX_NEXT, -1
+const SHOT: u32 = 2;
+
+/// The programs with their maps, pinned in the sandbox's own BPF file system.
+#[derive(Debug)]
+pub struct Kernel {
+    pub plane: BpfDataPlane,
+    object: Object,
+}
+
+impl Kernel {
+    pub fn load() -> Self {
+        let options = Options {
+            directory: PathBuf::from("/sys/fs/bpf/telecluster"),
+            flow_capacity: 4096,
+            log_level: 3,
+        };
+        let (plane, object) = BpfDataPlane::load(&options).expect("load the programs");
+        let addresses = HostAddresses { local: LOCAL.to_vec(), uplinks: vec![(UPLINK, UPLINK_ADDRESS)] };
+        plane.set_addresses(&addresses).expect("set the addresses");
+        Self { plane, object }
+    }
+
+    pub fn program(&mut self, direction: Direction) -> &mut SchedClassifier {
+        let name = match direction {
+            Direction::In => "tc_wan_in",
+            Direction::Out => "tc_wan_out",
+        };
+        classifier(&mut self.object, name).expect("the program")
+    }
+
+    fn drops(&self) -> Vec<(DropReason, u64)> {
+        self.plane.drops().expect("read the drop counters")
+    }
+}
+
+fn nat_rule(rule: &Rule) -> NatRule {
+    match rule {
+        Rule::Forward { proto, port, to, address } => NatRule::Forward {
+            uplink: UPLINK,
+            external_ip: *address,
+            external_port: *port,
+            internal_ip: to.0,
+            internal_port: to.1,
+            transports: vec![if *proto == TCP { Transport::Tcp } else { Transport::Udp }],
+        },
+        Rule::Masquerade { source } => NatRule::Masquerade { uplink: UPLINK, source: *source },
+    }
+}
+
+impl Machine for Kernel {
+    fn put(&mut self, slot: u32, rule: &Rule) {
+        self.plane.put_rule(Slot(slot), &nat_rule(rule)).expect("put a rule");
+    }
+
+    fn remove(&mut self, slot: u32, rule: &Rule) {
+        self.plane.remove_rule(Slot(slot), &nat_rule(rule)).expect("remove a rule");
+    }
+
+    fn run(&mut self, direction: Direction, frame: &[u8]) -> (Outcome, Vec<u8>) {
+        let before = self.drops();
+        let mut out = vec![0; frame.len()];
+        let options =
+            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
+        let result = self.program(direction).test_run(options).expect("run the program");
+        let outcome = match result.return_value {
+            NEXT => Outcome::Passed,
+            SHOT => {
+                let after = self.drops();
+                let grown: Vec<_> = before.iter().zip(&after).filter(|(b, a)| a.1 != b.1).collect();
+                assert_eq!(grown.len(), 1, "a drop is counted once, under one reason: {before:?} {after:?}");
+                assert_eq!(grown[0].1.1, grown[0].0.1 + 1);
+                Outcome::Dropped(grown[0].1.0)
+            }
+            other => panic!("a verdict that is none of ours: {other}"),
+        };
+        (outcome, out)
+    }
+
+    fn counters(&mut self, slot: u32) -> RuleStat {
+        let counters = self.plane.counters(Slot(slot)).expect("read the counters");
+        RuleStat {
+            packets_in: counters.packets_in,
+            bytes_in: counters.bytes_in,
+            packets_out: counters.packets_out,
+            bytes_out: counters.bytes_out,
+            flows: counters.flows,
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! A lab in network namespaces: an inside host, the worker, an outside host, real sockets.
+//!
+//! ```text
+//!  inside               worker                          outside
+//!  eth0 ---------- lan0 - br-lab   (routing)   wan0 ---------- eth0
+//!  192.168.100.10         192.168.100.1  203.0.113.1    203.0.113.2
+//! ```
+//!
+//! The namespaces have no names: they are held by file descriptors and vanish with the test, whatever became of it.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::{
+        fd::{AsFd as _, AsRawFd as _, OwnedFd},
+        unix::process::CommandExt as _,
+    },
+    path::PathBuf,
+    process::{Child, Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, setns, unshare},
+    sys::{
+        prctl::set_pdeathsig,
+        signal::{Signal, kill},
+    },
+    unistd::Pid,
+};
+use serde_json::Value;
+
+pub const INSIDE: Ipv4Addr = Ipv4Addr::new(192, 168, 100, 10);
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 100, 1);
+pub const WAN: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+pub const INSIDE_NET: &str = "192.168.100.0/24";
+
+/// How long anything may take before a test gives up.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A network namespace without a name.
+#[derive(Debug)]
+pub struct Netns(OwnedFd);
+
+impl Default for Netns {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Netns {
+    pub fn new() -> Self {
+        let make = || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("these tests need root: a network namespace");
+            OwnedFd::from(std::fs::File::open("/proc/thread-self/ns/net").expect("open the namespace"))
+        };
+        let netns = Self(thread::spawn(make).join().expect("a thread"));
+        netns.ip("link set lo up");
+        netns
+    }
+
+    /// Runs on a thread inside the namespace. Sockets that it makes stay in it.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                setns(self.0.as_fd(), CloneFlags::CLONE_NEWNET).expect("enter the namespace");
+                work()
+            });
+            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// A command that will run inside, and not outlive this thread.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        let netns = self.0.try_clone().expect("duplicate a descriptor");
+        // SAFETY: two system calls, nothing that a fork of a threaded process must not do.
+        unsafe {
+            command.pre_exec(move || {
+                set_pdeathsig(Signal::SIGKILL)?;
+                setns(netns.as_fd(), CloneFlags::CLONE_NEWNET)?;
+                Ok(())
+            });
+        }
+        command
+    }
+
+    /// Runs a command line (split at blanks) inside; its standard output.
+    pub fn sh(&self, line: &str) -> String {
+        let mut words = line.split_whitespace();
+        let mut command = self.command(words.next().expect("a program"));
+        output(command.args(words), line)
+    }
+
+    pub fn ip(&self, arguments: &str) {
+        self.sh(&format!("ip {arguments}"));
+    }
+
+    /// A path that `ip link set netns` takes.
+    fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
+    }
+
+    /// A veth pair from here to another namespace.
+    pub fn veth(&self, name: &str, other: &Self, other_name: &str) {
+        self.ip(&format!("link add {name} type veth peer name {other_name} netns {}", other.path()));
+    }
+
+    pub fn udp(&self, address: impl Into<SocketAddr>) -> UdpSocket {
+        let address = address.into();
+        let socket =
+            self.run(|| UdpSocket::bind(address)).unwrap_or_else(|error| panic!("bind {address}: {error}"));
+        socket.set_read_timeout(Some(PATIENCE)).expect("set a timeout");
+        socket
+    }
+
+    pub fn listen(&self, address: impl Into<SocketAddr>) -> TcpListener {
+        let address = address.into();
+        self.run(|| TcpListener::bind(address)).unwrap_or_else(|error| panic!("listen on {address}: {error}"))
+    }
+
+    pub fn connect(&self, address: impl Into<SocketAddr>) -> io::Result<TcpStream> {
+        let address = address.into();
+        let stream = self.run(|| TcpStream::connect_timeout(&address, PATIENCE))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok(stream)
+    }
+
+    /// A counter of `/proc/net/snmp`: `("Udp", "InCsumErrors")`.
+    pub fn snmp(&self, protocol: &str, counter: &str) -> u64 {
+        let text = self.sh("cat /proc/thread-self/net/snmp");
+        let mut lines = text.lines().filter(|line| line.starts_with(&format!("{protocol}:")));
+        let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+        let place =
+            names.split_whitespace().position(|name| name == counter).expect("a counter of that name");
+        values.split_whitespace().nth(place).and_then(|value| value.parse().ok()).expect("a number")
+    }
+}
+
+fn output(command: &mut Command, label: &str) -> String {
+    let Output { status, stdout, stderr } =
+        command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{label}: {error}"));
+    assert!(status.success(), "{label}: {status}: {}", String::from_utf8_lossy(&stderr));
+    String::from_utf8_lossy(&stdout).into_owned()
+}
+
+/// What the worker answered.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub body: Value,
+}
+
+impl Answer {
+    /// The body of a success; a panic that shows the answer otherwise.
+    #[track_caller]
+    pub fn ok(self) -> Value {
+        assert_eq!(self.status, 200, "{}", self.body);
+        self.body
+    }
+}
+
+/// A worker process in a namespace, with a BPF file system of its own.
+#[derive(Debug)]
+pub struct Worker {
+    child: Child,
+}
+
+impl Worker {
+    pub const PORT: u16 = 8000;
+
+    /// The agent that the build made: `TELECLUSTER_WORKER_BIN`, else beside this test.
+    pub fn binary() -> PathBuf {
+        if let Some(path) = std::env::var_os("TELECLUSTER_WORKER_BIN") {
+            return path.into();
+        }
+        let test = std::env::current_exe().expect("our own path");
+        let path = test.ancestors().nth(2).expect("target/debug").join("telecluster-worker");
+        assert!(path.exists(), "{} is missing: cargo build, or cargo xtask test", path.display());
+        path
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"))
+    }
+
+    /// `kill -9`.
+    pub fn murder(mut self) {
+        self.child.kill().expect("kill the worker");
+        self.child.wait().expect("reap the worker");
+    }
+
+    /// Asks it to stop, and waits.
+    pub fn stop(mut self) {
+        kill(self.pid(), Signal::SIGTERM).expect("signal the worker");
+        let status = self.child.wait().expect("reap the worker");
+        assert!(status.success(), "the worker ended with {status}");
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // It has no pins outside its own mount namespace; an error means that it is gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The whole lab.
+#[derive(Debug)]
+pub struct Lab {
+    pub inside: Netns,
+    pub router: Netns,
+    pub outside: Netns,
+    /// Holds the worker's BPF file system, so that it outlives a worker.
+    mounts: Child,
+    pub state: tempfile::TempDir,
+    pub environment: Vec<(&'static str, String)>,
+}
+
+impl Default for Lab {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Lab {
+    /// Hosts, links, addresses and routes; no worker yet.
+    pub fn new() -> Self {
+        let (inside, router, outside) = (Netns::new(), Netns::new(), Netns::new());
+        router.veth("wan0", &outside, "eth0");
+        router.veth("lan0", &inside, "eth0");
+        for line in [
+            "link add br-lab type bridge",
+            "link set lan0 master br-lab",
+            "link set lan0 up",
+            "link set br-lab up",
+            "link set wan0 up",
+            &format!("addr add {GATEWAY}/24 dev br-lab"),
+            &format!("addr add {WAN}/24 dev wan0"),
+            &format!("route add default via {OUTSIDE}"),
+        ] {
+            router.ip(line);
+        }
+        for (host, address, gateway) in [(&inside, INSIDE, Some(GATEWAY)), (&outside, OUTSIDE, None)] {
+            host.ip("link set eth0 up");
+            host.ip(&format!("addr add {address}/24 dev eth0"));
+            if let Some(gateway) = gateway {
+                host.ip(&format!("route add default via {gateway}"));
+            }
+        }
+        let mounts = hold_mounts(&router);
+        let state = tempfile::tempdir().expect("a state directory");
+        Self { inside, router, outside, mounts, state, environment: Vec::new() }
+    }
+
+    /// A command in the worker's namespaces: its network, its BPF file system.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = self.router.command("nsenter");
+        command.arg(format!("--mount=/proc/{}/ns/mnt", self.mounts.id())).arg(program);
+        command
+    }
+
+    pub fn sh(&self, line: &str) -> String {
+        let mut words = line.split_whitespace();
+        let mut command = self.command(words.next().expect("a program"));
+        output(command.args(words), line)
+    }
+
+    /// A worker that has not been asked for anything yet, with standard error of its own.
+    pub fn worker_command(&self) -> Command {
+        let mut command = self.command(Worker::binary().to_str().expect("a path"));
+        command
+            .env("WAN_INTERFACE", "wan0")
+            .env("STATE_DIR", self.state.path())
+            .env("FLOW_CAPACITY", "16384")
+            .env("PORT", Worker::PORT.to_string())
+            .env("LOG_LEVEL", "INFO")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        command
+    }
+
+    /// Starts a worker and waits until it answers.
+    pub fn start(&self) -> Worker {
+        let mut worker = Worker { child: self.worker_command().spawn().expect("start the worker") };
+        let deadline = Instant::now() + PATIENCE;
+        while self.router.connect((Ipv4Addr::LOCALHOST, Worker::PORT)).is_err() {
+            let ended = worker.child.try_wait().expect("look at the worker");
+            assert!(ended.is_none(), "the worker ended with {ended:?}");
+            assert!(Instant::now() < deadline, "the worker does not answer");
+            thread::sleep(Duration::from_millis(20));
+        }
+        worker
+    }
+
+    /// A request to the worker, from its own host; `body` as JSON when there is one.
+    pub fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
+        let url = format!("http://127.0.0.1:{}{path}", Worker::PORT);
+        self.router.run(|| {
+            let agent: ureq::Agent = ureq::Agent::config_builder()
+                .http_status_as_error(false)
+                .timeout_global(Some(PATIENCE))
+                .build()
+                .into();
+            let request = ureq::http::Request::builder().method(method).uri(&url);
+            let request = request.body(body.map(Value::to_string).unwrap_or_default()).expect("a request");
+            let mut response = agent.run(request).unwrap_or_else(|error| panic!("{method} {path}: {error}"));
+            let text = response.body_mut().read_to_string().expect("a body");
+            let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
+            Answer { status: response.status().as_u16(), body }
+        })
+    }
+
+    #[track_caller]
+    pub fn post(&self, path: &str, body: &Value) -> Answer {
+        self.call("POST", path, Some(body))
+    }
+
+    #[track_caller]
+    pub fn get(&self, path: &str) -> Value {
+        self.call("GET", path, None).ok()
+    }
+
+    /// Masquerade of the inside network; the rule's id.
+    pub fn masquerade(&self) -> String {
+        let body = serde_json::json!({"source_network": INSIDE_NET, "output_interface": "wan0"});
+        rule_id(self.post("/nat/masquerade", &body).ok())
+    }
+
+    /// A forward to the inside host; the rule's id.
+    pub fn forward(&self, protocol: &str, external: u16, internal: u16) -> String {
+        let body = serde_json::json!({
+            "external_port": external, "internal_ip": INSIDE, "internal_port": internal, "protocol": protocol,
+        });
+        rule_id(self.post("/nat/forward", &body).ok())
+    }
+
+    /// A pinned map as `bpftool` prints it.
+    pub fn dump(&self, map: &str) -> Vec<Value> {
+        let text = self.sh(&format!("bpftool -j map dump pinned /sys/fs/bpf/telecluster/maps/{map}"));
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{map}: {error}: {text}"))
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let _ = self.mounts.kill();
+        let _ = self.mounts.wait();
+    }
+}
+
+fn rule_id(body: Value) -> String {
+    body["data"]["rule_id"].as_str().unwrap_or_else(|| panic!("no rule_id in {body}")).to_owned()
+}
+
+/// A process that only keeps a mount namespace with a BPF file system alive.
+fn hold_mounts(netns: &Netns) -> Child {
+    let mut command = netns.command("sleep");
+    command.arg("3600").stdin(Stdio::null()).stdout(Stdio::piped());
+    // SAFETY: system calls only.
+    unsafe {
+        command.pre_exec(|| {
+            unshare(CloneFlags::CLONE_NEWNS)?;
+            let none = None::<&str>;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+            // The namespace's own /sys, as `ip netns exec` would have it, and pins of its own below.
+            mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none)?;
+            mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none)?;
+            Ok(())
+        });
+    }
+    // `spawn` returns after exec, so the mounts are there.
+    command.spawn().expect("hold the worker's mounts")
+}

@@ -1,0 +1,380 @@
+//! Packets in, packets and verdicts out. The host's engine and the loaded programs run the same list and must give
+//! the same bytes.
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use telecluster_common::{
+    drop::DropReason,
+    maps::{Direction, RuleStat},
+};
+
+use crate::frame::{ACK, FIN, Frame, ICMP, RST, SYN, TCP, UDP, icmp, tcp, udp, udp_without_checksum};
+
+/// Loopback: the interface that `BPF_PROG_TEST_RUN` pretends a packet is on.
+pub const UPLINK: u32 = 1;
+pub const UPLINK_ADDRESS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+/// The host's own addresses.
+pub const LOCAL: [Ipv4Addr; 2] = [UPLINK_ADDRESS, Ipv4Addr::new(192, 168, 100, 1)];
+
+const INSIDE: Ipv4Addr = Ipv4Addr::new(192, 168, 100, 10);
+const OTHER_INSIDE: Ipv4Addr = Ipv4Addr::new(192, 168, 100, 11);
+const REMOTE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
+/// Of no rule.
+const STRANGER: Ipv4Addr = Ipv4Addr::new(10, 9, 8, 7);
+
+/// A rule, in the terms of the vectors.
+#[derive(Debug, Clone)]
+pub enum Rule {
+    Forward { proto: u8, port: u16, to: (Ipv4Addr, u16), address: Option<Ipv4Addr> },
+    Masquerade { source: Ipv4Net },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Passed,
+    Dropped(DropReason),
+}
+
+/// Something that runs packets: the host's engine, or the kernel's programs.
+pub trait Machine {
+    fn put(&mut self, slot: u32, rule: &Rule);
+    fn remove(&mut self, slot: u32, rule: &Rule);
+    /// The verdict and the frame afterwards.
+    fn run(&mut self, direction: Direction, frame: &[u8]) -> (Outcome, Vec<u8>);
+    fn counters(&mut self, slot: u32) -> RuleStat;
+}
+
+/// One thing that happens.
+#[derive(Debug, Clone)]
+pub enum Step {
+    /// This frame goes in, that one comes out.
+    Becomes {
+        direction: Direction,
+        frame: Vec<u8>,
+        expected: Vec<u8>,
+    },
+    Dropped {
+        direction: Direction,
+        frame: Vec<u8>,
+        reason: DropReason,
+    },
+    /// The rule of this slot (its place in `rules`) goes.
+    Remove(u32),
+}
+
+/// A story: rules, then packets in order.
+#[derive(Debug, Clone)]
+pub struct Vector {
+    pub name: &'static str,
+    pub rules: Vec<Rule>,
+    pub steps: Vec<Step>,
+}
+
+/// Plays a story on a machine whose tables are empty.
+pub fn play(vector: &Vector, machine: &mut impl Machine) {
+    let slot = |place: usize| u32::try_from(place).expect("few rules");
+    for (place, rule) in vector.rules.iter().enumerate() {
+        machine.put(slot(place), rule);
+    }
+    for (number, step) in vector.steps.iter().enumerate() {
+        let label = format!("{}, step {}", vector.name, number + 1);
+        match step {
+            Step::Becomes { direction, frame, expected } => {
+                let (outcome, bytes) = machine.run(*direction, frame);
+                assert_eq!(outcome, Outcome::Passed, "{label}");
+                assert_eq!(hex(&bytes), hex(expected), "{label}");
+            }
+            Step::Dropped { direction, frame, reason } => {
+                let (outcome, _) = machine.run(*direction, frame);
+                assert_eq!(outcome, Outcome::Dropped(*reason), "{label}");
+            }
+            Step::Remove(gone) => machine.remove(*gone, &vector.rules[*gone as usize]),
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(" ")
+}
+
+fn out(frame: &Frame, expected: &Frame) -> Step {
+    Step::Becomes { direction: Direction::Out, frame: frame.bytes(), expected: expected.bytes() }
+}
+
+fn inward(frame: &Frame, expected: &Frame) -> Step {
+    Step::Becomes { direction: Direction::In, frame: frame.bytes(), expected: expected.bytes() }
+}
+
+fn untouched(direction: Direction, frame: Vec<u8>) -> Step {
+    Step::Becomes { direction, expected: frame.clone(), frame }
+}
+
+fn dropped(frame: Vec<u8>, reason: DropReason) -> Step {
+    Step::Dropped { direction: Direction::Out, frame, reason }
+}
+
+pub fn masquerade() -> Rule {
+    Rule::Masquerade { source: Ipv4Net::new(Ipv4Addr::new(192, 168, 100, 0), 24).expect("a network") }
+}
+
+pub fn forward(proto: u8, port: u16, to: (Ipv4Addr, u16)) -> Rule {
+    Rule::Forward { proto, port, to, address: None }
+}
+
+/// A masqueraded UDP exchange: out, and back.
+pub fn udp_exchange(sport: u16, payload: &[u8]) -> [Step; 2] {
+    let remote = (REMOTE, 53);
+    [
+        out(&udp((INSIDE, sport), remote, payload), &udp((UPLINK_ADDRESS, sport), remote, payload)),
+        inward(&udp(remote, (UPLINK_ADDRESS, sport), payload), &udp(remote, (INSIDE, sport), payload)),
+    ]
+}
+
+/// Every story.
+pub fn all() -> Vec<Vector> {
+    let mut all = masquerade_vectors();
+    all.extend(forward_vectors());
+    all.extend(untouched_vectors());
+    all.extend(refused_vectors());
+    all
+}
+
+fn masquerade_vectors() -> Vec<Vector> {
+    let external = |port| (UPLINK_ADDRESS, port);
+    let (inside, remote) = ((INSIDE, 40000), (REMOTE, 443));
+    let handshake = [
+        out(&tcp(inside, remote, SYN, b""), &tcp(external(40000), remote, SYN, b"")),
+        inward(&tcp(remote, external(40000), SYN | ACK, b""), &tcp(remote, inside, SYN | ACK, b"")),
+        out(&tcp(inside, remote, ACK, b"GET"), &tcp(external(40000), remote, ACK, b"GET")),
+    ];
+    let ending = [
+        inward(&tcp(remote, external(40000), FIN | ACK, b""), &tcp(remote, inside, FIN | ACK, b"")),
+        out(&tcp(inside, remote, FIN | ACK, b""), &tcp(external(40000), remote, FIN | ACK, b"")),
+        inward(&tcp(remote, external(40000), ACK, b""), &tcp(remote, inside, ACK, b"")),
+    ];
+    let reset = [
+        inward(&tcp(remote, external(40000), RST, b""), &tcp(remote, inside, RST, b"")),
+        out(&tcp(inside, remote, ACK, b"x"), &tcp(external(40000), remote, ACK, b"x")),
+    ];
+    let without = |src, dst| udp_without_checksum(src, dst, b"q");
+    let options = [0x94, 0x04, 0, 0]; // router alert (RFC 2113)
+    let long = [1; 40]; // as many no-operations as fit
+    let with = |frame: Frame, options: &[u8]| frame.options(options);
+    let mut vectors = vec![
+        Vector {
+            name: "a masqueraded datagram goes out with the uplink's address and its answer comes back",
+            rules: vec![masquerade()],
+            steps: udp_exchange(40000, b"query").to_vec(),
+        },
+        Vector {
+            name: "a datagram without checksum stays without",
+            rules: vec![masquerade()],
+            steps: vec![
+                out(&without(inside, remote), &without(external(40000), remote)),
+                inward(&without(remote, external(40000)), &without(remote, inside)),
+            ],
+        },
+        Vector {
+            name: "a masqueraded TCP connection opens, carries data and ends",
+            rules: vec![masquerade()],
+            steps: handshake.iter().chain(&ending).cloned().collect(),
+        },
+        Vector {
+            name: "a reset from outside does not end a connection at once",
+            rules: vec![masquerade()],
+            steps: handshake.iter().chain(&reset).cloned().collect(),
+        },
+        Vector {
+            name: "a ping goes out and its answer comes back, by identifier",
+            rules: vec![masquerade()],
+            steps: vec![
+                out(&icmp(INSIDE, REMOTE, 8, 77, b"abc"), &icmp(UPLINK_ADDRESS, REMOTE, 8, 77, b"abc")),
+                inward(&icmp(REMOTE, UPLINK_ADDRESS, 0, 77, b"abc"), &icmp(REMOTE, INSIDE, 0, 77, b"abc")),
+            ],
+        },
+        Vector {
+            name: "options do not hide the ports behind them",
+            rules: vec![masquerade()],
+            steps: [&options[..], &long[..]]
+                .into_iter()
+                .zip([40000, 40001])
+                .map(|(options, port)| {
+                    out(
+                        &with(udp((INSIDE, port), remote, b"q"), options),
+                        &with(udp(external(port), remote, b"q"), options),
+                    )
+                })
+                .collect(),
+        },
+        Vector {
+            name: "the flows of a removed rule stop at once",
+            rules: vec![masquerade()],
+            steps: udp_exchange(40000, b"q")
+                .into_iter()
+                .chain([
+                    Step::Remove(0),
+                    untouched(Direction::Out, udp(inside, (REMOTE, 53), b"q").bytes()),
+                    untouched(Direction::In, udp((REMOTE, 53), external(40000), b"q").bytes()),
+                ])
+                .collect(),
+        },
+    ];
+    // every checksum value turns up, the zero that UDP must write as all ones among them
+    let sweep = (0..=u8::MAX).flat_map(|byte| {
+        let sport = 30000 + u16::from(byte);
+        udp_exchange(sport, &[byte, byte.wrapping_mul(167), 0x5a, byte.rotate_left(3)])
+    });
+    vectors.push(Vector {
+        name: "checksums are right whatever they were",
+        rules: vec![masquerade()],
+        steps: sweep.collect(),
+    });
+    vectors
+}
+
+fn forward_vectors() -> Vec<Vector> {
+    let (ssh, client) = ((INSIDE, 22), (REMOTE, 50000));
+    let external = (UPLINK_ADDRESS, 2222);
+    let tcp_forward = vec![
+        inward(&tcp(client, external, SYN, b""), &tcp(client, ssh, SYN, b"")),
+        out(&tcp(ssh, client, SYN | ACK, b""), &tcp(external, client, SYN | ACK, b"")),
+        inward(&tcp(client, external, ACK, b"SSH-2.0"), &tcp(client, ssh, ACK, b"SSH-2.0")),
+    ];
+    let dns = (OTHER_INSIDE, 5353);
+    vec![
+        Vector {
+            name: "a forwarded TCP port leads inside and the answers come from it",
+            rules: vec![forward(TCP, 2222, ssh)],
+            steps: tcp_forward.clone(),
+        },
+        Vector {
+            name: "a forwarded UDP port leads inside and the answers come from it",
+            rules: vec![forward(UDP, 53, dns)],
+            steps: vec![
+                inward(&udp(client, (UPLINK_ADDRESS, 53), b"q"), &udp(client, dns, b"q")),
+                out(&udp(dns, client, b"a"), &udp((UPLINK_ADDRESS, 53), client, b"a")),
+            ],
+        },
+        Vector {
+            name: "answers of a forward keep its port when the network is masqueraded too",
+            rules: vec![masquerade(), forward(TCP, 2222, ssh)],
+            steps: tcp_forward,
+        },
+        Vector {
+            name: "one port leads to different hosts by protocol",
+            rules: vec![forward(TCP, 2222, ssh), forward(UDP, 2222, dns)],
+            steps: vec![
+                inward(&tcp(client, external, SYN, b""), &tcp(client, ssh, SYN, b"")),
+                inward(&udp(client, external, b"q"), &udp(client, dns, b"q")),
+            ],
+        },
+        Vector {
+            name: "a forward of another address of the host does not match",
+            rules: vec![Rule::Forward { proto: TCP, port: 2222, to: ssh, address: Some(LOCAL[1]) }],
+            steps: vec![
+                untouched(Direction::In, tcp(client, external, SYN, b"").bytes()),
+                inward(&tcp(client, (LOCAL[1], 2222), SYN, b""), &tcp(client, ssh, SYN, b"")),
+            ],
+        },
+        Vector {
+            name: "transit traffic to a forwarded port is nobody's business",
+            rules: vec![forward(TCP, 2222, ssh)],
+            steps: vec![untouched(Direction::In, tcp(client, (STRANGER, 2222), SYN, b"").bytes())],
+        },
+        Vector {
+            name: "a segment of no connection is left to the host to reset",
+            rules: vec![forward(TCP, 2222, ssh)],
+            steps: [ACK, SYN | ACK, RST, FIN, SYN | FIN, 0]
+                .into_iter()
+                .map(|flags| untouched(Direction::In, tcp(client, external, flags, b"").bytes()))
+                .collect(),
+        },
+        Vector {
+            name: "the host's own pings are not forwarded",
+            rules: vec![forward(TCP, 2222, ssh), masquerade()],
+            steps: vec![
+                untouched(Direction::In, icmp(REMOTE, UPLINK_ADDRESS, 8, 5, b"x").bytes()),
+                untouched(Direction::Out, icmp(UPLINK_ADDRESS, REMOTE, 0, 5, b"x").bytes()),
+            ],
+        },
+    ]
+}
+
+fn untouched_vectors() -> Vec<Vector> {
+    let arp = [&[0xff; 6][..], &[2, 0, 0, 0, 0, 2, 8, 6], &[0; 28]].concat();
+    let ipv6 = [&[2; 12][..], &[0x86, 0xdd, 0x60], &[0; 59]].concat();
+    let mut tagged = udp((INSIDE, 1), (REMOTE, 2), b"q").bytes();
+    tagged.splice(12..12, [0x81, 0, 0, 100]);
+    let mut version = udp((INSIDE, 1), (REMOTE, 2), b"q").bytes();
+    version[14] = 0x55;
+    let mut short_header = version.clone();
+    short_header[14] = 0x44;
+    let frames = vec![
+        arp,
+        ipv6,
+        tagged,
+        version,
+        short_header,
+        udp((STRANGER, 1), (REMOTE, 2), b"q").bytes(),
+        tcp((STRANGER, 1), (REMOTE, 2), SYN, b"").bytes(),
+        // the host's own
+        udp((UPLINK_ADDRESS, 1), (REMOTE, 2), b"q").bytes(),
+        tcp((UPLINK_ADDRESS, 8000), (REMOTE, 2), ACK, b"x").bytes(),
+        Frame::new(STRANGER, REMOTE, 47, vec![0; 16]).bytes(),
+        Frame::new(UPLINK_ADDRESS, REMOTE, 50, vec![0; 16]).bytes(),
+    ];
+    let steps = |direction| frames.iter().map(|frame| untouched(direction, frame.clone())).collect();
+    vec![
+        Vector {
+            name: "what leaves from no masqueraded network is left alone",
+            rules: vec![masquerade()],
+            steps: steps(Direction::Out),
+        },
+        Vector {
+            name: "what arrives for no forward is left alone",
+            rules: vec![masquerade()],
+            steps: steps(Direction::In),
+        },
+        Vector {
+            name: "fragments and strange protocols from outside are left to the host",
+            rules: vec![masquerade(), forward(UDP, 53, (INSIDE, 53))],
+            steps: vec![
+                untouched(
+                    Direction::In,
+                    udp((REMOTE, 1), (UPLINK_ADDRESS, 53), b"q").fragment(0x2000).bytes(),
+                ),
+                untouched(
+                    Direction::In,
+                    udp((REMOTE, 1), (UPLINK_ADDRESS, 53), b"q").fragment(0x0010).bytes(),
+                ),
+                untouched(Direction::In, Frame::new(REMOTE, UPLINK_ADDRESS, 47, vec![0; 16]).bytes()),
+                untouched(Direction::In, Frame::new(REMOTE, UPLINK_ADDRESS, UDP, vec![0; 4]).bytes()),
+            ],
+        },
+    ]
+}
+
+fn refused_vectors() -> Vec<Vector> {
+    let (inside, remote) = ((INSIDE, 40000), (REMOTE, 443));
+    vec![Vector {
+        name: "nothing leaves with an inside address",
+        rules: vec![masquerade()],
+        steps: vec![
+            dropped(tcp(inside, remote, ACK, b"x").bytes(), DropReason::TcpNotSyn),
+            dropped(tcp(inside, remote, SYN | FIN, b"").bytes(), DropReason::TcpNotSyn),
+            dropped(udp(inside, remote, b"q").fragment(0x2000).bytes(), DropReason::Fragment),
+            dropped(udp(inside, remote, b"q").fragment(0x0010).bytes(), DropReason::Fragment),
+            dropped(Frame::new(INSIDE, REMOTE, 47, vec![0; 16]).bytes(), DropReason::Protocol),
+            dropped(icmp(INSIDE, REMOTE, 13, 7, b"").bytes(), DropReason::Protocol),
+            dropped(icmp(INSIDE, REMOTE, 0, 7, b"").bytes(), DropReason::Protocol),
+            dropped(Frame::new(INSIDE, REMOTE, UDP, vec![0; 7]).bytes(), DropReason::Malformed),
+            dropped(Frame::new(INSIDE, REMOTE, TCP, vec![0; 19]).bytes(), DropReason::Malformed),
+            dropped(Frame::new(INSIDE, REMOTE, ICMP, vec![8; 5]).bytes(), DropReason::Malformed),
+            dropped(
+                udp(inside, remote, b"").options(&[1; 40]).bytes()[..14 + 60 + 4].to_vec(),
+                DropReason::Malformed,
+            ),
+        ],
+    }]
+}

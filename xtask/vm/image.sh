@@ -1,0 +1,94 @@
+#!/bin/bash
+# Builds what the test VM boots from.
+#   image.sh base  KERNEL_TREE BUSYBOX INIT OUT   OUT/vmlinuz and OUT/base.cpio: modules, tools, init
+#   image.sh extra BUSYBOX OUT FILE:DEST...       OUT/extra.cpio: what changes from run to run
+# KERNEL_TREE is an unpacked kernel package, BUSYBOX a static busybox. The tools are this
+# machine's own, with their libraries. Archives are not compressed: an emulated CPU unpacks slowly.
+set -euo pipefail
+
+# What tests use: links of every kind we make, TC and its actions, and the packet filters (to
+# prove that they hold no rule). Missing ones are skipped: a kernel may have them built in.
+modules="veth bridge br_netfilter 8021q dummy tun vxlan geneve sch_ingress cls_bpf act_bpf act_gact
+  sch_netem nf_tables nft_chain_nat nft_compat nft_ct nft_masq nft_nat nft_counter nf_conntrack nf_nat
+  nf_conntrack_netlink nf_flow_table ip_tables iptable_nat iptable_filter xt_MASQUERADE xt_conntrack
+  xt_nat af_packet inet_diag tcp_diag sch_fq sch_fq_codel"
+tools="bash ip bridge tc bpftool ping nft ethtool curl nsenter unshare setpriv timeout"
+
+# A program with its shared libraries. Debug information stays behind.
+add() {
+  local from=$1 to=$root/$2
+  mkdir -p "$(dirname "$to")"
+  cp -L "$from" "$to"
+  strip --strip-debug "$to" 2>/dev/null || true
+  chmod +x "$to"
+  { ldd "$from" 2>/dev/null || true; } | { grep -oE '/[^ ]+\.so[^ ]*' || true; } | while read -r lib; do
+    mkdir -p "$root$(dirname "$lib")"
+    [ -e "$root$lib" ] || cp -L "$lib" "$root$lib"
+  done
+}
+
+archive() { (cd "$root" && find . -mindepth 1 | "$busybox" cpio -o -H newc 2>/dev/null) >"$1"; }
+
+base() {
+  local tree=$1 init=$3 out=$4 from version
+  busybox=$2
+  from=$(dirname "$(find "$tree" -name modules.builtin | head -1)")
+  version=$(basename "$from")
+  find "$tree" -name 'vmlinuz*' -exec cp {} "$out/vmlinuz" \; -quit
+
+  mkdir -p "$root"/{bin,sbin,usr/bin,usr/sbin,usr/lib,lib64,proc,sys,dev,run,tmp,etc,root}
+  # Libraries are found under /lib and /usr/lib alike.
+  ln -s usr/lib "$root/lib"
+  ln -s ../lib64 "$root/usr/lib64"
+  mkdir -p "$root/lib/modules/$version"
+  # modprobe wants its modules below lib/modules, also where the package has them in usr/lib.
+  [ -d "$tree/lib" ] || ln -s usr/lib "$tree/lib"
+  depmod -b "$tree" "$version"
+  for module in $modules; do
+    modprobe -d "$tree" -S "$version" --show-depends "$module" 2>/dev/null || true
+  done | awk '$1 == "insmod" { print $2 }' | sort -u | while read -r file; do
+    to=$root/lib/modules/$version/${file##*/"$version"/}
+    mkdir -p "$(dirname "$to")"
+    cp "$file" "$to"
+    [ "${to%.xz}" = "$to" ] || xz -d "$to"
+  done
+  cp "$from"/modules.{builtin,order} "$root/lib/modules/$version/"
+  cp "$from/modules.builtin.modinfo" "$root/lib/modules/$version/" 2>/dev/null || true
+  depmod -b "$root" "$version"
+
+  cp "$busybox" "$root/bin/busybox"
+  for applet in $("$busybox" --list | grep -vx busybox); do ln -s busybox "$root/bin/$applet"; done
+  for tool in $tools modprobe; do
+    path=$(command -v "$tool") || continue
+    # The real tool wins over busybox's applet of that name, wherever a script looks for it.
+    rm -f "$root/bin/$tool"
+    add "$path" "bin/$tool"
+    ln -sf "../bin/$tool" "$root/sbin/$tool"
+  done
+  # busybox's shell prefers its own applets to the tools on PATH.
+  ln -sf bash "$root/bin/sh"
+  printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n' >"$root/etc/passwd"
+  printf 'root:x:0:\nnogroup:x:65534:\n' >"$root/etc/group"
+  printf '127.0.0.1 localhost\n' >"$root/etc/hosts"
+  cp "$init" "$root/init"
+  chmod +x "$root/init"
+  archive "$out/base.cpio"
+}
+
+extra() {
+  local out=$2
+  busybox=$1
+  shift 2
+  mkdir -p "$root/usr/lib"
+  # As in the base: the kernel unpacks both archives over each other.
+  ln -s usr/lib "$root/lib"
+  for entry in "$@"; do add "${entry%:*}" "${entry##*:}"; done
+  rm "$root/lib"
+  archive "$out/extra.cpio"
+}
+
+root=$(mktemp -d)
+trap 'rm -rf "$root"' EXIT
+mode=$1
+shift
+"$mode" "$@"
