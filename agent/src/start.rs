@@ -22,7 +22,9 @@ pub async fn start(config: &Config) -> Result<Engine> {
     if let Some(wan) = &config.wan_interface
         && kernel.observe().await?.link(wan.as_str()).is_none()
     {
-        bail!("there is no interface {wan}: set WAN_INTERFACE to one of this host, or unset it to have it detected");
+        bail!(
+            "there is no interface {wan}: set WAN_INTERFACE to one of this host, or unset it to have it detected"
+        );
     }
     let store = open_store(config)?;
     let (dataplane, mut object) = load(config)?;
@@ -53,7 +55,8 @@ pub async fn teardown(config: &Config) -> Result<()> {
 
 fn open_store(config: &Config) -> Result<Arc<dyn Store>> {
     let path = config.state_dir.display();
-    let store = RedbStore::open(&config.state_dir).with_context(|| format!("the state in {path} cannot be used"))?;
+    let store =
+        RedbStore::open(&config.state_dir).with_context(|| format!("the state in {path} cannot be used"))?;
     Ok(Arc::new(store))
 }
 

@@ -1,0 +1,179 @@
+//! Port forwards, masquerade, flows, and what is measured of them.
+
+use super::*;
+
+fn ssh() -> Value {
+    json!({
+        "external_port": 2222,
+        "internal_ip": "192.168.100.10",
+        "internal_port": 22,
+        "protocol": "tcp",
+        "description": "SSH access to VM1",
+    })
+}
+
+fn with(mut body: Value, field: &str, value: Value) -> Value {
+    body[field] = value;
+    body
+}
+
+async fn rules(lab: &Lab) -> (Vec<Value>, Vec<Value>) {
+    let status = lab.get("/nat/status").await.json;
+    let list = |name: &str| status[name].as_array().unwrap().clone();
+    assert!(list("firewall_rules").is_empty());
+    (list("port_forwards"), list("masquerade_rules"))
+}
+
+#[tokio::test]
+async fn the_readmes_forward_has_an_id_that_finds_and_deletes_it() {
+    let lab = Lab::new().await;
+    let made = lab.post("/nat/forward", ssh()).await;
+    let id = made.done(true)["rule_id"].as_str().unwrap().to_owned();
+    assert_eq!(made.json["data"]["id"], id.as_str());
+
+    let (forwards, _) = rules(&lab).await;
+    assert_eq!(forwards.len(), 1);
+    assert_eq!(forwards[0]["id"], id.as_str());
+    assert_eq!(forwards[0]["action"], "DNAT");
+    assert_eq!((&forwards[0]["dest_ip"], &forwards[0]["dest_port"]), (&json!("192.168.100.10"), &json!(22)));
+    assert_eq!(forwards[0]["interface"], "ens3");
+
+    let shown = lab.get(&format!("/network/nat/forward/{id}")).await;
+    assert_eq!(shown.done(false)["description"], "SSH access to VM1");
+
+    // Part of an id is no id.
+    lab.delete(&format!("/nat/forward/{}", &id[..id.len() - 1]), Value::Null)
+        .await
+        .refused(404, "RULE_NOT_FOUND");
+    lab.delete(&format!("/nat/forward/{id}"), Value::Null).await.done(true);
+    lab.get(&format!("/nat/forward/{id}")).await.refused(404, "RULE_NOT_FOUND");
+    assert!(rules(&lab).await.0.is_empty());
+}
+
+#[tokio::test]
+async fn a_port_leads_to_one_place() {
+    let lab = Lab::new().await;
+    let first = lab.post("/nat/forward", ssh()).await;
+    let again = lab.post("/nat/forward", ssh()).await;
+    assert_eq!(again.done(false)["rule_id"], first.json["data"]["rule_id"]);
+    let other = with(ssh(), "internal_ip", json!("192.168.100.11"));
+    let refused = lab.post("/nat/forward", other).await;
+    refused.refused(409, "FORWARD_PORT_IN_USE");
+    assert_eq!(rules(&lab).await.0.len(), 1);
+}
+
+#[tokio::test]
+async fn a_forward_is_deleted_by_exactly_its_ports() {
+    let lab = Lab::new().await;
+    lab.post("/nat/forward", ssh()).await.done(true);
+    lab.post("/nat/forward", with(ssh(), "protocol", json!("udp"))).await.done(true);
+
+    let which = "external_port=2222&internal_ip=192.168.100.10";
+    lab.delete(&format!("/nat/forward?{which}"), Value::Null).await.refused(422, "INVALID_FIELD");
+    lab.delete(&format!("/nat/forward?{which}&internal_port=23"), Value::Null)
+        .await
+        .refused(404, "RULE_NOT_FOUND");
+    lab.delete(&format!("/nat/forward?{which}&internal_port=22&protocol=all"), Value::Null)
+        .await
+        .refused(404, "RULE_NOT_FOUND");
+    lab.delete(&format!("/nat/forward?{which}&internal_port=22&protocol=udp"), Value::Null).await.done(true);
+    let (left, _) = rules(&lab).await;
+    assert_eq!((left.len(), &left[0]["protocol"]), (1, &json!("tcp")));
+
+    let body = json!({ "external_port": 2222, "internal_ip": "192.168.100.10", "internal_port": 22 });
+    lab.delete("/nat/forward", body).await.done(true);
+    assert!(rules(&lab).await.0.is_empty());
+}
+
+#[tokio::test]
+async fn what_cannot_be_forwarded_is_refused_with_the_reason() {
+    let lab = Lab::new().await;
+    for (field, value, status, code) in [
+        ("external_port", json!(0), 422, "INVALID_FIELD"),
+        ("external_port", json!(8000), 409, "FORWARD_PORT_RESERVED"),
+        ("internal_ip", json!("0.0.0.0"), 422, "INVALID_FIELD"),
+        ("internal_ip", json!("vm1"), 422, "INVALID_FIELD"),
+        ("internal_ip", json!("2001:db8::1"), 501, "UNSUPPORTED"),
+        ("protocol", json!("icmp"), 422, "INVALID_FIELD"),
+        ("interface", json!("ens9"), 404, "LINK_NOT_FOUND"),
+        ("source_cidrs", json!(["10.0.0.0/8"]), 501, "UNSUPPORTED"),
+        ("external_port_end", json!(2230), 501, "UNSUPPORTED"),
+        ("description", json!("a\nb"), 422, "INVALID_FIELD"),
+    ] {
+        lab.post("/nat/forward", with(ssh(), field, value)).await.refused(status, code);
+    }
+    assert!(rules(&lab).await.0.is_empty());
+}
+
+#[tokio::test]
+async fn masquerade_is_made_found_and_deleted_by_what_it_does() {
+    let lab = Lab::new().await;
+    let body = json!({ "source_network": "192.168.100.7/24", "output_interface": "ens3" });
+    let made = lab.post("/nat/masquerade", body.clone()).await;
+    assert_eq!(made.done(true)["source_ip"], "192.168.100.0/24");
+    lab.post("/nat/masquerade", body).await.done(false);
+    let (_, masquerade) = rules(&lab).await;
+    assert_eq!((masquerade.len(), &masquerade[0]["action"]), (1, &json!("MASQUERADE")));
+
+    // A masquerade rule is no forward.
+    let id = made.json["data"]["rule_id"].as_str().unwrap();
+    lab.get(&format!("/nat/forward/{id}")).await.refused(404, "RULE_NOT_FOUND");
+    lab.delete(&format!("/nat/forward/{id}"), Value::Null).await.refused(404, "RULE_NOT_FOUND");
+
+    let which = "source_network=192.168.100.0/24&output_interface=ens3";
+    lab.delete(&format!("/nat/masquerade?{which}"), Value::Null).await.done(true);
+    lab.delete(&format!("/nat/masquerade?{which}"), Value::Null).await.refused(404, "RULE_NOT_FOUND");
+}
+
+#[tokio::test]
+async fn masquerade_is_deleted_by_id_in_path_query_and_body() {
+    let lab = Lab::new().await;
+    for (path, body) in
+        [("/ID", Value::Null), ("?id=ID", Value::Null), ("?rule_id=ID", Value::Null), ("", json!("ID"))]
+    {
+        let spec = json!({ "source_network": "10.0.0.0/24", "output_interface": "ens3", "enabled": "false" });
+        let made = lab.post("/nat/masquerade", spec).await;
+        assert_eq!(made.done(true)["enabled"], false);
+        let id = made.json["data"]["rule_id"].as_str().unwrap();
+        let body = if body.is_null() { body } else { json!({ "rule_id": id }) };
+        lab.delete(&format!("/nat/masquerade{}", path.replace("ID", id)), body).await.done(true);
+    }
+}
+
+#[tokio::test]
+async fn flows_are_a_page_and_a_typo_in_a_filter_is_seen() {
+    let lab = Lab::new().await;
+    let page = lab.get("/nat/flows?protocol=tcp&limit=5&inside=10.0.0.2").await;
+    assert_eq!(
+        page.json,
+        json!({ "total": 0, "flows": [], "warnings": ["unknown field 'inside' was ignored"] })
+    );
+    lab.get("/nat/flows?limit=0").await.refused(422, "INVALID_FIELD");
+    lab.get("/nat/flows?external_port=ssh").await.refused(422, "INVALID_FIELD");
+}
+
+#[tokio::test]
+async fn health_and_metrics_show_what_is_there() {
+    let lab = Lab::new().await;
+    let made = lab.post("/nat/forward", ssh()).await;
+    let id = made.done(true)["rule_id"].as_str().unwrap().to_owned();
+
+    let health = lab.get("/health").await;
+    assert_eq!(health.json["dataplane"]["backend"], "fake");
+    assert_eq!(health.json["dataplane"]["rules"], 1);
+    assert!(!health.json["environment"]["kernel"].as_str().unwrap().is_empty());
+    // Depending on who runs the tests.
+    let healthy = health.json["status"] == "healthy";
+    assert_eq!(health.status, if healthy { 200 } else { 503 }, "{}", health.text);
+
+    let metrics = lab.get("/metrics").await;
+    assert_eq!(metrics.headers[header::CONTENT_TYPE], crate::metrics::CONTENT_TYPE);
+    let line =
+        format!("telecluster_rule_packets_total{{rule_id=\"{id}\",action=\"DNAT\",direction=\"in\"}} 0");
+    assert!(metrics.text.contains(&line), "{}", metrics.text);
+    assert!(
+        metrics.text.contains(
+            r#"telecluster_http_requests_total{method="POST",route="/nat/forward",status="200"} 1"#
+        )
+    );
+}
