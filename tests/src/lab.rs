@@ -288,7 +288,12 @@ impl Lab {
 
     /// Starts a worker and waits until it answers.
     pub fn start(&self) -> Worker {
-        let mut worker = Worker { child: self.worker_command().spawn().expect("start the worker") };
+        self.start_command(&mut self.worker_command())
+    }
+
+    /// The same with a command that the test has changed.
+    pub fn start_command(&self, command: &mut Command) -> Worker {
+        let mut worker = Worker { child: command.spawn().expect("start the worker") };
         let deadline = Instant::now() + PATIENCE;
         while self.router.connect((Ipv4Addr::LOCALHOST, Worker::PORT)).is_err() {
             let ended = worker.child.try_wait().expect("look at the worker");

@@ -1,0 +1,277 @@
+//! The NAT on real packets: hosts and worker in namespaces, real sockets, real offloads.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{Shutdown, TcpStream, UdpSocket},
+    os::unix::process::CommandExt as _,
+    process::Stdio,
+    thread,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use telecluster_tests::lab::{INSIDE, Lab, OUTSIDE, WAN};
+
+/// Echoes datagrams, prefixed with the address that they came from, until the socket times out.
+fn echo_once(socket: &UdpSocket) -> String {
+    let mut buffer = [0; 2048];
+    let (len, from) = socket.recv_from(&mut buffer).expect("a datagram");
+    socket.send_to(&buffer[..len], from).expect("answer");
+    from.to_string()
+}
+
+fn flows(lab: &Lab) -> Vec<Value> {
+    lab.get("/nat/flows")["flows"].as_array().expect("a list").clone()
+}
+
+/// Sends everything through `from` and reads it at `to`; the bytes must be the same.
+fn transfer(mut from: TcpStream, mut to: TcpStream, len: usize) {
+    let data: Vec<u8> = (0..len).map(|i| (i.wrapping_mul(2_654_435_761) >> 11).to_le_bytes()[0]).collect();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            from.write_all(&data).expect("send");
+            from.shutdown(Shutdown::Write).expect("finish sending");
+        });
+        let mut received = Vec::with_capacity(len);
+        to.read_to_end(&mut received).expect("receive");
+        assert!(received == data, "{} of {len} bytes, and not the same", received.len());
+    });
+}
+
+#[test]
+fn masqueraded_datagrams_leave_with_the_uplink_address_and_are_counted_exactly() {
+    let lab = Lab::new();
+    let _worker = lab.start();
+    let rule = lab.masquerade();
+    let server = lab.outside.udp((OUTSIDE, 5300));
+    let client = lab.inside.udp((INSIDE, 40000));
+    client.connect((OUTSIDE, 5300)).expect("connect");
+    for length in 1..=100 {
+        client.send(&vec![7; length]).expect("send");
+        assert_eq!(echo_once(&server), format!("{WAN}:40000"));
+        let mut buffer = [0; 2048];
+        assert_eq!(client.recv(&mut buffer).expect("the answer"), length);
+    }
+    let bytes = (1..=100).map(|length| length + 28).sum::<u64>();
+
+    let [flow] = &flows(&lab)[..] else { panic!("one flow") };
+    assert_eq!((&flow["packets_out"], &flow["packets_in"]), (&json!(100), &json!(100)));
+    assert_eq!((&flow["bytes_out"], &flow["bytes_in"]), (&json!(bytes), &json!(bytes)));
+    assert_eq!(flow["inside_ip"], json!(INSIDE));
+    assert_eq!(flow["external_ip"], json!(WAN));
+    assert_eq!(flow["rule_id"], json!(rule));
+    assert_eq!(flow["state"], "established");
+
+    let status = &lab.get("/nat/status")["masquerade_rules"][0];
+    assert_eq!((&status["packets"], &status["bytes"]), (&json!(200), &json!(2 * bytes)));
+    assert_eq!(status["active_flows"], 1);
+    assert_eq!(status["backend"], "ebpf");
+
+    // what bpftool shows to people, by name
+    let entries = lab.dump("flow4");
+    assert_eq!(entries.len(), 2);
+    for entry in entries {
+        let (key, value) = (&entry["formatted"]["key"], &entry["formatted"]["value"]);
+        assert_eq!(value["packets"], 100);
+        assert_eq!(value["bytes"], bytes);
+        let out = key["direction"] == 1;
+        assert_eq!(key["src"], if out { json!([192, 168, 100, 10]) } else { json!([203, 0, 113, 2]) });
+        assert_eq!(value["to_src"], if out { json!([203, 0, 113, 1]) } else { json!([203, 0, 113, 2]) });
+        assert_eq!(key["sport"], if out { 40000 } else { 5300 });
+    }
+
+    // and what Prometheus reads
+    let metrics = lab.get("/metrics");
+    let metrics = metrics.as_str().expect("text");
+    let line = |start: &str, part: &str| {
+        metrics
+            .lines()
+            .find(|line| line.starts_with(start) && line.contains(part))
+            .unwrap_or_else(|| panic!("no {start} with {part} in {metrics}"))
+            .to_owned()
+    };
+    assert!(line("telecluster_rule_packets_total", r#"direction="out""#).ends_with(" 100"));
+    assert!(line("telecluster_rule_bytes_total", r#"direction="in""#).ends_with(&format!(" {bytes}")));
+    assert!(line("telecluster_flow_packets_total", r#"direction="out""#).ends_with(" 100"));
+
+    assert_eq!(lab.router.sh("nft list ruleset"), "", "no nft or iptables rule while it works");
+}
+
+#[test]
+fn a_ping_gets_through() {
+    let lab = Lab::new();
+    let _worker = lab.start();
+    lab.masquerade();
+    let text = lab.inside.sh(&format!("ping -n -c 3 -i 0.2 -W 2 {OUTSIDE}"));
+    assert!(text.contains("3 received"), "{text}");
+    let [flow] = &flows(&lab)[..] else { panic!("one flow") };
+    assert_eq!((&flow["protocol"], &flow["packets_in"]), (&json!("icmp"), &json!(3)));
+}
+
+#[test]
+fn a_forwarded_tcp_port_carries_bulk_both_ways_with_every_offload_on() {
+    let lab = Lab::new();
+    let _worker = lab.start();
+    lab.forward("tcp", 2222, 22);
+    let listener = lab.inside.listen((INSIDE, 22));
+    for inward in [true, false] {
+        let client = lab.outside.connect((WAN, 2222)).expect("connect through the forward");
+        let (server, peer) = listener.accept().expect("accept");
+        assert_eq!(peer.ip(), OUTSIDE, "the server sees the client's own address");
+        let (from, to) = if inward { (client, server) } else { (server, client) };
+        transfer(from, to, 20_000_000);
+    }
+    for host in [&lab.inside, &lab.outside, &lab.router] {
+        assert_eq!(host.snmp("Tcp", "InCsumErrors"), 0);
+    }
+    let status = &lab.get("/nat/status")["port_forwards"][0];
+    let bytes = status["bytes"].as_u64().expect("a number");
+    assert!(bytes > 40_000_000, "{bytes}");
+}
+
+#[test]
+fn masqueraded_bulk_is_intact_whatever_the_offloads() {
+    let lab = Lab::new();
+    let _worker = lab.start();
+    lab.masquerade();
+    let listener = lab.outside.listen((OUTSIDE, 9000));
+    for offload in ["on", "off"] {
+        for (host, device) in [(&lab.inside, "eth0"), (&lab.outside, "eth0"), (&lab.router, "wan0")] {
+            // one at a time: turning checksums off turns the others off by itself, and ethtool then fails on them
+            for feature in ["tx", "tso", "gso", "gro"] {
+                let mut ethtool = host.command("ethtool");
+                let done = ethtool.args(["-K", device, feature, offload]).stderr(Stdio::null()).status();
+                done.expect("run ethtool");
+            }
+        }
+        let client = lab.inside.connect((OUTSIDE, 9000)).expect("connect through masquerade");
+        let (server, peer) = listener.accept().expect("accept");
+        assert_eq!(peer.ip(), WAN);
+        transfer(client, server, 20_000_000);
+    }
+    for host in [&lab.inside, &lab.outside, &lab.router] {
+        assert_eq!(host.snmp("Tcp", "InCsumErrors"), 0);
+    }
+}
+
+#[test]
+fn a_deleted_rule_stops_its_flows_and_takes_its_programs_along() {
+    let lab = Lab::new();
+    let _worker = lab.start();
+    let rule = lab.forward("udp", 5353, 53);
+    let server = lab.inside.udp((INSIDE, 53));
+    let client = lab.outside.udp((OUTSIDE, 6000));
+    client.send_to(b"q", (WAN, 5353)).expect("send");
+    assert_eq!(echo_once(&server), format!("{OUTSIDE}:6000"));
+    assert!(lab.sh("bpftool net show").contains("tc_wan_in"));
+
+    lab.call("DELETE", &format!("/nat/forward/{rule}"), None).ok();
+    client.send_to(b"q", (WAN, 5353)).expect("send");
+    server.set_read_timeout(Some(Duration::from_millis(300))).expect("set a timeout");
+    assert!(server.recv(&mut [0; 16]).is_err(), "the flow outlived its rule");
+    assert!(flows(&lab).is_empty());
+    assert!(!lab.sh("bpftool net show").contains("tc_wan"), "the programs are still attached");
+    assert_eq!(lab.get("/nat/status")["port_forwards"], json!([]));
+}
+
+#[test]
+fn traffic_goes_on_without_the_agent_and_a_restart_loses_nothing() {
+    let lab = Lab::new();
+    let worker = lab.start();
+    lab.masquerade();
+    lab.forward("tcp", 2222, 22);
+    let before = lab.get("/nat/status");
+    let listener = lab.inside.listen((INSIDE, 22));
+    let mut client = lab.outside.connect((WAN, 2222)).expect("connect");
+    let (mut server, _) = listener.accept().expect("accept");
+    let mut exchange = |text: &[u8]| {
+        client.write_all(text).expect("send");
+        let mut buffer = vec![0; text.len()];
+        server.read_exact(&mut buffer).expect("receive");
+        assert_eq!(buffer, text);
+    };
+    exchange(b"with the agent");
+    worker.murder();
+    exchange(b"without it");
+    let text = lab.inside.sh(&format!("ping -n -c 1 -W 2 {OUTSIDE}"));
+    assert!(text.contains("1 received"), "new flows are made without the agent: {text}");
+
+    let worker = lab.start();
+    exchange(b"with another");
+    let after = lab.get("/nat/status");
+    assert_eq!(after["port_forwards"][0]["id"], before["port_forwards"][0]["id"]);
+    assert_eq!(after["masquerade_rules"][0]["id"], before["masquerade_rules"][0]["id"]);
+    assert_eq!(after["port_forwards"][0]["active_flows"], 1, "the flow was adopted");
+    assert_eq!(after["masquerade_rules"][0]["packets"], 2, "the counters went on");
+    worker.stop();
+    exchange(b"after a stop");
+}
+
+#[test]
+fn a_changed_uplink_address_is_followed() {
+    let lab = Lab::new();
+    let _worker = lab.start();
+    lab.masquerade();
+    let server = lab.outside.udp((OUTSIDE, 5300));
+    let client = lab.inside.udp((INSIDE, 40000));
+    client.send_to(b"q", (OUTSIDE, 5300)).expect("send");
+    assert_eq!(echo_once(&server), format!("{WAN}:40000"));
+    lab.router.ip("addr add 203.0.113.9/24 dev wan0");
+    lab.router.ip(&format!("addr del {WAN}/24 dev wan0"));
+    thread::sleep(Duration::from_millis(500));
+    client.send_to(b"q", (OUTSIDE, 5300)).expect("send");
+    assert_eq!(echo_once(&server), "203.0.113.9:40000");
+}
+
+#[test]
+fn what_others_have_attached_to_the_uplink_stays_and_still_runs() {
+    let lab = Lab::new();
+    lab.router.ip("link add foreign type bridge");
+    lab.router.sh("tc qdisc add dev wan0 clsact");
+    lab.router.sh("tc filter add dev wan0 ingress prio 7 protocol ip u32 match u32 0 0 action ok");
+    let foreign = |lab: &Lab| {
+        let filters = lab.router.sh("tc filter show dev wan0 ingress prio 7");
+        (lab.router.sh("ip -o link show foreign"), lab.router.sh("tc qdisc show dev wan0 clsact"), filters)
+    };
+    let before = foreign(&lab);
+    let worker = lab.start();
+    lab.masquerade();
+    let rule = lab.forward("tcp", 2222, 22);
+    assert!(lab.inside.sh(&format!("ping -n -c 1 -W 2 {OUTSIDE}")).contains("1 received"));
+    assert_eq!(foreign(&lab), before);
+    lab.call("DELETE", &format!("/nat/forward/{rule}"), None).ok();
+    worker.stop();
+    let status = lab.worker_command().arg("teardown").status().expect("run teardown");
+    assert!(status.success());
+    assert_eq!(foreign(&lab), before);
+    assert!(!lab.sh("bpftool net show").contains("tc_wan"));
+    assert_eq!(lab.sh("find /sys/fs/bpf -mindepth 1 -name telecluster"), "");
+}
+
+#[test]
+fn bad_days_are_one_line_and_leave_nothing() {
+    let lab = Lab::new();
+    let fails = |variables: &[(&str, &str)], wanted: &str| {
+        let mut command = lab.worker_command();
+        let output = command.envs(variables.iter().copied()).stderr(Stdio::piped()).output().expect("run");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success(), "{variables:?} was accepted");
+        let errors: Vec<_> = text.lines().filter(|line| line.starts_with("telecluster-worker: ")).collect();
+        assert_eq!(errors.len(), 1, "{text}");
+        assert!(errors[0].contains(wanted), "{}", errors[0]);
+    };
+    fails(&[("WAN_INTERFACE", "wan7")], "wan7");
+    fails(&[("PORT", "http")], "PORT");
+    fails(&[("FLOW_CAPACITY", "many")], "FLOW_CAPACITY");
+    fails(&[("BPF_DIR", "/tmp/telecluster-none")], "BPF");
+    assert_eq!(lab.sh("find /sys/fs/bpf -mindepth 1 -name telecluster"), "", "a failed start left pins");
+    let _worker = lab.start();
+    fails(&[("STATE_DIR", "/tmp/telecluster-none")], "8000");
+
+    // a user without rights
+    let mut command = lab.worker_command();
+    command.env("PORT", "8001").stderr(Stdio::piped());
+    command.uid(65534).gid(65534);
+    let output = command.output().expect("run");
+    assert!(!output.status.success());
+}
