@@ -51,23 +51,6 @@ pub struct FlowKey {
     pub unused: u16,
 }
 
-impl FlowKey {
-    /// The key of the packets that answer: what arrives from the other side once `flow` has translated this key.
-    #[inline(always)]
-    #[must_use]
-    pub fn peer(&self, flow: &Flow) -> Self {
-        Self {
-            src: flow.to_dst,
-            dst: flow.to_src,
-            sport: flow.to_dport,
-            dport: flow.to_sport,
-            proto: self.proto,
-            direction: 1 - (self.direction & 1),
-            unused: 0,
-        }
-    }
-}
-
 /// One direction of a flow: connection tracking and translation in one record, 64 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C, align(8))]

@@ -42,6 +42,20 @@ impl FlowRef {
         self.0.as_ptr()
     }
 
+    /// The key of the packets that answer those of `key`, which is this flow's.
+    #[inline(always)]
+    pub fn peer_of(self, key: &FlowKey) -> FlowKey {
+        FlowKey {
+            src: self.to_dst(),
+            dst: self.to_src(),
+            sport: self.to_dport(),
+            dport: self.to_sport(),
+            proto: key.proto,
+            direction: 1 - (key.direction & 1),
+            unused: 0,
+        }
+    }
+
     /// A copy of the whole record.
     #[inline(always)]
     pub fn read(self) -> Flow {
@@ -80,6 +94,7 @@ field! {
     rule, set_rule: u32;
     generation, set_generation: u32;
     uplink, set_uplink: u32;
+    created, set_created: u32;
     synced, set_synced: u32;
     state, set_state: u8;
     flags, set_flags: u8;
@@ -92,6 +107,9 @@ pub trait Tables {
 
     /// Inserts; an existing key is left alone.
     fn claim(&self, tier: Tier, key: &FlowKey, flow: &Flow) -> Claim;
+
+    /// The same with a copy of a flow that is in a table: without a copy on a stack of 512 bytes.
+    fn claim_copy(&self, tier: Tier, key: &FlowKey, flow: FlowRef) -> Claim;
 
     /// Removes; a missing key is no error.
     fn remove(&self, tier: Tier, key: &FlowKey);

@@ -59,6 +59,12 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn claim_copy(&self, tier: Tier, key: &FlowKey, flow: FlowRef) -> Claim {
+        // SAFETY: map memory, which the kernel copies from; a change meanwhile is a change that came too late.
+        self.claim(tier, key, unsafe { &*flow.as_ptr() })
+    }
+
+    #[inline(always)]
     fn remove(&self, tier: Tier, key: &FlowKey) {
         // A missing key is what was wanted.
         let _ = match tier {

@@ -122,6 +122,10 @@ impl Tables for HostTables {
         Claim::Ok
     }
 
+    fn claim_copy(&self, tier: Tier, key: &FlowKey, flow: FlowRef) -> Claim {
+        self.claim(tier, key, &flow.read())
+    }
+
     fn remove(&self, tier: Tier, key: &FlowKey) {
         self.table(tier).borrow_mut().remove(key);
     }

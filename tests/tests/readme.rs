@@ -53,5 +53,9 @@ fn the_readme_s_examples_work_verbatim() {
             assert_eq!(body["data"]["changed"], true, "{text}\n{body}");
         }
     }
-    assert_eq!(lab.get("/bridge/list")["bridges"].as_array().map(Vec::len), Some(1), "only the lab's own bridge");
+    assert_eq!(
+        lab.get("/bridge/list")["bridges"].as_array().map(Vec::len),
+        Some(1),
+        "only the lab's own bridge"
+    );
 }

@@ -2,7 +2,7 @@
 
 use super::{Found, Translation};
 use crate::{
-    maps::{Flow, FlowKey, flag},
+    maps::{FlowKey, flag},
     tables::{Claim, FlowRef, Tables, Tier},
     tcp::{FlowState, Seen, after_segment, bits, proto, timeout},
 };
@@ -50,7 +50,7 @@ pub(super) fn alive<T: Tables>(tables: &T, flow: FlowRef, protocol: u8, uplink: 
 /// Removes both directions.
 #[inline(always)]
 pub(super) fn bury<T: Tables>(tables: &T, key: &FlowKey, found: Found) {
-    let peer = key.peer(&found.flow.read());
+    let peer = found.flow.peer_of(key);
     tables.remove(found.tier, key);
     tables.remove(found.tier, &peer);
 }
@@ -71,19 +71,19 @@ pub(super) fn advance<T: Tables>(tables: &T, key: &FlowKey, found: Found, tcp_bi
 #[inline(always)]
 fn take_note<T: Tables>(tables: &T, key: &FlowKey, found: Found, tcp_bits: u8, now: u64) -> Found {
     let Found { flow, tier } = found;
-    let record = flow.read();
-    let peer_key = key.peer(&record);
+    let peer_key = flow.peer_of(key);
     flow.set_synced(tick(now));
-    let Some(peer) = peer_of(tables, key, &record, &peer_key, tier, now) else {
+    let Some(peer) = peer_of(tables, key, found, &peer_key, now) else {
         return found;
     };
     peer.flow.set_last_seen(now);
 
-    let from_opener = record.flags & flag::OPENER != 0;
-    let answered = if from_opener { record.flags & flag::ANSWERED } else { flag::ANSWERED };
-    let mut own_flags = record.flags | answered;
+    let flags = flow.flags();
+    let from_opener = flags & flag::OPENER != 0;
+    let answered = if from_opener { flags & flag::ANSWERED } else { flag::ANSWERED };
+    let mut own_flags = flags | answered;
     let mut peer_flags = peer.flow.flags() | answered;
-    let before = FlowState::from_u8(record.state);
+    let before = FlowState::from_u8(flow.state());
     let state = match key.proto {
         proto::TCP => {
             let seen = Seen {
@@ -117,22 +117,16 @@ fn take_note<T: Tables>(tables: &T, key: &FlowKey, found: Found, tcp_bits: u8, n
 
 /// The other direction. If the table has lost it (it was the least recently used of a flood), it is made anew.
 #[inline(always)]
-fn peer_of<T: Tables>(
-    tables: &T,
-    key: &FlowKey,
-    record: &Flow,
-    peer_key: &FlowKey,
-    tier: Tier,
-    now: u64,
-) -> Option<Found> {
+fn peer_of<T: Tables>(tables: &T, key: &FlowKey, own: Found, peer_key: &FlowKey, now: u64) -> Option<Found> {
     if let Some(found) = lookup(tables, peer_key) {
         return Some(found);
     }
     let back = Translation { src: (key.dst, key.dport), dst: (key.src, key.sport) };
-    let flags = (record.flags & flag::ANSWERED) | (flag::OPENER & !record.flags);
-    let mut flow = back.record(peer_key, record.rule, record.generation, record.uplink, now, flags);
-    flow.created = record.created;
-    flow.state = record.state;
+    let Found { flow: own, tier } = own;
+    let flags = (own.flags() & flag::ANSWERED) | (flag::OPENER & !own.flags());
+    let mut flow = back.record(peer_key, own.rule(), own.generation(), own.uplink(), now, flags);
+    flow.created = own.created();
+    flow.state = own.state();
     match tables.claim(tier, peer_key, &flow) {
         Claim::Ok | Claim::Exists => {}
         Claim::Full => return None,
@@ -144,10 +138,10 @@ fn peer_of<T: Tables>(
 #[inline(always)]
 fn promote<T: Tables>(tables: &T, key: &FlowKey, found: Found, peer_key: &FlowKey, peer: Found) -> Found {
     // Room for the other direction first: ours is the one that is used from here on.
-    if peer.tier == Tier::Unproven && tables.claim(Tier::Proven, peer_key, &peer.flow.read()) == Claim::Full {
+    if peer.tier == Tier::Unproven && tables.claim_copy(Tier::Proven, peer_key, peer.flow) == Claim::Full {
         return found;
     }
-    if tables.claim(Tier::Proven, key, &found.flow.read()) == Claim::Full {
+    if tables.claim_copy(Tier::Proven, key, found.flow) == Claim::Full {
         if peer.tier == Tier::Unproven {
             tables.remove(Tier::Proven, peer_key);
         }

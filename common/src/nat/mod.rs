@@ -120,6 +120,13 @@ struct Translation {
 }
 
 impl Translation {
+    /// The key of the packets that answer those of `key`.
+    #[inline(always)]
+    fn answers(self, key: &FlowKey) -> FlowKey {
+        let ((src, sport), (dst, dport)) = (self.dst, self.src);
+        FlowKey { src, dst, sport, dport, proto: key.proto, direction: 1 - (key.direction & 1), unused: 0 }
+    }
+
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "seconds and ticks since boot")]
     fn record(self, key: &FlowKey, rule: u32, generation: u32, uplink: u32, now: u64, flags: u8) -> Flow {

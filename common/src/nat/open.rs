@@ -123,8 +123,7 @@ fn establish<T: Tables>(tables: &T, key: &FlowKey, opening: Opening, now: u64) -
         let port = if attempt == 0 { key.sport } else { range.pick(start, attempt) };
         attempt += 1;
         let there = Translation { src: (src, port), dst };
-        let record = there.record(key, rule, generation, uplink, now, flag::OPENER);
-        let answer_key = key.peer(&record);
+        let answer_key = there.answers(key);
         if own_port && port_is_taken(tables, uplink, &answer_key) {
             continue;
         }
@@ -135,6 +134,8 @@ fn establish<T: Tables>(tables: &T, key: &FlowKey, opening: Opening, now: u64) -
             Err(Claim::Full) => return Err(DropReason::FlowTableFull),
             Err(Claim::Ok | Claim::Exists) => continue,
         };
+        // Built only now: both records at once would take a quarter of the stack.
+        let record = there.record(key, rule, generation, uplink, now, flag::OPENER);
         match tables.claim(tier, key, &record) {
             Claim::Ok => tables.count_flow(rule),
             // Another CPU has just made the same flow; its port is the flow's port.
