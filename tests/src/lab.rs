@@ -335,7 +335,7 @@ impl Lab {
     /// Masquerade of the inside network; the rule's id.
     pub fn masquerade(&self) -> String {
         let body = serde_json::json!({"source_network": INSIDE_NET, "output_interface": "wan0"});
-        rule_id(self.post("/nat/masquerade", &body).ok())
+        rule_id(&self.post("/nat/masquerade", &body).ok())
     }
 
     /// A forward to the inside host; the rule's id.
@@ -343,7 +343,7 @@ impl Lab {
         let body = serde_json::json!({
             "external_port": external, "internal_ip": INSIDE, "internal_port": internal, "protocol": protocol,
         });
-        rule_id(self.post("/nat/forward", &body).ok())
+        rule_id(&self.post("/nat/forward", &body).ok())
     }
 
     /// A pinned map as `bpftool` prints it.
@@ -360,7 +360,7 @@ impl Drop for Lab {
     }
 }
 
-fn rule_id(body: Value) -> String {
+fn rule_id(body: &Value) -> String {
     body["data"]["rule_id"].as_str().unwrap_or_else(|| panic!("no rule_id in {body}")).to_owned()
 }
 

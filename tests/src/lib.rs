@@ -9,6 +9,8 @@
 //! | [`lab`] | hosts, worker and sockets in namespaces |
 //! | [`sandbox`] | namespaces that vanish with the thread that made them |
 
+#![expect(clippy::panic, reason = "all of this crate is test code: a failure is a panic")]
+
 pub mod frame;
 pub mod host;
 pub mod kernel;
