@@ -234,7 +234,9 @@ fn what_others_have_attached_to_the_uplink_stays_and_still_runs() {
     let lab = Lab::new();
     lab.router.ip("link add foreign type bridge");
     lab.router.sh("tc qdisc add dev wan0 clsact");
-    lab.router.sh("tc filter add dev wan0 ingress prio 7 protocol ip u32 match u32 0 0 flowid 1:1");
+    // matches nothing of ours: a clsact filter that accepts ends the chain for those behind it, whoever they are
+    lab.router
+        .sh("tc filter add dev wan0 ingress prio 7 protocol ip u32 match ip dst 10.9.9.9/32 flowid 1:1");
     let foreign = |lab: &Lab| {
         let filters = lab.router.sh("tc filter show dev wan0 ingress prio 7");
         (lab.router.sh("ip -o link show foreign"), lab.router.sh("tc qdisc show dev wan0 clsact"), filters)
