@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod model;
 pub mod permissions;
 pub mod plan;
+pub mod probe;
 pub mod serve;
 pub mod start;
 pub mod state;

@@ -73,6 +73,7 @@ async fn run(config: &Config) -> Result<()> {
         port: config.listen.port(),
         token,
         names: Names::new(&hostname(), &config.allowed_hosts),
+        state_dir: config.state_dir.clone(),
         flow_metrics_max: config.flow_metrics_max,
     };
     tracing::info!(listen = %config.listen, version = env!("CARGO_PKG_VERSION"), "ready");

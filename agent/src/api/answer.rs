@@ -38,7 +38,7 @@ pub struct Data<T> {
     /// Rules only: the id that deletes and asks for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rule_id: Option<String>,
-    /// Always true.
+    /// True; false only where not reaching another host is an answer (ping, traceroute).
     #[schema(example = true)]
     pub success: bool,
     /// False when everything was so already.

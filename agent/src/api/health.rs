@@ -129,7 +129,10 @@ async fn health(State(app): State<App>) -> Result<Response, Refusal> {
 /// How full a map may be before someone should look, in percent.
 const PRESSURE: u64 = 90;
 
-fn judge(measured: &error::Result<Measurements>, permissions: Permissions) -> (Verdict, Vec<String>) {
+pub(super) fn judge(
+    measured: &error::Result<Measurements>,
+    permissions: Permissions,
+) -> (Verdict, Vec<String>) {
     let mut problems: Vec<String> =
         permissions.missing().iter().map(|capability| format!("{capability} is missing")).collect();
     let mut verdict = if problems.is_empty() { Verdict::Healthy } else { Verdict::Unhealthy };

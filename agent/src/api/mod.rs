@@ -17,7 +17,9 @@ pub mod health;
 pub mod masquerade;
 pub mod nat;
 pub mod network;
+pub mod probe;
 pub mod root;
+pub mod status;
 pub mod trace;
 pub mod values;
 pub mod veth;
@@ -26,11 +28,13 @@ pub mod veth;
 mod tests;
 
 use std::{
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use axum::{Router, extract::DefaultBodyLimit, http::StatusCode, middleware::from_fn_with_state};
+use tokio::sync::Semaphore;
 use tower_http::{catch_panic::CatchPanicLayer, timeout::TimeoutLayer};
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -56,6 +60,8 @@ pub struct ApiOptions {
     pub token: Option<Token>,
     /// Names of this machine beside `localhost`.
     pub names: Names,
+    /// Where the worker keeps its state: the disk whose room matters.
+    pub state_dir: PathBuf,
     /// How many flows have series of their own on `/metrics`.
     pub flow_metrics_max: usize,
 }
@@ -67,11 +73,18 @@ pub struct App {
     pub(crate) options: Arc<ApiOptions>,
     pub(crate) http: HttpMetrics,
     pub(crate) started: Instant,
+    pub(crate) probes: Arc<Semaphore>,
 }
 
 impl App {
     fn new(engine: Engine, options: ApiOptions) -> Self {
-        Self { engine, options: Arc::new(options), http: HttpMetrics::default(), started: Instant::now() }
+        Self {
+            engine,
+            options: Arc::new(options),
+            http: HttpMetrics::default(),
+            started: Instant::now(),
+            probes: Arc::new(Semaphore::new(probe::PROBES)),
+        }
     }
 
     /// Asks the engine for a change and wraps what came of it.
@@ -124,6 +137,8 @@ fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(document::skeleton())
         .merge(root::router())
         .merge(network::router())
+        .merge(probe::router())
+        .merge(status::router())
         .merge(resources())
         .nest("/network", resources())
 }

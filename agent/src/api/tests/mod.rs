@@ -52,7 +52,13 @@ impl Got {
 }
 
 fn options() -> ApiOptions {
-    ApiOptions { port: 8000, token: None, names: Names::default(), flow_metrics_max: 500 }
+    ApiOptions {
+        port: 8000,
+        token: None,
+        names: Names::default(),
+        state_dir: "/".into(),
+        flow_metrics_max: 500,
+    }
 }
 
 /// An engine over a machine in memory.
