@@ -36,6 +36,7 @@ pub(crate) fn main(options: &Options) -> Result<()> {
     let bench = find_bench()?;
     need_root("bench")?;
     setup::ensure(&[Set::Build, Set::Bench])?;
+    mount_bpffs()?;
     let agent = build::agent(Profile::Release)?;
     let json = target_dir().join("bench.json");
     let mut measure = command("python3", [&bench]);
@@ -69,6 +70,18 @@ pub(crate) fn main(options: &Options) -> Result<()> {
         write(&workspace().join("docs/performance.md"), &format!("{}\n\n{table}", circumstances(&words)?))?;
     }
     Ok(())
+}
+
+/// The bench pins its programs there; on a machine that never used BPF nobody has mounted it.
+fn mount_bpffs() -> Result<()> {
+    const WHERE: &str = "/sys/fs/bpf";
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    let mounted = |line: &str| line.split(' ').skip(1).take(2).eq([WHERE, "bpf"]);
+    if mounts.lines().any(mounted) {
+        return Ok(());
+    }
+    say(format!("mounting the BPF file system on {WHERE}"));
+    run(&mut command("mount", ["-t", "bpf", "bpf", WHERE]))
 }
 
 fn find_bench() -> Result<PathBuf> {
