@@ -36,8 +36,10 @@ pub enum NatStep {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Installed {
     pub attached: BTreeSet<u32>,
-    pub rules: BTreeMap<Slot, NatRule>,
     pub addresses: HostAddresses,
+    rules: BTreeMap<Slot, NatRule>,
+    /// How many rules each uplink has; follows from `rules`, and saves going through all of them.
+    uplinks: BTreeMap<u32, usize>,
 }
 
 /// What plans are made from.
@@ -120,13 +122,43 @@ impl NatStep {
 }
 
 impl Installed {
+    pub fn rules(&self) -> &BTreeMap<Slot, NatRule> {
+        &self.rules
+    }
+
+    /// How many rules the uplink has.
+    pub fn rules_of(&self, uplink: u32) -> usize {
+        self.uplinks.get(&uplink).copied().unwrap_or(0)
+    }
+
+    /// Uplinks that have rules.
+    pub fn uplinks(&self) -> impl Iterator<Item = u32> {
+        self.uplinks.keys().copied()
+    }
+
+    pub fn put(&mut self, slot: Slot, rule: NatRule) {
+        self.remove(slot);
+        *self.uplinks.entry(rule.uplink()).or_default() += 1;
+        self.rules.insert(slot, rule);
+    }
+
+    fn remove(&mut self, slot: Slot) {
+        let Some(rule) = self.rules.remove(&slot) else { return };
+        let left = self.rules_of(rule.uplink()).saturating_sub(1);
+        if left == 0 {
+            self.uplinks.remove(&rule.uplink());
+        } else {
+            self.uplinks.insert(rule.uplink(), left);
+        }
+    }
+
     /// Keeps the books after a step was made.
     pub fn note(&mut self, step: &NatStep) {
         match step {
             NatStep::Attach(uplink) => drop(self.attached.insert(*uplink)),
             NatStep::Detach(uplink) => drop(self.attached.remove(uplink)),
-            NatStep::PutRule(slot, rule) => drop(self.rules.insert(*slot, rule.clone())),
-            NatStep::RemoveRule(slot, _) => drop(self.rules.remove(slot)),
+            NatStep::PutRule(slot, rule) => self.put(*slot, rule.clone()),
+            NatStep::RemoveRule(slot, _) => self.remove(*slot),
             NatStep::SetAddresses(addresses) => self.addresses = addresses.clone(),
         }
     }

@@ -43,13 +43,11 @@ type Undo = Vec<Vec<Step>>;
 impl Owner {
     /// Takes stock of the data plane.
     pub(super) fn new(shared: Arc<Shared>, store: Arc<dyn Store>) -> Result<Self> {
-        let mut nat = Installed {
-            attached: shared.dataplane.attachments().iter().map(|attachment| attachment.uplink).collect(),
-            ..Installed::default()
-        };
+        let mut nat = Installed::default();
+        nat.attached = shared.dataplane.attachments().iter().map(|attachment| attachment.uplink).collect();
         for (slot, rule) in shared.dataplane.rules()? {
             match rule {
-                Some(rule) => drop(nat.rules.insert(slot, rule)),
+                Some(rule) => nat.put(slot, rule),
                 None => {
                     warn!(slot = slot.0, "the data plane has half a rule; it is cleared");
                     shared.dataplane.clear_slot(slot)?;
@@ -119,7 +117,7 @@ impl Owner {
                     look_again = None;
                     self.refresh().await;
                 }
-                () = sleep_until(next_garbage), if !self.nat.rules.is_empty() => {
+                () = sleep_until(next_garbage), if !self.nat.rules().is_empty() => {
                     next_garbage = Instant::now() + GARBAGE;
                     self.collect_garbage().await;
                 }

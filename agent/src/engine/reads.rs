@@ -133,7 +133,11 @@ impl Shared {
         let Some(rule) = self.state().rules.get(id).cloned() else {
             return Err(Error::new(Code::RuleNotFound, format!("there is no rule {id}")));
         };
-        let flows = self.blocking(|dataplane| dataplane.flows()).await?;
+        // A rule that has made no flow yet has none alive: the flow tables need not be walked for a new one.
+        let flows = match self.dataplane.counters(rule.slot)?.flows {
+            0 => Vec::new(),
+            _ => self.blocking(|dataplane| dataplane.flows()).await?,
+        };
         self.rule_view(&rule, &count_by_slot(&flows))
     }
 

@@ -73,7 +73,7 @@ fn desired_on(spec: &RuleSpec, uplink: Option<u32>) -> Option<NatRule> {
 
 /// What every slot should hold, those included that should hold nothing any more.
 pub fn all_desired(state: &State, observed: &Observed, nat: &Installed) -> BTreeMap<Slot, Option<NatRule>> {
-    let mut wanted: BTreeMap<_, _> = nat.rules.keys().map(|slot| (*slot, None)).collect();
+    let mut wanted: BTreeMap<_, _> = nat.rules().keys().map(|slot| (*slot, None)).collect();
     // Thousands of rules share a few uplinks.
     let mut uplinks: HashMap<&LinkName, Option<u32>> = HashMap::new();
     for rule in state.rules.values() {
@@ -85,9 +85,15 @@ pub fn all_desired(state: &State, observed: &Observed, nat: &Installed) -> BTree
 
 /// The lowest slot that neither the store nor the kernel uses.
 pub(super) fn free_slot(world: World<'_>) -> Result<Slot> {
-    let stored: BTreeSet<Slot> = world.state.rules.values().map(|rule| rule.slot).collect();
-    let taken = |slot: &Slot| stored.contains(slot) || world.nat.rules.contains_key(slot);
-    (0..Slot::COUNT).map(Slot).find(|slot| !taken(slot)).ok_or_else(|| {
+    let mut taken = vec![false; Slot::COUNT as usize];
+    let stored = world.state.rules.values().map(|rule| rule.slot);
+    for Slot(slot) in stored.chain(world.nat.rules().keys().copied()) {
+        if let Some(taken) = taken.get_mut(slot as usize) {
+            *taken = true;
+        }
+    }
+    let free = taken.iter().zip(0..).find_map(|(taken, slot)| (!taken).then_some(Slot(slot)));
+    free.ok_or_else(|| {
         Error::new(Code::TooManyRules, format!("all {} rule slots are in use", Slot::COUNT))
             .hint("delete rules that are not needed")
     })
@@ -98,10 +104,15 @@ pub(super) fn free_slot(world: World<'_>) -> Result<Slot> {
 /// Attached before the first rule, detached after the last one; no slot is overwritten, it is emptied first.
 pub fn steps(changes: &BTreeMap<Slot, Option<NatRule>>, observed: &Observed, nat: &Installed) -> Vec<Step> {
     let changes: BTreeMap<_, _> =
-        changes.iter().filter(|(slot, rule)| nat.rules.get(slot) != rule.as_ref()).collect();
-    let kept = nat.rules.iter().filter(|(slot, _)| !changes.contains_key(slot)).map(|(_, rule)| rule);
+        changes.iter().filter(|(slot, rule)| nat.rules().get(slot) != rule.as_ref()).collect();
+    // An uplink keeps its programs while a rule that does not change needs them.
+    let leaving = |uplink: u32| {
+        let slots = changes.keys().filter_map(|slot| nat.rules().get(slot));
+        slots.filter(|rule| rule.uplink() == uplink).count()
+    };
+    let kept = nat.uplinks().filter(|uplink| nat.rules_of(*uplink) > leaving(*uplink));
     let uplinks: BTreeSet<u32> =
-        kept.chain(changes.values().filter_map(|rule| rule.as_ref())).map(NatRule::uplink).collect();
+        kept.chain(changes.values().filter_map(|rule| rule.as_ref()).map(NatRule::uplink)).collect();
 
     let mut steps = Vec::new();
     if changes.values().any(|rule| rule.is_some()) && !observed.ip_forward {
@@ -115,7 +126,7 @@ pub fn steps(changes: &BTreeMap<Slot, Option<NatRule>>, observed: &Observed, nat
         steps.push(Step::Nat(NatStep::SetAddresses(addresses)));
     }
     for (slot, rule) in changes {
-        if let Some(old) = nat.rules.get(slot) {
+        if let Some(old) = nat.rules().get(slot) {
             steps.push(Step::Nat(NatStep::RemoveRule(*slot, old.clone())));
         }
         if let Some(new) = rule {
