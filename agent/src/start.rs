@@ -27,7 +27,7 @@ pub async fn start(config: &Config) -> Result<Engine> {
         );
     }
     let store = open_store(config)?;
-    let (dataplane, mut object) = load(config)?;
+    let (dataplane, mut object) = load(config, Some(config.flow_capacity))?;
     log_programs(&mut object);
     let options = engine::Options {
         wan_interface: config.wan_interface.as_ref().map(ToString::to_string),
@@ -40,7 +40,7 @@ pub async fn start(config: &Config) -> Result<Engine> {
 pub async fn teardown(config: &Config) -> Result<()> {
     let store = open_store(config)?;
     let kernel = Arc::new(NetlinkKernel::open()?);
-    let (dataplane, _object) = load(config)?;
+    let (dataplane, _object) = load(config, None)?;
     let report = engine::teardown(kernel, Arc::new(dataplane), store).await?;
     for removed in &report.removed {
         info!(removed, "removed");
@@ -60,10 +60,10 @@ fn open_store(config: &Config) -> Result<Arc<dyn Store>> {
     Ok(Arc::new(store))
 }
 
-fn load(config: &Config) -> Result<(BpfDataPlane, Object)> {
+fn load(config: &Config, flow_capacity: Option<u32>) -> Result<(BpfDataPlane, Object)> {
     let options = bpf::Options {
         directory: config.bpf_dir.clone(),
-        flow_capacity: config.flow_capacity,
+        flow_capacity,
         log_level: config.log_level.programs(),
     };
     BpfDataPlane::load(&options).context("the eBPF data plane cannot be used")

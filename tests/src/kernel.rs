@@ -34,7 +34,7 @@ impl Kernel {
     pub fn load() -> Self {
         let options = Options {
             directory: PathBuf::from("/sys/fs/bpf/telecluster"),
-            flow_capacity: 4096,
+            flow_capacity: Some(4096),
             log_level: 3,
         };
         let (plane, object) = BpfDataPlane::load(&options).expect("load the programs");

@@ -22,6 +22,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use aya::programs::ProgramError;
 use telecluster_common::drop::DropReason;
 
 use self::{attach::Attacher, flows::FlowTables, object::Object, rules::RuleMaps};
@@ -35,8 +36,8 @@ use super::{
 pub struct Options {
     /// Where maps, links and programs are pinned: `/sys/fs/bpf/telecluster`.
     pub directory: PathBuf,
-    /// Flows that fit in each of the two flow tables.
-    pub flow_capacity: u32,
+    /// Flows that fit in each of the two flow tables; `None`: as many as in the tables that are there.
+    pub flow_capacity: Option<u32>,
     /// Messages of the programs that are let through: aya-log's levels, 1 error to 5 trace.
     pub log_level: u8,
 }
@@ -133,17 +134,31 @@ impl DataPlane for BpfDataPlane {
     }
 }
 
-/// What aya says, with the errno that is somewhere in its chain of causes.
+/// What aya says, with the errno that is somewhere in its chain of causes, and the verifier's last words.
 fn failed(operation: impl Into<String>, error: &(dyn std::error::Error + 'static)) -> KernelError {
     let operation = operation.into();
+    let mut extack = None;
     let mut cause = Some(error);
     while let Some(error) = cause {
+        if let Some(ProgramError::LoadError { verifier_log, .. }) = error.downcast_ref() {
+            let log = verifier_log.to_string();
+            tracing::debug!(operation, "{log}");
+            extack = last_words(&log).map(str::to_owned);
+        }
         if let Some(errno) = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error) {
-            return KernelError::errno(operation, errno);
+            return KernelError { extack, ..KernelError::errno(operation, errno) };
         }
         cause = error.source();
     }
-    KernelError::other(operation, error.to_string())
+    KernelError { extack, ..KernelError::other(operation, error.to_string()) }
+}
+
+/// Why the verifier refused a program: its last line but for the statistics that follow (kernel/bpf/verifier.c
+/// `print_verification_stats`).
+fn last_words(log: &str) -> Option<&str> {
+    const STATISTICS: [&str; 3] = ["processed ", "verification time ", "stack depth "];
+    let lines = log.lines().rev().map(str::trim).filter(|line| !line.is_empty());
+    lines.into_iter().find(|line| !STATISTICS.iter().any(|word| line.starts_with(word)))
 }
 
 /// Map keys and values of `telecluster_common`, for aya.
@@ -162,3 +177,17 @@ macro_rules! plain {
 }
 
 plain!(ForwardKey, Forward, MasqueradeKey, Masquerade, Uplink, Rule, RuleStat);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_verifiers_reason_comes_before_its_statistics() {
+        let log = "0: R1=ctx() R10=fp0\n; let x = 1;\n12: (71) r1 = *(u8 *)(r2 +0)\n\
+                   invalid access to packet, off=0 size=1, R2(id=0,off=0,r=0)\n\
+                   verification time 12 usec\nstack depth 96+32\nprocessed 13 insns (limit 1000000)\n\n";
+        assert_eq!(last_words(log), Some("invalid access to packet, off=0 size=1, R2(id=0,off=0,r=0)"));
+        assert_eq!(last_words(""), None);
+    }
+}

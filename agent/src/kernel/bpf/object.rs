@@ -71,12 +71,12 @@ pub fn load(options: &Options) -> Result<Object, KernelError> {
 
     let mut loader = EbpfLoader::new();
     // Both directions of a flow are entries of their own.
-    let entries = options.flow_capacity.saturating_mul(2);
+    let entries = options.flow_capacity.map(|flows| flows.saturating_mul(2));
     for layout in &LAYOUTS {
         let path = maps.join(layout.name);
         let entries = match adopted_entries(layout, &path, entries)? {
             Some(entries) => entries,
-            None => layout.entries.unwrap_or(entries),
+            None => layout.entries.or(entries).unwrap_or(1),
         };
         loader.map_max_entries(layout.name, entries).map_pin_path(layout.name, path);
     }
@@ -140,7 +140,7 @@ pub(super) fn duplicate(object: &Object, name: &str) -> Result<MapData, KernelEr
 }
 
 /// Capacity of a pinned map that fits; `None` when there is none.
-fn adopted_entries(layout: &Layout, path: &Path, wanted: u32) -> Result<Option<u32>, KernelError> {
+fn adopted_entries(layout: &Layout, path: &Path, wanted: Option<u32>) -> Result<Option<u32>, KernelError> {
     if !path.exists() {
         return Ok(None);
     }
@@ -161,7 +161,9 @@ fn adopted_entries(layout: &Layout, path: &Path, wanted: u32) -> Result<Option<u
             ),
         ));
     }
-    if layout.entries.is_none() && info.max_entries() != wanted {
+    if let (None, Some(wanted)) = (layout.entries, wanted)
+        && info.max_entries() != wanted
+    {
         warn!(
             map = layout.name,
             capacity = info.max_entries(),
