@@ -31,6 +31,10 @@ pub enum Code {
     BridgeNotFound,
     LinkNotFound,
     VethNotFound,
+    TunNotFound,
+    VlanNotFound,
+    /// The link does not have that address.
+    AddressNotFound,
     RuleNotFound,
     NamespaceNotFound,
     /// The port is not a port of that bridge.
@@ -43,6 +47,8 @@ pub enum Code {
     NotManaged,
     /// The link is a port of another bridge.
     PortInUse,
+    /// Other links lie on the link and would go with it.
+    LinkInUse,
     /// The bridge still has ports.
     BridgeHasPorts,
     /// The external port is forwarded already.

@@ -19,3 +19,4 @@ pub mod serve;
 pub mod start;
 pub mod state;
 pub mod store;
+pub mod users;

@@ -46,6 +46,82 @@ pub struct VethSpec {
     pub namespace2: Option<NamespaceName>,
 }
 
+/// A TUN or TAP as it was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunSpec {
+    pub name: LinkName,
+    pub kind: TunType,
+    /// The user who may open it, by number.
+    #[serde(default)]
+    pub owner: Option<u32>,
+    #[serde(default)]
+    pub group: Option<u32>,
+    #[serde(default)]
+    pub bridge: Option<LinkName>,
+    /// Made again after a reboot.
+    #[serde(default)]
+    pub persistent: bool,
+    #[serde(default)]
+    pub multi_queue: bool,
+    #[serde(default)]
+    pub vnet_hdr: bool,
+    /// Kernel default when absent.
+    #[serde(default)]
+    pub mtu: Option<u32>,
+    #[serde(default)]
+    pub addresses: Vec<ipnet::IpNet>,
+}
+
+/// `tap`: Ethernet frames, can be a port of a bridge. `tun`: IP packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TunType {
+    Tun,
+    Tap,
+}
+
+impl TunType {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tun => "tun",
+            Self::Tap => "tap",
+        }
+    }
+}
+
+/// A VLAN link as it was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VlanLinkSpec {
+    pub name: LinkName,
+    pub parent: LinkName,
+    pub vlan_id: u16,
+    #[serde(default)]
+    pub protocol: VlanProtocol,
+    #[serde(default)]
+    pub bridge: Option<LinkName>,
+}
+
+/// Which tag a VLAN link uses: the customer's (0x8100) or the provider's (0x88a8).
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
+)]
+pub enum VlanProtocol {
+    #[default]
+    #[serde(rename = "802.1Q")]
+    Dot1q,
+    #[serde(rename = "802.1ad")]
+    Dot1ad,
+}
+
+impl VlanProtocol {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Dot1q => "802.1Q",
+            Self::Dot1ad => "802.1ad",
+        }
+    }
+}
+
 /// The transport a port forward is for. `all` is tcp and udp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -238,6 +314,64 @@ pub struct VethView {
     pub namespace2: Option<String>,
     pub status1: String,
     pub status2: Option<String>,
+    pub managed: bool,
+}
+
+/// A TUN or TAP as the kernel has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct TunView {
+    pub name: String,
+    #[serde(rename = "type")]
+    pub kind: TunType,
+    /// Who may open it beside root: `user`, `group`, or `root` for nobody.
+    pub mode: TunMode,
+    /// The user's name; the number when it has none. Null: root only.
+    pub owner: Option<String>,
+    pub group: Option<String>,
+    pub owner_id: Option<u32>,
+    pub group_id: Option<u32>,
+    /// The bridge it is a port of.
+    pub bridge: Option<String>,
+    /// Made again after a reboot. Of one that the worker did not make: it stays when its program closes it.
+    pub persistent: bool,
+    pub multi_queue: bool,
+    pub vnet_hdr: bool,
+    /// Operational state: `up` when a program has it open, else `down`.
+    pub status: String,
+    pub mtu: u32,
+    pub mac_address: Option<String>,
+    /// CIDR form.
+    pub ip_addresses: Vec<String>,
+    pub ifindex: u32,
+    pub managed: bool,
+}
+
+/// Who may open a TUN or TAP beside root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TunMode {
+    User,
+    Group,
+    Root,
+}
+
+/// A VLAN link as the kernel has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct VlanLinkView {
+    /// Null when it is in another namespace.
+    pub parent_interface: Option<String>,
+    pub vlan_id: u16,
+    pub interface_name: String,
+    pub protocol: VlanProtocol,
+    /// Operational state.
+    pub status: String,
+    pub mtu: u32,
+    pub mac_address: Option<String>,
+    /// The bridge it is a port of.
+    pub bridge: Option<String>,
+    /// CIDR form.
+    pub ip_addresses: Vec<String>,
+    pub ifindex: u32,
     pub managed: bool,
 }
 

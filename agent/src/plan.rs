@@ -59,6 +59,8 @@ pub enum Subject {
     Bridge(String),
     /// By either end, wherever it is.
     Veth(crate::kernel::links::At),
+    Tun(String),
+    VlanLink(String),
     Rule(String),
     Gone(Vec<String>),
 }

@@ -10,7 +10,7 @@ use crate::{
         dataplane::Slot,
         links::{At, Place},
     },
-    model::{BridgeSpec, ForwardSpec, LinkName, MasqueradeSpec, VethSpec},
+    model::{BridgeSpec, ForwardSpec, LinkName, MasqueradeSpec, TunSpec, VethSpec, VlanLinkSpec},
 };
 
 /// A link that is not ours and was told to be a port of one of our bridges.
@@ -59,6 +59,8 @@ impl RuleSpec {
 pub enum Record {
     Bridge(BridgeSpec),
     Veth(VethSpec),
+    Tun(TunSpec),
+    VlanLink(VlanLinkSpec),
     Port(PortSpec),
     Rule(Rule),
 }
@@ -76,6 +78,10 @@ pub struct State {
     pub bridges: BTreeMap<String, BridgeSpec>,
     /// By [`veth_key`].
     pub veths: BTreeMap<String, VethSpec>,
+    /// TUNs and TAPs, by name.
+    pub tuns: BTreeMap<String, TunSpec>,
+    /// By the name of the link.
+    pub vlan_links: BTreeMap<String, VlanLinkSpec>,
     pub ports: BTreeMap<String, PortSpec>,
     pub rules: BTreeMap<String, Rule>,
     /// Which pair is meant to have an end where; follows from `veths`, and saves going through all of them.
@@ -112,6 +118,8 @@ impl Record {
         match self {
             Self::Bridge(spec) => format!("bridge/{}", spec.name),
             Self::Veth(spec) => format!("veth/{}", veth_key(spec)),
+            Self::Tun(spec) => format!("tuntap/{}", spec.name),
+            Self::VlanLink(spec) => format!("vlan/{}", spec.name),
             Self::Port(spec) => format!("port/{}", spec.port),
             Self::Rule(rule) => format!("rule/{}", rule.id),
         }
@@ -121,6 +129,8 @@ impl Record {
         match self {
             Self::Bridge(spec) => serde_json::to_value(spec),
             Self::Veth(spec) => serde_json::to_value(spec),
+            Self::Tun(spec) => serde_json::to_value(spec),
+            Self::VlanLink(spec) => serde_json::to_value(spec),
             Self::Port(spec) => serde_json::to_value(spec),
             Self::Rule(rule) => serde_json::to_value(rule),
         }
@@ -134,6 +144,8 @@ impl Record {
         match key.split_once('/').map(|(kind, _)| kind) {
             Some("bridge") => read(key, value).map(Self::Bridge),
             Some("veth") => read(key, value).map(Self::Veth),
+            Some("tuntap") => read(key, value).map(Self::Tun),
+            Some("vlan") => read(key, value).map(Self::VlanLink),
             Some("port") => read(key, value).map(Self::Port),
             Some("rule") => read(key, value).map(Self::Rule),
             _ => Err(UnreadableRecord { key: key.to_owned(), reason: "unknown kind".to_owned() }),
@@ -171,6 +183,8 @@ impl State {
                 }
                 self.veths.insert(key, spec);
             }
+            Record::Tun(spec) => drop(self.tuns.insert(spec.name.to_string(), spec)),
+            Record::VlanLink(spec) => drop(self.vlan_links.insert(spec.name.to_string(), spec)),
             Record::Port(spec) => drop(self.ports.insert(spec.port.clone(), spec)),
             Record::Rule(rule) => drop(self.rules.insert(rule.id.clone(), rule)),
         }
@@ -184,6 +198,8 @@ impl State {
                 self.forget_ends(&key);
                 self.veths.remove(&key);
             }
+            Record::Tun(spec) => drop(self.tuns.remove(spec.name.as_str())),
+            Record::VlanLink(spec) => drop(self.vlan_links.remove(spec.name.as_str())),
             Record::Port(spec) => drop(self.ports.remove(&spec.port)),
             Record::Rule(rule) => drop(self.rules.remove(&rule.id)),
         }
@@ -197,10 +213,12 @@ impl State {
 
     /// Links only: what a plan about rings needs to know, without a copy of every rule.
     pub fn without_rules(&self) -> Self {
-        let Self { bridges, veths, ports, rules: _, ends } = self;
+        let Self { bridges, veths, tuns, vlan_links, ports, rules: _, ends } = self;
         Self {
             bridges: bridges.clone(),
             veths: veths.clone(),
+            tuns: tuns.clone(),
+            vlan_links: vlan_links.clone(),
             ports: ports.clone(),
             rules: BTreeMap::new(),
             ends: ends.clone(),
@@ -211,9 +229,12 @@ impl State {
     pub fn records(&self) -> Vec<Record> {
         let bridges = self.bridges.values().cloned().map(Record::Bridge);
         let veths = self.veths.values().cloned().map(Record::Veth);
+        let tuns = self.tuns.values().cloned().map(Record::Tun);
+        // One VLAN may lie on another: see `Owner::catch_up`.
+        let vlan_links = self.vlan_links.values().cloned().map(Record::VlanLink);
         let ports = self.ports.values().cloned().map(Record::Port);
         let rules = self.rules.values().cloned().map(Record::Rule);
-        bridges.chain(veths).chain(ports).chain(rules).collect()
+        bridges.chain(veths).chain(tuns).chain(vlan_links).chain(ports).chain(rules).collect()
     }
 
     /// The pair that has an end meant to be at `at`.

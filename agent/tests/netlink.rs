@@ -23,9 +23,9 @@ use telecluster_worker::{
         fake::{FakeDataPlane, Faults},
         links::{At, Link, LinkKind, Observed, OperState, Place, PortState},
         netlink::NetlinkKernel,
-        step::{LinkStep, NewBridge},
+        step::{LinkStep, NewBridge, NewTun},
     },
-    model::{BridgeSpec, LinkName, MasqueradeSpec, NamespaceName, VethSpec},
+    model::{BridgeSpec, LinkName, MasqueradeSpec, NamespaceName, TunSpec, TunType, VethSpec},
     store::{MemoryStore, Store},
 };
 use tokio::sync::mpsc;
@@ -140,6 +140,21 @@ fn veth(a: &str, b: &str, bridges: [Option<&str>; 2]) -> VethSpec {
     VethSpec { name1: name(a), name2: name(b), bridge1, bridge2, namespace1: None, namespace2: None }
 }
 
+fn tap(tap: &str, bridge: Option<&str>) -> TunSpec {
+    TunSpec {
+        name: name(tap),
+        kind: TunType::Tap,
+        owner: Some(1000),
+        group: Some(1001),
+        bridge: bridge.map(name),
+        persistent: false,
+        multi_queue: true,
+        vnet_hdr: true,
+        mtu: Some(1400),
+        addresses: Vec::new(),
+    }
+}
+
 fn delete(bridge: &str) -> Change {
     Change::DeleteBridge { name: bridge.into(), force: true }
 }
@@ -229,6 +244,51 @@ fn a_pair_in_a_bridge_carries_and_goes_whole() {
         lab.change(Change::MoveVethToBridge { veth: "v2".into(), bridge: "br-vm".into() }).await;
         lab.change(Change::DeleteVeth { name: "v2".into() }).await;
         assert_eq!(lab.links().await.len(), 2);
+    });
+}
+
+#[test]
+fn a_tap_is_what_the_kernel_says() {
+    in_namespace(|| async {
+        let lab = Lab::new().await;
+        lab.change(bridge("br-vm")).await;
+        let Object::Tun(view) = lab.change(Change::CreateTun(tap("tap0", Some("br-vm")))).await.object else {
+            panic!("no tap")
+        };
+        assert_eq!((view.owner_id, view.group_id, view.mtu), (Some(1000), Some(1001), 1400));
+        assert!(view.multi_queue && view.vnet_hdr && view.managed && !view.persistent);
+        assert_eq!((view.bridge.as_deref(), view.status.as_str()), (Some("br-vm"), "down"));
+        assert!(!lab.change(Change::CreateTun(tap("tap0", Some("br-vm")))).await.changed);
+        // Nobody has it open, and it is there.
+        assert!(lab.kernel.observe().await.unwrap().link("tap0").unwrap().tun.unwrap().persist);
+
+        let plain = TunSpec {
+            owner: None,
+            group: None,
+            multi_queue: false,
+            vnet_hdr: false,
+            mtu: None,
+            ..tap("tun0", None)
+        };
+        let tun = TunSpec { kind: TunType::Tun, ..plain };
+        let Object::Tun(view) = lab.change(Change::CreateTun(tun)).await.object else { panic!("no tun") };
+        assert_eq!((view.kind, view.owner, view.group, view.mac_address), (TunType::Tun, None, None, None));
+        assert!(!view.multi_queue && !view.vnet_hdr);
+        assert_eq!(view.mtu, 1500);
+
+        // One that somebody else made, with a program that has it open no longer.
+        run("ip", &["tuntap", "add", "dev", "tap9", "mode", "tap", "user", "12345"]);
+        let view = lab.engine.tun("tap9").await.unwrap();
+        assert_eq!((view.owner.as_deref(), view.persistent, view.managed), (Some("12345"), true, false));
+        assert_eq!(lab.code(Change::CreateTun(tap("tap9", None))).await, Code::LinkExists);
+        assert_eq!(lab.code(Change::DeleteTun { name: "tap9".into() }).await, Code::NotManaged);
+        lab.change(Change::DeleteTun { name: "tap0".into() }).await;
+        lab.change(Change::DeleteTun { name: "tun0".into() }).await;
+        assert_eq!(lab.links().await.len(), 3, "lo, br-vm, tap9");
+        // A name that is taken between the look and the step is refused by the kernel, and not adopted.
+        let taken = LinkStep::CreateTun(NewTun { name: "tap9".into(), tap: true, ..NewTun::default() });
+        let error = lab.kernel.kernel.apply(&taken).await.unwrap_err();
+        assert_eq!(error.errno, Some(nix::errno::Errno::EEXIST as i32));
     });
 }
 
@@ -366,7 +426,13 @@ fn a_change_that_fails_at_any_step_leaves_the_kernel_as_it_was() {
         lab.change(bridge("br-b")).await;
         run("ip", &["addr", "add", "10.1.0.1/24", "dev", "br-a"]);
         let far = VethSpec { namespace2: Some(named.name()), ..veth("w1", "w2", [Some("br-b"), None]) };
+        lab.change(Change::CreateTun(tap("tap0", Some("br-b")))).await;
+        let address = "10.3.0.1/24".parse().unwrap();
+        lab.change(Change::AddTunAddress { name: "tap0".into(), address }).await;
         for change in [
+            Change::CreateTun(tap("tap1", Some("br-b"))),
+            Change::DetachTap { tap: "tap0".into() },
+            Change::DeleteTun { name: "tap0".into() },
             Change::CreateBridge(BridgeSpec {
                 name: name("br-c"),
                 stp: false,

@@ -8,6 +8,7 @@
 //! | [`kernel`] | the loaded programs through `BPF_PROG_TEST_RUN` |
 //! | [`lab`] | hosts, worker and sockets in namespaces |
 //! | [`sandbox`] | namespaces that vanish with the thread that made them |
+//! | [`tap`] | the far side of a TAP |
 
 #![expect(clippy::panic, reason = "all of this crate is test code: a failure is a panic")]
 
@@ -16,4 +17,5 @@ pub mod host;
 pub mod kernel;
 pub mod lab;
 pub mod sandbox;
+pub mod tap;
 pub mod vectors;

@@ -63,7 +63,11 @@ impl Answer<Object> {
         warnings.extend(unknown_fields);
         let rule_id = match &object {
             Object::Rule(rule) => Some(rule.id.clone()),
-            Object::Bridge(_) | Object::Veth(_) | Object::Gone { .. } => None,
+            Object::Bridge(_)
+            | Object::Veth(_)
+            | Object::Tun(_)
+            | Object::VlanLink(_)
+            | Object::Gone { .. } => None,
         };
         Self { status, message, data: Data { object, rule_id, success: true, changed, warnings }, error: () }
     }

@@ -12,7 +12,7 @@ use super::error;
 const DESCRIPTION: &str = "\
 Bridges, links and NAT of one server.\n\n\
 Bodies are JSON whatever the content type says; fields may also be query parameters. Every error has the shape of \
-`Failure` with a stable `code`. Everything under `/bridge`, `/veth` and `/nat` is under `/network` as well. \
+`Failure` with a stable `code`. Everything under `/bridge`, `/veth`, `/vlan`, `/tuntap` and `/nat` is under `/network` as well. \
 Callers from other machines need the bearer token of the worker's state directory.";
 
 /// The document before its routes.
@@ -25,6 +25,8 @@ pub fn skeleton() -> OpenApi {
     let tags = [
         ("bridge", "Bridges and their ports"),
         ("veth", "Veth pairs"),
+        ("vlan", "VLANs"),
+        ("tuntap", "TUNs and TAPs"),
         ("nat", "Port forwards, masquerade, flows"),
         ("network", "What the host has"),
         ("root", "The worker itself"),
@@ -40,13 +42,13 @@ pub fn skeleton() -> OpenApi {
         .build()
 }
 
+/// The resources that are under `/network` too.
+const ALIASED: [&str; 5] = ["bridge", "veth", "vlan", "tuntap", "nat"];
+
 /// Gives the second names of routes ids of their own: an operation id must be unique.
 pub fn name_aliases(document: &mut OpenApi) {
     for (path, item) in &mut document.paths.paths {
-        if !["/network/bridge/", "/network/veth/", "/network/nat/"]
-            .iter()
-            .any(|alias| path.starts_with(alias))
-        {
+        if !ALIASED.iter().any(|resource| path.starts_with(&format!("/network/{resource}/"))) {
             continue;
         }
         for operation in operations(item) {

@@ -27,6 +27,9 @@ pub fn status(code: Code) -> StatusCode {
         | Code::BridgeNotFound
         | Code::LinkNotFound
         | Code::VethNotFound
+        | Code::TunNotFound
+        | Code::VlanNotFound
+        | Code::AddressNotFound
         | Code::RuleNotFound
         | Code::NamespaceNotFound
         | Code::NotAPort => StatusCode::NOT_FOUND,
@@ -36,6 +39,7 @@ pub fn status(code: Code) -> StatusCode {
         | Code::NotManaged
         | Code::PortInUse
         | Code::BridgeHasPorts
+        | Code::LinkInUse
         | Code::ForwardPortInUse
         | Code::ForwardPortReserved
         | Code::MasqueradeExists
@@ -163,6 +167,9 @@ pub const CODES: &[Code] = &[
     Code::BridgeNotFound,
     Code::LinkNotFound,
     Code::VethNotFound,
+    Code::TunNotFound,
+    Code::VlanNotFound,
+    Code::AddressNotFound,
     Code::RuleNotFound,
     Code::NamespaceNotFound,
     Code::NotAPort,
@@ -171,6 +178,7 @@ pub const CODES: &[Code] = &[
     Code::NotManaged,
     Code::PortInUse,
     Code::BridgeHasPorts,
+    Code::LinkInUse,
     Code::ForwardPortInUse,
     Code::ForwardPortReserved,
     Code::MasqueradeExists,

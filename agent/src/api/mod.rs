@@ -21,8 +21,10 @@ pub mod probe;
 pub mod root;
 pub mod status;
 pub mod trace;
+pub mod tuntap;
 pub mod values;
 pub mod veth;
+pub mod vlan_link;
 
 #[cfg(test)]
 mod tests;
@@ -145,5 +147,10 @@ fn routes() -> OpenApiRouter<App> {
 
 /// The resources that are there under `/...` and under `/network/...`: existing clients use both.
 fn resources() -> OpenApiRouter<App> {
-    OpenApiRouter::new().merge(bridge::router()).merge(veth::router()).merge(nat::router())
+    OpenApiRouter::new()
+        .merge(bridge::router())
+        .merge(veth::router())
+        .merge(vlan_link::router())
+        .merge(tuntap::router())
+        .merge(nat::router())
 }

@@ -87,6 +87,64 @@ pub fn namespace_name(value: &Value) -> Read<NamespaceName> {
     NamespaceName::new(as_text(value)?).map_err(|why| bad_name(&why))
 }
 
+/// A user by name or number.
+pub fn user(value: &Value) -> Read<u32> {
+    identity(value, "user", crate::users::user_id)
+}
+
+/// A group by name or number.
+pub fn group(value: &Value) -> Read<u32> {
+    identity(value, "group", crate::users::group_id)
+}
+
+fn identity(value: &Value, what: &str, look_up: impl Fn(&str) -> Option<u32>) -> Read<u32> {
+    let name = match value {
+        // The highest number means nobody in particular.
+        Value::Number(_) => return integer(0, i128::from(u32::MAX) - 1)(value),
+        Value::String(text) if text.bytes().all(|digit| digit.is_ascii_digit()) && !text.is_empty() => {
+            return integer(0, i128::from(u32::MAX) - 1)(value);
+        }
+        _ => as_text(value)?,
+    };
+    // No name is longer (LOGIN_NAME_MAX), and a zero byte would end it early.
+    let plausible = (1..=256).contains(&name.len()) && !name.contains('\0');
+    let id = if plausible { look_up(name) } else { None };
+    id.ok_or_else(|| Fault::Value(format!("is {}, and this host has no such {what}", shown(value))))
+}
+
+/// A VLAN id; 0 and 4095 are reserved (IEEE 802.1Q).
+pub fn vlan_id(value: &Value) -> Read<u16> {
+    integer(1, 4094)(value)
+}
+
+/// An address of either family, with or without a prefix length.
+pub fn address(value: &Value) -> Read<(IpAddr, Option<u8>)> {
+    let text = as_text(value)?;
+    let address = match text.parse::<IpAddr>() {
+        Ok(ip) => (ip, None),
+        Err(_) => match text.parse::<IpNet>() {
+            Ok(net) => (net.addr(), Some(net.prefix_len())),
+            Err(_) => {
+                return Err(Fault::Value(format!("is {}, not an address like 10.0.0.1", shown(value))));
+            }
+        },
+    };
+    if address.0.is_unspecified() || address.0.is_multicast() {
+        return Err(Fault::Value(format!("is {}, not an address of an interface", address.0)));
+    }
+    Ok(address)
+}
+
+/// A prefix length: `24`, `"24"`, `"/24"`, `"255.255.255.0"`.
+pub fn netmask(value: &Value) -> Read<u8> {
+    let Value::String(text) = value else { return integer(0, 128)(value) };
+    if let Ok(mask) = text.parse::<IpAddr>() {
+        return ipnet::ip_mask_to_prefix(mask)
+            .map_err(|_| Fault::Value(format!("is {}, whose bits are not in a row", shown(value))));
+    }
+    integer(0, 128)(&Value::String(text.trim_start_matches('/').to_owned()))
+}
+
 /// Any IPv4 address.
 pub fn ipv4(value: &Value) -> Read<Ipv4Addr> {
     match as_text(value)?.parse::<IpAddr>() {
@@ -266,6 +324,38 @@ mod tests {
         assert!(matches!(host_ipv4(&json!("2001:db8::1")), Err(Fault::Unsupported(_))));
         assert!(matches!(ipv4_network(&json!("2001:db8::/64")), Err(Fault::Unsupported(_))));
         assert!(interface_address(&json!("2001:db8::1/64")).is_ok());
+    }
+
+    #[test]
+    fn a_user_is_a_name_or_a_number_of_this_host() {
+        assert_eq!(user(&json!("root")), Ok(0));
+        assert_eq!(user(&json!("1000")), Ok(1000));
+        assert_eq!(group(&json!(1000)), Ok(1000));
+        for bad in [json!("no such user"), json!(-1), json!(4_294_967_295_u32), json!(""), json!("a\0b")] {
+            assert!(matches!(user(&bad), Err(Fault::Value(_))), "{bad}");
+        }
+        assert!(matches!(user(&json!(["root"])), Err(Fault::Type(_))));
+    }
+
+    #[test]
+    fn a_netmask_is_a_length_or_dotted() {
+        for good in [json!(24), json!("24"), json!("/24"), json!("255.255.255.0")] {
+            assert_eq!(netmask(&good), Ok(24), "{good}");
+        }
+        assert_eq!(netmask(&json!("ffff:ffff::")), Ok(32));
+        for bad in [json!("255.0.255.0"), json!(129), json!("24/")] {
+            assert!(netmask(&bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_address_may_bring_its_prefix() {
+        assert_eq!(address(&json!("10.0.0.1")).unwrap().1, None);
+        assert_eq!(address(&json!("10.0.0.1/16")).unwrap().1, Some(16));
+        assert_eq!(address(&json!("fd00::1/64")).unwrap().1, Some(64));
+        for bad in ["0.0.0.0", "224.0.0.1/24", "host", "10.0.0.1/33", ""] {
+            assert!(address(&json!(bad)).is_err(), "{bad}");
+        }
     }
 
     #[test]

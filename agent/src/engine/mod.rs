@@ -9,7 +9,7 @@ mod teardown;
 mod tests;
 
 use std::{
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
 };
 
@@ -27,8 +27,8 @@ use crate::{
         links::Observed,
     },
     model::{
-        BridgeSpec, BridgeView, FlowView, ForwardRequest, MasqueradeSpec, NamespaceName, RuleView, VethSpec,
-        VethView,
+        BridgeSpec, BridgeView, FlowView, ForwardRequest, MasqueradeSpec, NamespaceName, RuleView, TunSpec,
+        TunView, VethSpec, VethView, VlanLinkSpec, VlanLinkView, VlanProtocol,
     },
     state::State,
     store::{MemoryStore, Store, StoreError},
@@ -40,13 +40,57 @@ pub use teardown::{Teardown, teardown};
 #[derive(Debug, Clone)]
 pub enum Change {
     CreateBridge(BridgeSpec),
-    DeleteBridge { name: String, force: bool },
-    AddPort { bridge: String, port: String },
-    RemovePort { bridge: String, port: String },
+    DeleteBridge {
+        name: String,
+        force: bool,
+    },
+    AddPort {
+        bridge: String,
+        port: String,
+    },
+    RemovePort {
+        bridge: String,
+        port: String,
+    },
     CreateVeth(VethSpec),
-    DeleteVeth { name: String },
-    MoveVethToBridge { veth: String, bridge: String },
-    MoveVethToNamespace { veth: String, namespace: NamespaceName },
+    DeleteVeth {
+        name: String,
+    },
+    MoveVethToBridge {
+        veth: String,
+        bridge: String,
+    },
+    MoveVethToNamespace {
+        veth: String,
+        namespace: NamespaceName,
+    },
+    CreateTun(TunSpec),
+    DeleteTun {
+        name: String,
+    },
+    AttachTap {
+        tap: String,
+        bridge: String,
+    },
+    DetachTap {
+        tap: String,
+    },
+    AddTunAddress {
+        name: String,
+        address: ipnet::IpNet,
+    },
+    /// Without a prefix length: whichever address has that IP.
+    RemoveTunAddress {
+        name: String,
+        ip: IpAddr,
+        prefix: Option<u8>,
+    },
+    CreateVlanLink(VlanLinkSpec),
+    DeleteVlanLink {
+        parent: String,
+        vlan_id: u16,
+        protocol: Option<VlanProtocol>,
+    },
     CreateForward(ForwardRequest),
     DeleteForward(ForwardSelector),
     CreateMasquerade(MasqueradeSpec),
@@ -90,6 +134,8 @@ pub struct Outcome {
 pub enum Object {
     Bridge(BridgeView),
     Veth(VethView),
+    Tun(TunView),
+    VlanLink(VlanLinkView),
     Rule(RuleView),
     /// Deleted: its name or id.
     Gone {

@@ -18,7 +18,7 @@ use crate::{
     kinds::{self, rule},
     loops,
     plan::{Installed, NatStep, Plan, Step, World},
-    state::{State, Write},
+    state::{Record, State, Write},
     store::{Entry, Store},
 };
 
@@ -59,8 +59,9 @@ impl Owner {
 
     /// Makes the machine what the stored state says. After a reboot that is everything, else next to nothing.
     pub(super) async fn catch_up(&mut self) -> Result<()> {
-        let records = self.shared.state().records();
         let mut observed = self.shared.observe().await?;
+        self.forget_transient(&observed).await?;
+        let records = self.shared.state().records();
         for record in records {
             let plan = {
                 let state = self.shared.state();
@@ -80,6 +81,17 @@ impl Owner {
         self.warn_of_orphans(&observed);
         self.refresh().await;
         Ok(())
+    }
+
+    /// What was not to outlive a reboot is forgotten when it did not.
+    async fn forget_transient(&self, observed: &Observed) -> Result<()> {
+        let gone: Vec<_> = {
+            let state = self.shared.state();
+            let transient = state.tuns.values().filter(|spec| !spec.persistent);
+            let missing = transient.filter(|spec| observed.link(spec.name.as_str()).is_none());
+            missing.cloned().map(|spec| Write::Forget(Record::Tun(spec))).collect()
+        };
+        self.commit(&gone).await
     }
 
     /// Links that bear the worker's mark and are not in its store: of a worker that was killed between making

@@ -10,12 +10,16 @@ use crate::{
         links::{At, Observed},
     },
     kinds::{
-        bridge, interface, rule,
+        bridge, interface, rule, tuntap,
         veth::{self, Pair},
+        vlan_link,
     },
-    model::{BridgeView, InterfaceView, NatStatusView, RuleView, VethView},
+    model::{
+        BridgeView, InterfaceView, NatStatusView, RuleView, TunView, VethView, VlanLinkView, VlanProtocol,
+    },
     plan::Subject,
     state::{Rule, RuleSpec},
+    users::Names,
 };
 
 use super::{Engine, FlowPage, FlowQuery, Measurements, Object, Shared, flows};
@@ -45,6 +49,34 @@ impl Engine {
         let state = self.shared.state();
         let pair = veth::find(name, &observed, &state)?;
         Ok(veth::view(&pair, &observed, &state))
+    }
+
+    pub async fn tuns(&self) -> Result<Vec<TunView>> {
+        let observed = self.shared.observe().await?;
+        let names = owners(&observed).await;
+        Ok(tuntap::list(&observed, &self.shared.state(), &names))
+    }
+
+    pub async fn tun(&self, name: &str) -> Result<TunView> {
+        let observed = self.shared.observe().await?;
+        self.shared.tun(name, &observed).await
+    }
+
+    pub async fn vlan_links(&self) -> Result<Vec<VlanLinkView>> {
+        let observed = self.shared.observe().await?;
+        Ok(vlan_link::list(&observed, &self.shared.state()))
+    }
+
+    /// By its attributes, whatever it is called.
+    pub async fn vlan_link(
+        &self,
+        parent: &str,
+        vlan_id: u16,
+        protocol: Option<VlanProtocol>,
+    ) -> Result<VlanLinkView> {
+        let observed = self.shared.observe().await?;
+        let link = vlan_link::find(parent, vlan_id, protocol, &observed)?;
+        self.shared.vlan_link(&link.name, &observed)
     }
 
     pub async fn interfaces(&self) -> Result<Vec<InterfaceView>> {
@@ -129,6 +161,19 @@ impl Shared {
         }
     }
 
+    async fn tun(&self, name: &str, observed: &Observed) -> Result<TunView> {
+        let (link, _) = tuntap::find(name, observed)?;
+        let names = owners(observed).await;
+        let view = tuntap::view(link, observed, &self.state(), &names);
+        view.ok_or_else(|| Error::new(Code::TunNotFound, format!("there is no TUN or TAP {name}")))
+    }
+
+    fn vlan_link(&self, name: &str, observed: &Observed) -> Result<VlanLinkView> {
+        let link = observed.link(name);
+        let view = link.and_then(|link| vlan_link::view(link, observed, &self.state()));
+        view.ok_or_else(|| Error::new(Code::VlanNotFound, format!("there is no VLAN link {name}")))
+    }
+
     async fn rule(&self, id: &str) -> Result<RuleView> {
         let Some(rule) = self.state().rules.get(id).cloned() else {
             return Err(Error::new(Code::RuleNotFound, format!("there is no rule {id}")));
@@ -146,6 +191,14 @@ impl Shared {
         let active = active.get(&rule.slot).copied().unwrap_or(0);
         Ok(rule::view(rule, &counters, active, self.dataplane.backend()))
     }
+}
+
+/// The names of everyone who owns a TUN or TAP.
+async fn owners(observed: &Observed) -> Names {
+    let tuns = || observed.links.iter().filter_map(|link| link.tun);
+    let users = tuns().filter_map(|tun| tun.owner).collect();
+    let groups = tuns().filter_map(|tun| tun.group).collect();
+    Names::of(users, groups).await
 }
 
 fn count_by_slot(flows: &[Flow]) -> HashMap<Slot, u64> {
@@ -171,6 +224,8 @@ pub(super) async fn object(shared: &Shared, subject: &Subject, observed: &Observ
             let pair = Pair { place: place.clone(), link, peer: observed.peer_of(link) };
             Ok(Object::Veth(veth::view(&pair, observed, &shared.state())))
         }
+        Subject::Tun(name) => Ok(Object::Tun(shared.tun(name, observed).await?)),
+        Subject::VlanLink(name) => Ok(Object::VlanLink(shared.vlan_link(name, observed)?)),
         Subject::Rule(id) => Ok(Object::Rule(shared.rule(id).await?)),
         Subject::Gone(names) => Ok(Object::Gone { removed: names.clone() }),
     }

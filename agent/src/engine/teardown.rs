@@ -40,8 +40,10 @@ pub async fn teardown(
     records.sort_by_key(|record| match record {
         Record::Rule(_) => 0,
         Record::Port(_) => 1,
-        Record::Veth(_) => 2,
-        Record::Bridge(_) => 3,
+        // Before what they lie on.
+        Record::VlanLink(_) => 2,
+        Record::Veth(_) | Record::Tun(_) => 3,
+        Record::Bridge(_) => 4,
     });
     for record in records {
         let key = record.key();
@@ -83,6 +85,18 @@ async fn remove(
         Record::Veth(spec) => {
             if let Some(at) = veth_ends(spec).iter().find(|at| ours(at).is_some()) {
                 kernel.apply(&LinkStep::DeleteLink(at.clone())).await?;
+            }
+        }
+        Record::Tun(spec) => {
+            let at = At::here(spec.name.as_str());
+            if ours(&at).is_some() {
+                kernel.apply(&LinkStep::DeleteLink(at)).await?;
+            }
+        }
+        Record::VlanLink(spec) => {
+            let at = At::here(spec.name.as_str());
+            if ours(&at).is_some() {
+                kernel.apply(&LinkStep::DeleteLink(at)).await?;
             }
         }
         Record::Bridge(spec) => {

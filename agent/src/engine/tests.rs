@@ -6,7 +6,7 @@ use crate::{
         links::{At, LinkKind, PortState},
         step::LinkStep,
     },
-    model::{ForwardProtocol, LinkName},
+    model::{ForwardProtocol, LinkName, TunType},
     store::Store,
 };
 
@@ -41,6 +41,39 @@ fn veth(a: &str, b: &str, bridge1: Option<&str>, bridge2: Option<&str>, namespac
         namespace2: namespace2.map(|ns| NamespaceName::new(ns).unwrap()),
         ..veth_spec(a, b)
     })
+}
+
+fn tap_spec(tap: &str) -> TunSpec {
+    TunSpec {
+        name: name(tap),
+        kind: TunType::Tap,
+        owner: Some(1000),
+        group: None,
+        bridge: None,
+        persistent: true,
+        multi_queue: true,
+        vnet_hdr: true,
+        mtu: Some(1400),
+        addresses: Vec::new(),
+    }
+}
+
+fn tap(tap: &str, bridge: Option<&str>) -> Change {
+    Change::CreateTun(TunSpec { bridge: bridge.map(name), ..tap_spec(tap) })
+}
+
+fn vlan_link(parent: &str, vlan_id: u16) -> Change {
+    Change::CreateVlanLink(VlanLinkSpec {
+        name: name(&format!("{parent}.{vlan_id}")),
+        parent: name(parent),
+        vlan_id,
+        protocol: VlanProtocol::Dot1q,
+        bridge: None,
+    })
+}
+
+fn address(tap: &str) -> Change {
+    Change::AddTunAddress { name: tap.into(), address: "10.2.0.1/24".parse().unwrap() }
 }
 
 fn request(port: u16, last: u8) -> ForwardRequest {
@@ -129,6 +162,28 @@ fn every_change() -> Vec<(Vec<Change>, Change)> {
         ),
         (with(two(), vec![ring()]), to_namespace("v1", "lab1")),
         (with(two(), vec![veth("v1", "v2", None, None, Some("lab1"))]), to_namespace("v2", "lab2")),
+        (two(), tap("tap0", Some("br-a"))),
+        (vec![], Change::CreateTun(TunSpec { kind: TunType::Tun, ..tap_spec("tun0") })),
+        (
+            with(two(), vec![tap("tap0", Some("br-a")), address("tap0")]),
+            Change::DeleteTun { name: "tap0".into() },
+        ),
+        (with(two(), vec![tap("tap0", None)]), attach("tap0", "br-a")),
+        (with(two(), vec![tap("tap0", Some("br-b"))]), Change::DetachTap { tap: "tap0".into() }),
+        (vec![tap("tap0", None)], address("tap0")),
+        (
+            vec![tap("tap0", None), address("tap0")],
+            Change::RemoveTunAddress { name: "tap0".into(), ip: [10, 2, 0, 1].into(), prefix: None },
+        ),
+        (
+            with(two(), vec![tap("tap0", Some("br-a"))]),
+            Change::DeleteBridge { name: "br-a".into(), force: true },
+        ),
+        (vec![], vlan_link("ens4", 100)),
+        (vec![vlan_link("ens4", 100)], vlan_link("ens4.100", 7)),
+        (vec![vlan_link("ens4", 100)], delete_vlan("ens4", 100)),
+        (with(two(), vec![vlan_link("ens4", 100)]), add_port("br-a", "ens4.100")),
+        (with(two(), vec![vlan_link("ens4", 100), add_port("br-a", "ens4.100")]), delete_vlan("ens4", 100)),
         (vec![], Change::CreateForward(request(8080, 5))),
         (vec![masquerade(true)], Change::CreateForward(request(8080, 5))),
         (
@@ -140,6 +195,14 @@ fn every_change() -> Vec<(Vec<Change>, Change)> {
         (vec![masquerade(true)], masquerade(false)),
         (vec![masquerade(true)], Change::DeleteMasquerade(by_spec())),
     ]
+}
+
+fn attach(tap: &str, bridge: &str) -> Change {
+    Change::AttachTap { tap: tap.into(), bridge: bridge.into() }
+}
+
+fn delete_vlan(parent: &str, vlan_id: u16) -> Change {
+    Change::DeleteVlanLink { parent: parent.into(), vlan_id, protocol: None }
 }
 
 fn to_namespace(veth: &str, namespace: &str) -> Change {
@@ -215,6 +278,10 @@ async fn the_same_create_twice_changes_nothing_the_second_time() {
                 | Change::AddPort { .. }
                 | Change::MoveVethToBridge { .. }
                 | Change::MoveVethToNamespace { .. }
+                | Change::CreateTun(_)
+                | Change::AttachTap { .. }
+                | Change::AddTunAddress { .. }
+                | Change::CreateVlanLink(_)
         )
     });
     for (before, change) in creates {
@@ -239,6 +306,7 @@ async fn everything_is_there_again_after_a_restart_and_after_a_reboot() {
         assert_eq!(fake.kernel.observe().await.unwrap(), kernel, "{change:?}: {steps:?}");
         assert_eq!(fake.dataplane.nat().rules, nat.rules, "{change:?}");
         let (bridges, veths) = (engine.bridges().await.unwrap(), engine.veths().await.unwrap());
+        let (tuns, vlans) = (engine.tuns().await.unwrap(), engine.vlan_links().await.unwrap());
         drop(engine);
 
         let rebooted = Fake { store: Arc::clone(&fake.store), ..Fake::new() };
@@ -250,7 +318,105 @@ async fn everything_is_there_again_after_a_restart_and_after_a_reboot() {
         let again: Vec<_> = views(engine.bridges().await.unwrap()).collect();
         assert_eq!(again, views(bridges).collect::<Vec<_>>(), "{change:?}");
         assert_eq!(engine.veths().await.unwrap(), veths, "{change:?}");
+        // But for what a new machine numbers anew.
+        let tuns_again: Vec<_> =
+            engine.tuns().await.unwrap().into_iter().zip(&tuns).map(renumbered).collect();
+        assert_eq!(tuns_again, tuns, "{change:?}");
+        let names = |list: Vec<VlanLinkView>| -> Vec<_> {
+            list.into_iter().map(|v| (v.interface_name, v.parent_interface, v.vlan_id, v.bridge)).collect()
+        };
+        assert_eq!(names(engine.vlan_links().await.unwrap()), names(vlans), "{change:?}");
     }
+}
+
+fn renumbered((view, like): (TunView, &TunView)) -> TunView {
+    TunView { ifindex: like.ifindex, mac_address: like.mac_address.clone(), ..view }
+}
+
+#[tokio::test]
+async fn a_tap_that_is_not_persistent_is_not_made_again_after_a_reboot_and_forgotten() {
+    let spec = TunSpec { persistent: false, ..tap_spec("tap0") };
+    let (engine, fake) = lab([Change::CreateTun(spec.clone())]).await;
+    drop(engine);
+    let engine = fake.start(Options::default()).await.unwrap();
+    assert!(engine.tun("tap0").await.unwrap().managed, "a restart is no reboot");
+    drop(engine);
+    let rebooted = Fake { store: Arc::clone(&fake.store), ..Fake::new() };
+    let engine = rebooted.start(Options::default()).await.unwrap();
+    assert_eq!(engine.tun("tap0").await.unwrap_err().code, Code::TunNotFound);
+    assert!(rebooted.store.load().unwrap().is_empty());
+    // Its name is free again, for a bridge too.
+    engine.change(bridge("tap0")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_link_that_others_lie_on_is_not_deleted() {
+    let (engine, fake) = lab([
+        bridge("br-a"),
+        tap("tap0", None),
+        veth("v1", "v2", None, None, None),
+        vlan_link("br-a", 5),
+        vlan_link("tap0", 5),
+        vlan_link("v2", 5),
+        vlan_link("v2.5", 6),
+    ])
+    .await;
+    for change in [
+        Change::DeleteBridge { name: "br-a".into(), force: true },
+        Change::DeleteTun { name: "tap0".into() },
+        Change::DeleteVeth { name: "v1".into() },
+        delete_vlan("v2", 5),
+    ] {
+        let (refused, message) = code(&engine, change.clone()).await;
+        assert_eq!(refused, Code::LinkInUse, "{change:?}");
+        assert!(message.contains(".5"), "{message}");
+    }
+    assert!(fake.faults.take_steps().is_empty());
+}
+
+#[tokio::test]
+async fn a_vlan_is_one_per_parent_id_and_protocol() {
+    let (engine, _fake) = lab([vlan_link("ens4", 5)]).await;
+    let spec = |link: &str, protocol| {
+        Change::CreateVlanLink(VlanLinkSpec {
+            name: name(link),
+            parent: name("ens4"),
+            vlan_id: 5,
+            protocol,
+            bridge: None,
+        })
+    };
+    let (refused, message) = code(&engine, spec("lab5", VlanProtocol::Dot1q)).await;
+    assert_eq!(refused, Code::LinkExists);
+    assert!(message.contains("ens4.5"), "{message}");
+    engine.change(spec("outer", VlanProtocol::Dot1ad)).await.unwrap();
+    // Two of that id: the delete has to say which.
+    assert_eq!(code(&engine, delete_vlan("ens4", 5)).await.0, Code::InvalidField);
+    let protocol = Some(VlanProtocol::Dot1ad);
+    engine.change(Change::DeleteVlanLink { parent: "ens4".into(), vlan_id: 5, protocol }).await.unwrap();
+    assert_eq!(engine.vlan_link("ens4", 5, None).await.unwrap().interface_name, "ens4.5");
+    for (change, wanted) in [
+        (vlan_link("lo", 5), Code::WrongKind),
+        (vlan_link("nope", 5), Code::LinkNotFound),
+        (vlan_link("ens4", 4095), Code::InvalidField),
+        (delete_vlan("ens4", 6), Code::VlanNotFound),
+        (delete_vlan("nope", 6), Code::VlanNotFound),
+    ] {
+        assert_eq!(code(&engine, change.clone()).await.0, wanted, "{change:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_address_is_removed_by_what_names_it_alone() {
+    let (engine, _fake) = lab([tap("tap0", None), address("tap0")]).await;
+    let wide = Change::AddTunAddress { name: "tap0".into(), address: "10.2.0.1/16".parse().unwrap() };
+    engine.change(wide).await.unwrap();
+    let remove = |prefix| Change::RemoveTunAddress { name: "tap0".into(), ip: [10, 2, 0, 1].into(), prefix };
+    assert_eq!(code(&engine, remove(None)).await.0, Code::InvalidField);
+    assert_eq!(code(&engine, remove(Some(8))).await.0, Code::AddressNotFound);
+    engine.change(remove(Some(16))).await.unwrap();
+    engine.change(remove(None)).await.unwrap();
+    assert!(engine.tun("tap0").await.unwrap().ip_addresses.is_empty());
 }
 
 #[tokio::test]

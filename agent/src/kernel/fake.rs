@@ -1,7 +1,8 @@
 //! A machine in memory, for tests: links, namespaces and a NAT data plane, which can fail at step n.
 //!
 //! It knows as much of the kernel's behaviour as plans rely on: names are unique per namespace, a moved link
-//! loses its master and addresses, a veth carries when both ends are up, a port forwards when it carries.
+//! loses its master and addresses, a veth carries when both ends are up, a TAP when a program has it open (here
+//! none ever has), a port forwards when it carries, a VLAN link lives and dies with its parent.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,7 +19,7 @@ use super::{
     dataplane::{Attachment, Counters, DataPlane, Flow, HostAddresses, MapPressure, NatRule, Slot},
     links::{
         ALIAS, Address, At, BridgePort, Link, LinkKind, Mac, Namespace, Observed, OperState, Peer, Place,
-        PortState,
+        PortState, TunInfo,
     },
     step::LinkStep,
 };
@@ -156,6 +157,9 @@ fn device(index: u32, name: &str, kind: LinkKind) -> Link {
         peer: None,
         addresses: Vec::new(),
         port: None,
+        parent: None,
+        vlan: None,
+        tun: None,
     }
 }
 
@@ -227,8 +231,40 @@ fn apply(world: &mut Observed, step: &LinkStep) -> Step {
             link_mut(world, &two.at)?.peer = made.pop();
             Ok(())
         }
+        LinkStep::CreateTun(tun) => {
+            let at = At::here(&tun.name);
+            let kind = if tun.tap { LinkKind::Tap } else { LinkKind::Tun };
+            let mut link = new_link(world, &at, kind, tun.index)?;
+            link.mtu = tun.mtu.unwrap_or(link.mtu);
+            link.mac = tun.mac.or(link.mac).filter(|_| tun.tap);
+            link.tun = Some(TunInfo {
+                owner: tun.owner,
+                group: tun.group,
+                persist: true,
+                multi_queue: tun.multi_queue,
+                vnet_hdr: tun.vnet_hdr,
+            });
+            insert(world, &at.place, link)
+        }
+        LinkStep::CreateVlan(vlan) => {
+            let at = At::here(&vlan.name);
+            let parent = link_mut(world, &At::here(&vlan.parent))?.clone();
+            if world.on_top_of(&at.place, &parent).any(|link| link.vlan == Some(vlan.tag)) {
+                return Err(Errno::EEXIST);
+            }
+            let mut link = new_link(world, &at, LinkKind::Vlan, vlan.index)?;
+            link.mtu = vlan.mtu.unwrap_or(parent.mtu);
+            link.mac = vlan.mac.or(parent.mac);
+            (link.parent, link.vlan) = (Some(parent.index), Some(vlan.tag));
+            insert(world, &at.place, link)
+        }
         LinkStep::DeleteLink(at) => {
             let link = link_mut(world, at)?.clone();
+            let on_top: Vec<_> =
+                world.on_top_of(&at.place, &link).map(|top| At::new(at.place.clone(), &top.name)).collect();
+            for top in on_top {
+                apply(world, &LinkStep::DeleteLink(top))?;
+            }
             links_mut(world, &at.place)?.retain(|other| other.index != link.index);
             for port in links_mut(world, &at.place)?.iter_mut().filter(|port| port.master == Some(link.index))
             {
@@ -256,7 +292,19 @@ fn apply(world: &mut Observed, step: &LinkStep) -> Step {
             Ok(())
         }
         LinkStep::SetUp { link, up } => {
-            link_mut(world, link)?.up = *up;
+            let index = link_mut(world, link)?.index;
+            let parent = link_mut(world, link)?.parent;
+            let links = links_mut(world, &link.place)?;
+            let lower = links.iter().find(|other| Some(other.index) == parent);
+            if *up && lower.is_some_and(|lower| !lower.up) {
+                return Err(Errno::ENETDOWN);
+            }
+            for other in links.iter_mut() {
+                // VLANs go down and come up with their parent.
+                if other.index == index || other.parent == Some(index) {
+                    other.up = *up;
+                }
+            }
             Ok(())
         }
         LinkStep::AddAddress { link, address } => {
@@ -318,6 +366,8 @@ fn settle(world: &mut Observed) {
     let snapshot = world.clone();
     let carries = |link: &Link| match &link.peer {
         Some(_) => link.up && snapshot.peer_of(link).is_some_and(|(_, peer)| peer.up),
+        // No program has it open.
+        None if link.tun.is_some() => false,
         None => link.up,
     };
     let stp = |link: &Link| {
@@ -329,6 +379,7 @@ fn settle(world: &mut Observed) {
         let carrier = carries(link);
         link.operstate = match (link.up, carrier) {
             (true, true) => OperState::Up,
+            (true, false) if link.tun.is_some() => OperState::Down,
             (true, false) => OperState::LowerLayerDown,
             (false, _) => OperState::Down,
         };

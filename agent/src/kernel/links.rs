@@ -7,7 +7,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use crate::model::NamespaceName;
+use crate::model::{NamespaceName, VlanProtocol};
 
 /// The alias (`ip link show`: `alias telecluster`) of every link that the worker made. Together with the
 /// store it says what is ours; one of the two alone is not enough to delete anything.
@@ -106,6 +106,12 @@ pub struct Link {
     pub addresses: Vec<Address>,
     /// State of a port of a bridge.
     pub port: Option<BridgePort>,
+    /// The link that this one lies on, in the same namespace: of a VLAN its parent.
+    pub parent: Option<u32>,
+    /// Of a VLAN link.
+    pub vlan: Option<VlanTag>,
+    /// Of a TUN or TAP.
+    pub tun: Option<TunInfo>,
 }
 
 impl Link {
@@ -159,6 +165,26 @@ impl LinkKind {
             Self::Loopback | Self::Other(_) => "virtual",
         }
     }
+}
+
+/// What a VLAN link puts into the frames of its parent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VlanTag {
+    pub id: u16,
+    pub protocol: VlanProtocol,
+}
+
+/// Who may open a TUN or TAP, and how.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TunInfo {
+    /// User id; nobody in particular when absent.
+    pub owner: Option<u32>,
+    pub group: Option<u32>,
+    /// It stays when the program that opened it closes it.
+    pub persist: bool,
+    pub multi_queue: bool,
+    /// As the program that opened it last wants it.
+    pub vnet_hdr: bool,
 }
 
 /// RFC 2863 operational state.
@@ -289,6 +315,12 @@ impl Observed {
     /// The ports of a master in the worker's own namespace.
     pub fn ports_of(&self, master: u32) -> impl Iterator<Item = &Link> {
         self.links.iter().filter(move |link| link.master == Some(master))
+    }
+
+    /// The links of `place` that lie on `link` and go when it goes.
+    pub fn on_top_of<'a>(&'a self, place: &Place, link: &Link) -> impl Iterator<Item = &'a Link> {
+        let index = link.index;
+        self.links_at(place).iter().filter(move |other| other.parent == Some(index))
     }
 
     /// Both ends of the pair that `link` of `place` belongs to; the other end when it can be seen.

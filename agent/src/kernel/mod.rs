@@ -9,6 +9,7 @@ mod netns;
 mod observe;
 mod rtnl;
 pub mod step;
+mod tun;
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;

@@ -13,11 +13,14 @@ use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    link::{BridgePortState, BridgeStpState, InfoData, InfoVeth, LinkFlags, LinkMessage},
+    link::{
+        BridgePortState, BridgeStpState, InfoData, InfoVeth, LinkFlags, LinkMessage,
+        VlanProtocol as WireVlanProtocol,
+    },
 };
 use nix::errno::Errno;
 use rtnetlink::{
-    AddressMessageBuilder, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth,
+    AddressMessageBuilder, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVlan,
     MulticastGroup, new_multicast_connection,
 };
 use tokio::sync::mpsc;
@@ -27,8 +30,10 @@ use super::{
     links::{ALIAS, At, Link, Observed, OperState, Place, PortState},
     netns, observe,
     rtnl::{Rtnl, io_error},
-    step::{LinkStep, NewBridge, NewEnd},
+    step::{LinkStep, NewBridge, NewEnd, NewTun, NewVlan},
+    tun::Tun,
 };
+use crate::model::VlanProtocol;
 
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 /// How long a port that is brought up may take until the kernel says that it is.
@@ -123,6 +128,8 @@ impl Inner {
         match step {
             LinkStep::CreateBridge(bridge) => self.create_bridge(&operation, bridge),
             LinkStep::CreateVeth(ends) => self.create_veth(&operation, ends),
+            LinkStep::CreateTun(tun) => self.create_tun(&operation, tun),
+            LinkStep::CreateVlan(vlan) => self.create_vlan(&operation, vlan),
             LinkStep::DeleteLink(at) => self.at(&at.place, |rtnl| delete(rtnl, &operation, &at.name)),
             LinkStep::SetMaster { port, master } => self.here(|rtnl| {
                 let master = match master {
@@ -230,6 +237,58 @@ impl Inner {
             drop(self.at(&one.at.place, |rtnl| delete(rtnl, operation, &one.at.name)));
         })
     }
+}
+
+impl Inner {
+    /// The device goes again with its file unless everything succeeds.
+    fn create_tun(&self, operation: &str, tun: &NewTun) -> Result<(), KernelError> {
+        let device = Tun::create(&self.own, operation, tun)?;
+        self.here(|rtnl| {
+            let mut message = named(rtnl, operation, &tun.name)?.alias(ALIAS);
+            if let Some(mtu) = tun.mtu {
+                message = message.mtu(mtu);
+            }
+            if let Some(mac) = tun.mac.filter(|_| tun.tap) {
+                message = message.address(mac.0.to_vec());
+            }
+            rtnl.change(operation, RouteNetlinkMessage::SetLink(message.build()), 0)
+        })?;
+        device.keep(operation)
+    }
+
+    fn create_vlan(&self, operation: &str, vlan: &NewVlan) -> Result<(), KernelError> {
+        let NewVlan { name, parent, tag, mtu, mac, index } = vlan;
+        let protocol = match tag.protocol {
+            VlanProtocol::Dot1q => WireVlanProtocol::Ieee8021Q,
+            VlanProtocol::Dot1ad => WireVlanProtocol::Ieee8021Ad,
+        };
+        self.here(|rtnl| {
+            let parent = index_of(rtnl, operation, parent)?;
+            let mut message = LinkVlan::new(name, parent, tag.id).protocol(protocol);
+            if let Some(mtu) = mtu {
+                message = message.mtu(*mtu);
+            }
+            if let Some(mac) = mac {
+                message = message.address(mac.0.to_vec());
+            }
+            if let Some(index) = index {
+                message = message.index(*index);
+            }
+            let message = RouteNetlinkMessage::NewLink(message.build());
+            rtnl.change(operation, message, NLM_F_CREATE | NLM_F_EXCL).map_err(no_vlans)?;
+            mark(rtnl, operation, name).inspect_err(|_| drop(delete(rtnl, operation, name)))
+        })
+    }
+}
+
+/// Says what is missing when the kernel does not know VLAN links at all.
+fn no_vlans(mut error: KernelError) -> KernelError {
+    let unknown = error.extack.as_deref().is_none_or(|text| text.contains("Unknown device type"));
+    if error.errno == Some(Errno::EOPNOTSUPP as i32) && unknown {
+        error.extack =
+            Some("VLAN links need the kernel's module 8021q, which this kernel does not have".into());
+    }
+    error
 }
 
 fn end<T>(mut message: LinkMessageBuilder<T>, end: &NewEnd, namespace: RawFd) -> LinkMessageBuilder<T> {

@@ -3,12 +3,14 @@
 use std::{collections::HashMap, fs::File, os::fd::AsRawFd};
 
 use ipnet::IpNet;
+use netlink_packet_core::Nla;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
     link::{
         BridgePortState, BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData,
-        LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, State,
+        InfoTun, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, State,
+        VlanProtocol as WireVlanProtocol,
     },
     nsid::{NsidAttribute, NsidMessage},
     route::{RouteAttribute, RouteMessage, RouteType},
@@ -18,10 +20,12 @@ use super::{
     KernelError,
     links::{
         Address, BridgePort, Link, LinkKind, Mac, Namespace, Observed, OperState, Peer, Place, PortState,
+        TunInfo, VlanTag,
     },
     netns,
     rtnl::Rtnl,
 };
+use crate::model::VlanProtocol;
 
 /// A link with the reference to its peer still in the kernel's numbers.
 struct Raw {
@@ -178,6 +182,9 @@ fn link(message: LinkMessage) -> Raw {
         peer: None,
         addresses: Vec::new(),
         port: None,
+        parent: None,
+        vlan: None,
+        tun: None,
     };
     let (mut peer, mut peer_nsid) = (None, None);
     for attribute in message.attributes {
@@ -200,9 +207,9 @@ fn link(message: LinkMessage) -> Raw {
     if link.kind == LinkKind::Tun && header.link_layer_type == LinkLayerType::Ether {
         link.kind = LinkKind::Tap;
     }
-    // Of a VLAN, IFLA_LINK is its parent; only a veth has a peer.
+    // Only a veth has a peer; of a VLAN, IFLA_LINK is its parent.
     if link.kind != LinkKind::Veth {
-        peer = None;
+        link.parent = peer.take().filter(|index| peer_nsid.is_none() && *index != link.index);
     }
     Raw { link, peer, peer_nsid }
 }
@@ -225,9 +232,48 @@ fn take_info(link: &mut Link, info: LinkInfo) {
             );
             link.kind = LinkKind::Bridge { stp };
         }
+        LinkInfo::Data(InfoData::Vlan(infos)) => link.vlan = Some(vlan(&infos)),
+        LinkInfo::Data(InfoData::Tun(infos)) => link.tun = Some(tun(&infos)),
         LinkInfo::PortData(InfoPortData::BridgePort(infos)) => link.port = Some(port(&infos)),
         _ => {}
     }
+}
+
+fn vlan(infos: &[InfoVlan]) -> VlanTag {
+    let mut tag = VlanTag { id: 0, protocol: VlanProtocol::Dot1q };
+    for info in infos {
+        match info {
+            InfoVlan::Id(id) => tag.id = *id,
+            InfoVlan::Protocol(WireVlanProtocol::Ieee8021Ad) => tag.protocol = VlanProtocol::Dot1ad,
+            _ => {}
+        }
+    }
+    tag
+}
+
+/// The attributes of linux/if_link.h, which netlink-packet-route has no names for yet.
+fn tun(infos: &[InfoTun]) -> TunInfo {
+    const OWNER: u16 = 1;
+    const GROUP: u16 = 2;
+    const VNET_HDR: u16 = 5;
+    const PERSIST: u16 = 6;
+    const MULTI_QUEUE: u16 = 7;
+    let mut tun = TunInfo::default();
+    for info in infos {
+        let mut value = vec![0; info.value_len()];
+        info.emit_value(&mut value);
+        let number = value.as_slice().try_into().ok().map(u32::from_ne_bytes);
+        let flag = value.first().is_some_and(|byte| *byte != 0);
+        match info.kind() {
+            OWNER => tun.owner = number,
+            GROUP => tun.group = number,
+            VNET_HDR => tun.vnet_hdr = flag,
+            PERSIST => tun.persist = flag,
+            MULTI_QUEUE => tun.multi_queue = flag,
+            _ => {}
+        }
+    }
+    tun
 }
 
 fn port(infos: &[InfoBridgePort]) -> BridgePort {

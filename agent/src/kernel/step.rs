@@ -4,7 +4,7 @@ use std::fmt;
 
 use ipnet::IpNet;
 
-use super::links::{At, Link, LinkKind, Mac, Observed, Place};
+use super::links::{At, Link, LinkKind, Mac, Observed, Place, VlanTag};
 
 /// One change to the kernel's links.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +13,10 @@ pub enum LinkStep {
     CreateBridge(NewBridge),
     /// Makes a veth pair, both ends marked as ours, down, each in its place.
     CreateVeth([NewEnd; 2]),
+    /// Makes a TUN or TAP that stays when nobody has it open, marked as ours, down.
+    CreateTun(NewTun),
+    /// Makes a VLAN link, marked as ours, down.
+    CreateVlan(NewVlan),
     /// Deletes a link; of a veth pair both ends.
     DeleteLink(At),
     /// Makes a link of the worker's namespace a port of a bridge, or of none.
@@ -69,6 +73,32 @@ pub struct NewEnd {
     pub index: Option<u32>,
 }
 
+/// A TUN or TAP to be made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NewTun {
+    pub name: String,
+    /// Ethernet frames; else IP packets.
+    pub tap: bool,
+    pub owner: Option<u32>,
+    pub group: Option<u32>,
+    pub multi_queue: bool,
+    pub vnet_hdr: bool,
+    pub mtu: Option<u32>,
+    pub mac: Option<Mac>,
+    pub index: Option<u32>,
+}
+
+/// A VLAN link to be made. Without a MTU and MAC of its own it follows its parent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewVlan {
+    pub name: String,
+    pub parent: String,
+    pub tag: VlanTag,
+    pub mtu: Option<u32>,
+    pub mac: Option<Mac>,
+    pub index: Option<u32>,
+}
+
 impl NewEnd {
     pub fn new(at: At) -> Self {
         Self { at, mtu: None, mac: None, index: None }
@@ -88,6 +118,8 @@ impl LinkStep {
         match self {
             Self::CreateBridge(bridge) => vec![Self::DeleteLink(At::here(&bridge.name))],
             Self::CreateVeth([end, _]) => vec![Self::DeleteLink(end.at.clone())],
+            Self::CreateTun(tun) => vec![Self::DeleteLink(At::here(&tun.name))],
+            Self::CreateVlan(vlan) => vec![Self::DeleteLink(At::here(&vlan.name))],
             Self::DeleteLink(at) => restore(at, before),
             Self::SetMaster { port, .. } => {
                 let Some(link) = before.link(port) else { return Vec::new() };
@@ -143,7 +175,7 @@ fn hold_as_before(link: &Link, bridge: &str) -> Option<LinkStep> {
     guarded.then(|| LinkStep::Hold { port: link.name.clone(), bridge: bridge.to_owned(), hold: true })
 }
 
-/// Makes a deleted bridge or veth pair again, as it was.
+/// Makes a deleted link again, as it was. What had a TAP open has to open it again.
 fn restore(at: &At, before: &Observed) -> Vec<LinkStep> {
     let Some(link) = before.find(at) else { return Vec::new() };
     match &link.kind {
@@ -173,14 +205,39 @@ fn restore(at: &At, before: &Observed) -> Vec<LinkStep> {
             steps.extend(dress(&other, peer, before));
             steps
         }
+        LinkKind::Tun | LinkKind::Tap => {
+            let tun = link.tun.unwrap_or_default();
+            let mut steps = vec![LinkStep::CreateTun(NewTun {
+                name: link.name.clone(),
+                tap: link.kind == LinkKind::Tap,
+                owner: tun.owner,
+                group: tun.group,
+                multi_queue: tun.multi_queue,
+                vnet_hdr: tun.vnet_hdr,
+                mtu: Some(link.mtu),
+                mac: link.mac,
+                index: Some(link.index),
+            })];
+            steps.extend(dress(at, link, before));
+            steps
+        }
+        LinkKind::Vlan => {
+            let parent = link.parent.and_then(|parent| before.by_index(&at.place, parent));
+            let (Some(parent), Some(tag)) = (parent, link.vlan) else { return Vec::new() };
+            let mut steps = vec![LinkStep::CreateVlan(NewVlan {
+                name: link.name.clone(),
+                parent: parent.name.clone(),
+                tag,
+                mtu: Some(link.mtu),
+                // One that was given to it would no longer follow its parent's.
+                mac: link.mac.filter(|_| link.mac != parent.mac),
+                index: Some(link.index),
+            })];
+            steps.extend(dress(at, link, before));
+            steps
+        }
         // The worker deletes nothing else, so there is nothing else to put back.
-        LinkKind::Vlan
-        | LinkKind::Bond
-        | LinkKind::Tun
-        | LinkKind::Tap
-        | LinkKind::Loopback
-        | LinkKind::Physical
-        | LinkKind::Other(_) => Vec::new(),
+        LinkKind::Bond | LinkKind::Loopback | LinkKind::Physical | LinkKind::Other(_) => Vec::new(),
     }
 }
 
@@ -211,6 +268,11 @@ impl fmt::Display for LinkStep {
         match self {
             Self::CreateBridge(bridge) => write!(f, "create bridge {}", bridge.name),
             Self::CreateVeth([a, b]) => write!(f, "create veth pair {} and {}", a.at, b.at),
+            Self::CreateTun(NewTun { name, tap: true, .. }) => write!(f, "create TAP {name}"),
+            Self::CreateTun(NewTun { name, tap: false, .. }) => write!(f, "create TUN {name}"),
+            Self::CreateVlan(NewVlan { name, parent, tag, .. }) => {
+                write!(f, "create {} VLAN {} of {parent} as {name}", tag.protocol.name(), tag.id)
+            }
             Self::DeleteLink(at) => write!(f, "delete link {at}"),
             Self::SetMaster { port, master: Some(master) } => write!(f, "add port {port} to bridge {master}"),
             Self::SetMaster { port, master: None } => write!(f, "take port {port} out of its bridge"),

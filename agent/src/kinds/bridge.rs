@@ -6,12 +6,15 @@ use crate::{
         links::{At, Link, LinkKind, Observed, Place, PortState},
         step::{LinkStep, NewBridge},
     },
-    model::{BlockedPort, BridgeSpec, BridgeType, BridgeView},
+    model::{BlockedPort, BridgeSpec, BridgeType, BridgeView, LinkName, TunSpec, VlanLinkSpec},
     plan::{Plan, Subject, World},
     state::{PortSpec, Record, State},
 };
 
-use super::{address_list, attach, managed, name_taken, not_managed, record_master, target_bridge};
+use super::{
+    address_list, attach, managed, name_taken, not_managed, record_master, require_free_name,
+    require_nothing_on_top, target_bridge,
+};
 
 /// Smallest MTU that IPv4 works with (RFC 791), and the largest of a bridge.
 const MTU: std::ops::RangeInclusive<u32> = 68..=65535;
@@ -55,6 +58,7 @@ pub(super) fn create(spec: &BridgeSpec, world: World<'_>) -> Result<Plan> {
         (Some(link), _) => return Err(name_taken(&At::here(name), link)),
         (None, _) => {}
     }
+    require_free_name(name, "bridge", world.state)?;
     let mut plan = Plan::new(subject, format!("bridge {name} was created"));
     for step in make(&spec) {
         plan.link(step);
@@ -151,6 +155,7 @@ pub(super) fn delete(name: &str, force: bool, world: World<'_>) -> Result<Plan> 
                 )
                 .hint("remove the ports first, or delete with force"));
             }
+            require_nothing_on_top(&Place::Here, link, world.observed)?;
             for port in ports {
                 plan.link(LinkStep::SetMaster { port: port.to_owned(), master: None });
             }
@@ -182,6 +187,13 @@ fn forget_ports(plan: &mut Plan, bridge: &str, world: World<'_>) {
         if changed != *spec {
             plan.put(Record::Veth(changed));
         }
+    }
+    let here = |master: &Option<LinkName>| master.as_ref().is_some_and(|master| *master == *bridge);
+    for spec in world.state.tuns.values().filter(|spec| here(&spec.bridge)) {
+        plan.put(Record::Tun(TunSpec { bridge: None, ..spec.clone() }));
+    }
+    for spec in world.state.vlan_links.values().filter(|spec| here(&spec.bridge)) {
+        plan.put(Record::VlanLink(VlanLinkSpec { bridge: None, ..spec.clone() }));
     }
 }
 

@@ -19,7 +19,7 @@ pub fn view(link: &Link, observed: &Observed, state: &State) -> InterfaceView {
         mac_address: link.mac.map(|mac| mac.to_string()),
         ip_addresses: address_list(link),
         bridge: master.filter(|master| master.is_bridge()).map(|master| master.name.clone()),
-        vlans: Vec::new(),
+        vlans: link.vlan.map(|tag| tag.id).into_iter().collect(),
         ifindex: link.index,
         managed: managed(state, &Place::Here, link),
     }

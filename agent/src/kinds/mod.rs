@@ -7,13 +7,16 @@ pub mod forward;
 pub mod interface;
 pub mod masquerade;
 pub mod rule;
+pub mod tuntap;
 pub mod veth;
+pub mod vlan_link;
 
 use crate::{
     engine::Change,
     error::{Code, Error, Result},
     kernel::links::{At, Link, Observed, Place},
     loops,
+    model::{TunSpec, VlanLinkSpec},
     plan::{Plan, Subject, World},
     state::{PortSpec, Record, State},
 };
@@ -29,6 +32,16 @@ pub fn plan(change: &Change, world: World<'_>) -> Result<Plan> {
         Change::DeleteVeth { name } => veth::delete(name, world),
         Change::MoveVethToBridge { veth, bridge } => veth::move_to_bridge(veth, bridge, world),
         Change::MoveVethToNamespace { veth, namespace } => veth::move_to_namespace(veth, namespace, world),
+        Change::CreateTun(spec) => tuntap::create(spec, world),
+        Change::DeleteTun { name } => tuntap::delete(name, world),
+        Change::AttachTap { tap, bridge } => tuntap::attach(tap, bridge, world),
+        Change::DetachTap { tap } => tuntap::detach(tap, world),
+        Change::AddTunAddress { name, address } => tuntap::add_address(name, *address, world),
+        Change::RemoveTunAddress { name, ip, prefix } => tuntap::remove_address(name, *ip, *prefix, world),
+        Change::CreateVlanLink(spec) => vlan_link::create(spec, world),
+        Change::DeleteVlanLink { parent, vlan_id, protocol } => {
+            vlan_link::delete(parent, *vlan_id, *protocol, world)
+        }
         Change::CreateForward(request) => forward::create(request, world),
         Change::DeleteForward(selector) => forward::delete(selector, world),
         Change::CreateMasquerade(spec) => masquerade::create(spec, world),
@@ -42,6 +55,8 @@ pub fn remake(record: &Record, world: World<'_>) -> Result<Plan> {
     match record {
         Record::Bridge(spec) => bridge::remake(spec, world, &mut plan)?,
         Record::Veth(spec) => veth::remake(spec, world, &mut plan)?,
+        Record::Tun(spec) => tuntap::remake(spec, world, &mut plan)?,
+        Record::VlanLink(spec) => vlan_link::remake(spec, world, &mut plan)?,
         Record::Port(spec) => bridge::remake_port(spec, world, &mut plan)?,
         // Rules follow from the interfaces, see `rule::desired`.
         Record::Rule(_) => {}
@@ -53,7 +68,10 @@ pub fn remake(record: &Record, world: World<'_>) -> Result<Plan> {
 pub fn managed(state: &State, place: &Place, link: &Link) -> bool {
     let stored = match place {
         Place::Here => {
-            state.bridges.contains_key(&link.name) || state.veth_at(&At::here(&link.name)).is_some()
+            state.bridges.contains_key(&link.name)
+                || state.tuns.contains_key(&link.name)
+                || state.vlan_links.contains_key(&link.name)
+                || state.veth_at(&At::here(&link.name)).is_some()
         }
         Place::Named(_) => state.veth_at(&At::new(place.clone(), &link.name)).is_some(),
     };
@@ -76,6 +94,34 @@ fn not_managed(what: &str, link: &Link) -> Error {
 fn name_taken(name: &At, link: &Link) -> Error {
     Error::new(Code::LinkExists, format!("a {} of the name {name} exists already", link.kind.label()))
         .hint("choose another name, or delete that link first")
+}
+
+/// Refuses a name that another kind of object has in the store, though its link is missing just now.
+fn require_free_name(name: &str, kind: &str, state: &State) -> Result<()> {
+    let holders = [
+        ("bridge", state.bridges.contains_key(name)),
+        ("tuntap", state.tuns.contains_key(name)),
+        ("vlan", state.vlan_links.contains_key(name)),
+        ("veth", state.veth_at(&At::here(name)).is_some()),
+    ];
+    match holders.iter().find(|(holder, has)| *has && *holder != kind) {
+        None => Ok(()),
+        Some((holder, _)) => Err(Error::new(
+            Code::LinkExists,
+            format!("{name} is the name of a {holder} that the worker made and that is missing just now"),
+        )
+        .hint("delete it first, or choose another name")),
+    }
+}
+
+/// Refuses to delete a link that others lie on: the kernel would delete them with it.
+fn require_nothing_on_top(place: &Place, link: &Link, observed: &Observed) -> Result<()> {
+    let on_top: Vec<_> = observed.on_top_of(place, link).map(|other| other.name.as_str()).collect();
+    if on_top.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(Code::LinkInUse, format!("{} still carries {}", link.name, on_top.join(", ")))
+        .hint("delete these first: they would go with it"))
 }
 
 /// A bridge that ports may be put into.
@@ -139,6 +185,18 @@ fn record_master(plan: &mut Plan, world: World<'_>, port: &str, bridge: Option<&
             }
             if changed != *spec {
                 plan.put(Record::Veth(changed));
+            }
+        }
+        None if world.state.tuns.contains_key(port) => {
+            let spec = &world.state.tuns[port];
+            if spec.bridge != bridge {
+                plan.put(Record::Tun(TunSpec { bridge, ..spec.clone() }));
+            }
+        }
+        None if world.state.vlan_links.contains_key(port) => {
+            let spec = &world.state.vlan_links[port];
+            if spec.bridge != bridge {
+                plan.put(Record::VlanLink(VlanLinkSpec { bridge, ..spec.clone() }));
             }
         }
         None => {

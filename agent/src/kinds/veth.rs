@@ -14,7 +14,10 @@ use crate::{
     state::{Record, State, veth_ends},
 };
 
-use super::{attach, managed, name_taken, not_managed, record_master, ring_warning, target_bridge};
+use super::{
+    attach, managed, name_taken, not_managed, record_master, require_free_name, require_nothing_on_top,
+    ring_warning, target_bridge,
+};
 
 /// One end of a pair, and the other when it can be seen.
 #[derive(Debug, Clone)]
@@ -39,6 +42,9 @@ pub(super) fn create(spec: &VethSpec, world: World<'_>) -> Result<Plan> {
     }
     for place in ends.iter().map(|end| &end.place) {
         require_place(place, world.observed)?;
+    }
+    for end in ends.iter().filter(|end| end.place == Place::Here) {
+        require_free_name(&end.name, "veth", world.state)?;
     }
     let mut plan = Plan::new(subject, format!("veth pair {} and {} was created", spec.name1, spec.name2));
     make_in(spec, world, &mut plan)?;
@@ -230,6 +236,10 @@ pub(super) fn delete(name: &str, world: World<'_>) -> Result<Plan> {
         Ok(pair) => {
             let spec = world.state.veth_at(&pair.at()).filter(|_| pair.link.marked());
             let Some(spec) = spec else { return Err(not_managed("veth", pair.link)) };
+            require_nothing_on_top(&pair.place, pair.link, world.observed)?;
+            if let Some((place, peer)) = pair.peer {
+                require_nothing_on_top(place, peer, world.observed)?;
+            }
             let mut plan = gone(spec);
             plan.link(LinkStep::DeleteLink(pair.at()));
             Ok(plan)

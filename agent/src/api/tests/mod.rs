@@ -3,6 +3,7 @@
 mod around;
 mod links;
 mod rules;
+mod tuntap;
 
 use std::net::SocketAddr;
 
