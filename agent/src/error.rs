@@ -59,6 +59,8 @@ pub enum Code {
     MasqueradeExists,
     /// Every rule slot of the data plane is taken.
     TooManyRules,
+    /// The rule would keep the caller himself away from the worker.
+    FirewallLockout,
     /// The kernel, or a component that is missing, cannot do it.
     Unsupported,
     /// The data plane is not running.

@@ -2,6 +2,8 @@
 //!
 //! Specs are what the store keeps. Views are built from what the kernel says, never from a request.
 
+pub mod firewall;
+
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
@@ -455,7 +457,8 @@ pub struct RuleView {
 pub struct NatStatusView {
     pub port_forwards: Vec<RuleView>,
     pub masquerade_rules: Vec<RuleView>,
-    pub firewall_rules: Vec<RuleView>,
+    /// In the order in which they are asked.
+    pub firewall_rules: Vec<firewall::FirewallView>,
 }
 
 /// One live flow, both directions.

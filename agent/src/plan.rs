@@ -9,6 +9,7 @@ use crate::{
     engine::Options,
     kernel::{
         dataplane::{HostAddresses, NatRule, Slot},
+        filter::FilterRule,
         links::Observed,
         step::LinkStep,
     },
@@ -20,6 +21,7 @@ use crate::{
 pub enum Step {
     Link(LinkStep),
     Nat(NatStep),
+    Filter(FilterStep),
 }
 
 /// One change to the NAT data plane.
@@ -32,11 +34,19 @@ pub enum NatStep {
     SetAddresses(HostAddresses),
 }
 
+/// A change to the worker's own filter rules, all of them in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FilterStep {
+    pub before: Vec<FilterRule>,
+    pub after: Vec<FilterRule>,
+}
+
 /// What the data plane holds, as far as the engine knows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Installed {
     pub attached: BTreeSet<u32>,
     pub addresses: HostAddresses,
+    pub filter: Vec<FilterRule>,
     rules: BTreeMap<Slot, NatRule>,
     /// How many rules each uplink has; follows from `rules`, and saves going through all of them.
     uplinks: BTreeMap<u32, usize>,
@@ -62,6 +72,7 @@ pub enum Subject {
     Tun(String),
     VlanLink(String),
     Rule(String),
+    Firewall(String),
     Gone(Vec<String>),
 }
 
@@ -105,6 +116,9 @@ impl Step {
         match self {
             Self::Link(step) => step.inverse(observed).into_iter().map(Self::Link).collect(),
             Self::Nat(step) => step.inverse(nat).into_iter().map(Self::Nat).collect(),
+            Self::Filter(FilterStep { before, after }) => {
+                vec![Self::Filter(FilterStep { before: after.clone(), after: before.clone() })]
+            }
         }
     }
 }
@@ -175,6 +189,9 @@ impl fmt::Display for Step {
             Self::Nat(NatStep::PutRule(slot, _)) => write!(f, "put the rule of slot {}", slot.0),
             Self::Nat(NatStep::RemoveRule(slot, _)) => write!(f, "remove the rule of slot {}", slot.0),
             Self::Nat(NatStep::SetAddresses(_)) => f.write_str("set the host's addresses"),
+            Self::Filter(FilterStep { before, after }) => {
+                write!(f, "change the firewall from {} to {} rules", before.len(), after.len())
+            }
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::{
     kernel::{
         Kernel as _,
         bpf::{self, BpfDataPlane, object::Object},
+        iptables::Iptables,
         netlink::NetlinkKernel,
     },
     store::{RedbStore, Store},
@@ -33,7 +34,7 @@ pub async fn start(config: &Config) -> Result<Engine> {
         wan_interface: config.wan_interface.as_ref().map(ToString::to_string),
         api_port: Some(config.listen.port()),
     };
-    Ok(Engine::start(kernel, Arc::new(dataplane), store, options).await?)
+    Ok(Engine::start(kernel, Arc::new(dataplane), Arc::new(Iptables::default()), store, options).await?)
 }
 
 /// Removes everything that is the worker's: rules, programs, pins, links, state.
@@ -41,7 +42,7 @@ pub async fn teardown(config: &Config) -> Result<()> {
     let store = open_store(config)?;
     let kernel = Arc::new(NetlinkKernel::open()?);
     let (dataplane, _object) = load(config, None)?;
-    let report = engine::teardown(kernel, Arc::new(dataplane), store).await?;
+    let report = engine::teardown(kernel, Arc::new(dataplane), Arc::new(Iptables::default()), store).await?;
     for removed in &report.removed {
         info!(removed, "removed");
     }

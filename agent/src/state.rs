@@ -10,7 +10,10 @@ use crate::{
         dataplane::Slot,
         links::{At, Place},
     },
-    model::{BridgeSpec, ForwardSpec, LinkName, MasqueradeSpec, TunSpec, VethSpec, VlanLinkSpec},
+    model::{
+        BridgeSpec, ForwardSpec, LinkName, MasqueradeSpec, TunSpec, VethSpec, VlanLinkSpec,
+        firewall::FirewallSpec,
+    },
 };
 
 /// A link that is not ours and was told to be a port of one of our bridges.
@@ -54,6 +57,16 @@ impl RuleSpec {
     }
 }
 
+/// A firewall rule, and its place among the others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirewallRule {
+    /// `fw-` and 12 hexadecimal digits.
+    pub id: String,
+    /// Rules are asked in this order.
+    pub order: u64,
+    pub spec: FirewallSpec,
+}
+
 /// One object of the desired state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record {
@@ -63,6 +76,7 @@ pub enum Record {
     VlanLink(VlanLinkSpec),
     Port(PortSpec),
     Rule(Rule),
+    Firewall(FirewallRule),
 }
 
 /// A change to the desired state; the writes of one request are stored together or not at all.
@@ -84,6 +98,7 @@ pub struct State {
     pub vlan_links: BTreeMap<String, VlanLinkSpec>,
     pub ports: BTreeMap<String, PortSpec>,
     pub rules: BTreeMap<String, Rule>,
+    pub firewall: BTreeMap<String, FirewallRule>,
     /// Which pair is meant to have an end where; follows from `veths`, and saves going through all of them.
     ends: HashMap<At, String>,
 }
@@ -122,6 +137,7 @@ impl Record {
             Self::VlanLink(spec) => format!("vlan/{}", spec.name),
             Self::Port(spec) => format!("port/{}", spec.port),
             Self::Rule(rule) => format!("rule/{}", rule.id),
+            Self::Firewall(rule) => format!("firewall/{}", rule.id),
         }
     }
 
@@ -133,6 +149,7 @@ impl Record {
             Self::VlanLink(spec) => serde_json::to_value(spec),
             Self::Port(spec) => serde_json::to_value(spec),
             Self::Rule(rule) => serde_json::to_value(rule),
+            Self::Firewall(rule) => serde_json::to_value(rule),
         }
     }
 
@@ -148,6 +165,7 @@ impl Record {
             Some("vlan") => read(key, value).map(Self::VlanLink),
             Some("port") => read(key, value).map(Self::Port),
             Some("rule") => read(key, value).map(Self::Rule),
+            Some("firewall") => read(key, value).map(Self::Firewall),
             _ => Err(UnreadableRecord { key: key.to_owned(), reason: "unknown kind".to_owned() }),
         }
     }
@@ -187,6 +205,7 @@ impl State {
             Record::VlanLink(spec) => drop(self.vlan_links.insert(spec.name.to_string(), spec)),
             Record::Port(spec) => drop(self.ports.insert(spec.port.clone(), spec)),
             Record::Rule(rule) => drop(self.rules.insert(rule.id.clone(), rule)),
+            Record::Firewall(rule) => drop(self.firewall.insert(rule.id.clone(), rule)),
         }
     }
 
@@ -202,6 +221,7 @@ impl State {
             Record::VlanLink(spec) => drop(self.vlan_links.remove(spec.name.as_str())),
             Record::Port(spec) => drop(self.ports.remove(&spec.port)),
             Record::Rule(rule) => drop(self.rules.remove(&rule.id)),
+            Record::Firewall(rule) => drop(self.firewall.remove(&rule.id)),
         }
     }
 
@@ -213,7 +233,7 @@ impl State {
 
     /// Links only: what a plan about rings needs to know, without a copy of every rule.
     pub fn without_rules(&self) -> Self {
-        let Self { bridges, veths, tuns, vlan_links, ports, rules: _, ends } = self;
+        let Self { bridges, veths, tuns, vlan_links, ports, rules: _, firewall: _, ends } = self;
         Self {
             bridges: bridges.clone(),
             veths: veths.clone(),
@@ -221,6 +241,7 @@ impl State {
             vlan_links: vlan_links.clone(),
             ports: ports.clone(),
             rules: BTreeMap::new(),
+            firewall: BTreeMap::new(),
             ends: ends.clone(),
         }
     }
@@ -234,7 +255,9 @@ impl State {
         let vlan_links = self.vlan_links.values().cloned().map(Record::VlanLink);
         let ports = self.ports.values().cloned().map(Record::Port);
         let rules = self.rules.values().cloned().map(Record::Rule);
-        bridges.chain(veths).chain(tuns).chain(vlan_links).chain(ports).chain(rules).collect()
+        let firewall = self.firewall.values().cloned().map(Record::Firewall);
+        (bridges.chain(veths).chain(tuns).chain(vlan_links).chain(ports).chain(rules).chain(firewall))
+            .collect()
     }
 
     /// The pair that has an end meant to be at `at`.

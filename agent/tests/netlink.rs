@@ -20,7 +20,7 @@ use telecluster_worker::{
     error::Code,
     kernel::{
         Kernel, KernelError,
-        fake::{FakeDataPlane, Faults},
+        fake::{FakeDataPlane, FakeFilter, Faults},
         links::{At, Link, LinkKind, Observed, OperState, Place, PortState},
         netlink::NetlinkKernel,
         step::{LinkStep, NewBridge, NewTun},
@@ -110,7 +110,8 @@ impl Lab {
         let kernel = Arc::new(Faulty { kernel: NetlinkKernel::open().unwrap(), faults: Faults::default() });
         let dataplane = Arc::new(FakeDataPlane::new(Faults::default()));
         let engine =
-            Engine::start(kernel.clone(), dataplane.clone(), store.clone(), Options::default()).await;
+            Engine::start(kernel.clone(), dataplane.clone(), no_filter(), store.clone(), Options::default())
+                .await;
         Self { engine: engine.unwrap(), kernel, dataplane, store }
     }
 
@@ -125,6 +126,11 @@ impl Lab {
     async fn links(&self) -> Vec<Link> {
         self.kernel.observe().await.unwrap().links
     }
+}
+
+/// These tests ask for no firewall rules.
+fn no_filter() -> Arc<FakeFilter> {
+    Arc::new(FakeFilter::new(Faults::default()))
 }
 
 fn name(name: &str) -> LinkName {
@@ -497,7 +503,9 @@ fn foreign_links_are_told_by_their_kind_and_left_alone() {
         assert_eq!(seen.link("f1").unwrap().kind, LinkKind::Veth);
         assert_eq!(seen.link("lo").unwrap().kind, LinkKind::Loopback);
         assert!(!lab.engine.veth("f2").await.unwrap().managed);
-        let report = teardown(lab.kernel.clone(), lab.dataplane.clone(), lab.store.clone()).await.unwrap();
+        let report = teardown(lab.kernel.clone(), lab.dataplane.clone(), no_filter(), lab.store.clone())
+            .await
+            .unwrap();
         assert_eq!(report.removed.len() + report.left.len(), 0);
         assert_eq!(lab.links().await.len(), 4);
     });
@@ -519,7 +527,9 @@ fn everything_is_there_again_after_a_reboot() {
         let lab = Lab::with(store).await;
         let view = lab.engine.bridge("br-a").await.unwrap();
         assert_eq!((view.ports.len(), view.blocked_ports.len(), view.managed), (3, 1, true));
-        let report = teardown(lab.kernel.clone(), lab.dataplane.clone(), lab.store.clone()).await.unwrap();
+        let report = teardown(lab.kernel.clone(), lab.dataplane.clone(), no_filter(), lab.store.clone())
+            .await
+            .unwrap();
         assert!(report.left.is_empty(), "{report:?}");
         let names: Vec<_> = lab.links().await.into_iter().map(|link| link.name).collect();
         assert_eq!(names, ["lo", "f2", "f1"]);

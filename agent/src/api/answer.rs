@@ -63,6 +63,7 @@ impl Answer<Object> {
         warnings.extend(unknown_fields);
         let rule_id = match &object {
             Object::Rule(rule) => Some(rule.id.clone()),
+            Object::Firewall(rule) => Some(rule.id.clone()),
             Object::Bridge(_)
             | Object::Veth(_)
             | Object::Tun(_)

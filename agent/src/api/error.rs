@@ -44,6 +44,7 @@ pub fn status(code: Code) -> StatusCode {
         | Code::ForwardPortReserved
         | Code::MasqueradeExists
         | Code::TooManyRules
+        | Code::FirewallLockout
         | Code::KernelRefused => StatusCode::CONFLICT,
         Code::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Code::ForeignHost => StatusCode::MISDIRECTED_REQUEST,
@@ -183,6 +184,7 @@ pub const CODES: &[Code] = &[
     Code::ForwardPortReserved,
     Code::MasqueradeExists,
     Code::TooManyRules,
+    Code::FirewallLockout,
     Code::Unsupported,
     Code::DataplaneDown,
     Code::StoreUnwritable,

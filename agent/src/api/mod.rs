@@ -10,6 +10,7 @@ pub mod document;
 pub mod error;
 pub mod extract;
 pub mod fields;
+pub mod firewall;
 pub mod flows;
 pub mod forward;
 pub mod guard;

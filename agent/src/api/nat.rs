@@ -1,4 +1,4 @@
-//! `/nat`: forwards, masquerade, flows, and the status of all rules.
+//! `/nat`: forwards, masquerade, firewall, flows, and the status of all rules.
 
 use axum::{Json, extract::State};
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -6,7 +6,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{
     App,
     error::{Refusal, Refusals},
-    flows, forward, masquerade,
+    firewall, flows, forward, masquerade,
 };
 use crate::model::NatStatusView;
 
@@ -14,6 +14,7 @@ pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .merge(forward::router())
         .merge(masquerade::router())
+        .merge(firewall::router())
         .routes(routes!(nat_status))
         .merge(flows::router())
 }

@@ -221,7 +221,8 @@ fn as_text(value: &Value) -> Read<&str> {
     value.as_str().ok_or_else(|| Fault::Type(format!("is {}, not a text", shown(value))))
 }
 
-fn network(value: &Value) -> Read<IpNet> {
+/// A network of either family, or an address alone.
+pub fn network(value: &Value) -> Read<IpNet> {
     let text = as_text(value)?;
     text.parse::<IpNet>()
         .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))

@@ -23,12 +23,15 @@ use crate::{
     kernel::{
         Kernel, KernelError,
         dataplane::{Attachment, Counters, DataPlane, Flow, MapPressure},
-        fake::{FakeDataPlane, FakeKernel, Faults},
+        fake::{FakeDataPlane, FakeFilter, FakeKernel, Faults},
+        filter::PacketFilter,
         links::Observed,
     },
+    kinds::firewall::Caller,
     model::{
         BridgeSpec, BridgeView, FlowView, ForwardRequest, MasqueradeSpec, NamespaceName, RuleView, TunSpec,
         TunView, VethSpec, VethView, VlanLinkSpec, VlanLinkView, VlanProtocol,
+        firewall::{FirewallSpec, FirewallView},
     },
     state::State,
     store::{MemoryStore, Store, StoreError},
@@ -95,6 +98,21 @@ pub enum Change {
     DeleteForward(ForwardSelector),
     CreateMasquerade(MasqueradeSpec),
     DeleteMasquerade(MasqueradeSelector),
+    /// All forwards and masquerade rules.
+    FlushNat,
+    CreateFirewall(NewFirewallRule),
+    DeleteFirewall {
+        id: String,
+        caller: Caller,
+    },
+    FlushFirewall,
+}
+
+/// A firewall rule, and who asks for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewFirewallRule {
+    pub spec: FirewallSpec,
+    pub caller: Caller,
 }
 
 /// Which forward a delete means.
@@ -137,6 +155,7 @@ pub enum Object {
     Tun(TunView),
     VlanLink(VlanLinkView),
     Rule(RuleView),
+    Firewall(FirewallView),
     /// Deleted: its name or id.
     Gone {
         removed: Vec<String>,
@@ -211,6 +230,7 @@ pub struct Engine {
 struct Shared {
     kernel: Arc<dyn Kernel>,
     dataplane: Arc<dyn DataPlane>,
+    filter: Arc<dyn PacketFilter>,
     /// Written by the owner only, after a commit. Never locked across an await.
     state: RwLock<State>,
     options: Options,
@@ -240,6 +260,7 @@ impl Engine {
     pub async fn start(
         kernel: Arc<dyn Kernel>,
         dataplane: Arc<dyn DataPlane>,
+        filter: Arc<dyn PacketFilter>,
         store: Arc<dyn Store>,
         options: Options,
     ) -> Result<Self> {
@@ -248,7 +269,7 @@ impl Engine {
             State::read(state).map_err(|error| Error::new(Code::StoreUnwritable, error.to_string()))?;
         // Before the first look, so that no change falls between the two.
         let events = kernel.events()?;
-        let shared = Arc::new(Shared { kernel, dataplane, state: RwLock::new(state), options });
+        let shared = Arc::new(Shared { kernel, dataplane, filter, state: RwLock::new(state), options });
         let mut owner = owner::Owner::new(Arc::clone(&shared), store)?;
         owner.catch_up().await?;
         let (requests, receiver) = mpsc::channel(64);
@@ -279,6 +300,7 @@ impl Engine {
 pub struct Fake {
     pub kernel: Arc<FakeKernel>,
     pub dataplane: Arc<FakeDataPlane>,
+    pub filter: Arc<FakeFilter>,
     pub store: Arc<MemoryStore>,
     pub faults: Faults,
 }
@@ -295,6 +317,7 @@ impl Fake {
         Self {
             kernel: Arc::new(FakeKernel::new(faults.clone())),
             dataplane: Arc::new(FakeDataPlane::new(faults.clone())),
+            filter: Arc::new(FakeFilter::new(faults.clone())),
             store: Arc::default(),
             faults,
         }
@@ -302,8 +325,8 @@ impl Fake {
 
     /// Starts an engine over it; a second one after the first was dropped is a restart.
     pub async fn start(&self, options: Options) -> Result<Engine> {
-        let Self { kernel, dataplane, store, faults: _ } = self.clone();
-        Engine::start(kernel, dataplane, store, options).await
+        let Self { kernel, dataplane, filter, store, faults: _ } = self.clone();
+        Engine::start(kernel, dataplane, filter, store, options).await
     }
 }
 
@@ -314,6 +337,9 @@ impl From<KernelError> for Error {
         match errno {
             Some(Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT | Errno::EPROTONOSUPPORT) => {
                 Self::new(Code::Unsupported, error.to_string()).hint("this kernel cannot do it")
+            }
+            Some(Errno::ENOPKG) => {
+                Self::new(Code::Unsupported, error.to_string()).hint("install the package, then ask again")
             }
             Some(Errno::EPERM) => Self::new(Code::KernelRefused, error.to_string())
                 .hint("the worker needs CAP_NET_ADMIN and CAP_SYS_ADMIN: run it as root"),

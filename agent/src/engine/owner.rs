@@ -15,9 +15,9 @@ use crate::{
         KernelError,
         links::{At, Observed},
     },
-    kinds::{self, rule},
+    kinds::{self, firewall, rule},
     loops,
-    plan::{Installed, NatStep, Plan, Step, World},
+    plan::{FilterStep, Installed, NatStep, Plan, Step, World},
     state::{Record, State, Write},
     store::{Entry, Store},
 };
@@ -78,6 +78,7 @@ impl Owner {
             }
             observed = self.shared.observe().await?;
         }
+        self.restore_filter().await;
         self.warn_of_orphans(&observed);
         self.refresh().await;
         Ok(())
@@ -92,6 +93,25 @@ impl Owner {
             missing.cloned().map(|spec| Write::Forget(Record::Tun(spec))).collect()
         };
         self.commit(&gone).await
+    }
+
+    /// Puts the firewall rules in place that are stored. Without one no program is run.
+    async fn restore_filter(&mut self) {
+        let wanted = firewall::wanted(&self.shared.state());
+        if wanted.is_empty() {
+            return;
+        }
+        let (filter, rules) = (Arc::clone(&self.shared.filter), wanted.clone());
+        match tokio::task::spawn_blocking(move || filter.restore(&rules)).await {
+            Ok(Ok(changed)) => {
+                if changed {
+                    info!(rules = wanted.len(), "the firewall rules were put in place again");
+                }
+                self.nat.filter = wanted;
+            }
+            Ok(Err(error)) => warn!(%error, "the firewall rules could not be put in place"),
+            Err(error) => error!(%error, "putting the firewall rules in place ended early"),
+        }
     }
 
     /// Links that bear the worker's mark and are not in its store: of a worker that was killed between making
@@ -218,6 +238,7 @@ impl Owner {
     async fn act(&mut self, step: &Step) -> Result<(), KernelError> {
         match step {
             Step::Link(step) => return self.shared.kernel.apply(step).await,
+            Step::Filter(step) => return self.filter(step).await,
             Step::Nat(NatStep::Attach(uplink)) => self.shared.dataplane.attach(*uplink)?,
             Step::Nat(NatStep::Detach(uplink)) => self.shared.dataplane.detach(*uplink)?,
             Step::Nat(NatStep::PutRule(slot, rule)) => self.shared.dataplane.put_rule(*slot, rule)?,
@@ -227,6 +248,16 @@ impl Owner {
         if let Step::Nat(step) = step {
             self.nat.note(step);
         }
+        Ok(())
+    }
+
+    async fn filter(&mut self, step: &FilterStep) -> Result<(), KernelError> {
+        let FilterStep { before, after } = step.clone();
+        let (filter, rules) = (Arc::clone(&self.shared.filter), after.clone());
+        tokio::task::spawn_blocking(move || filter.change(&before, &rules))
+            .await
+            .unwrap_or_else(|error| Err(KernelError::other("change the firewall", error.to_string())))?;
+        self.nat.filter = after;
         Ok(())
     }
 

@@ -1,21 +1,26 @@
 //! What callers are shown. Reads look at the kernel themselves and wait for no change.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use crate::{
     error::{Code, Error, Result},
     kernel::{
         KernelError,
         dataplane::{DataPlane, Flow, Slot},
+        filter::Matched,
         links::{At, Observed},
     },
     kinds::{
-        bridge, interface, rule, tuntap,
+        bridge, firewall, interface, rule, tuntap,
         veth::{self, Pair},
         vlan_link,
     },
     model::{
         BridgeView, InterfaceView, NatStatusView, RuleView, TunView, VethView, VlanLinkView, VlanProtocol,
+        firewall::FirewallView,
     },
     plan::Subject,
     state::{Rule, RuleSpec},
@@ -92,7 +97,7 @@ impl Engine {
         let mut status = NatStatusView {
             port_forwards: Vec::new(),
             masquerade_rules: Vec::new(),
-            firewall_rules: Vec::new(),
+            firewall_rules: self.shared.firewall().await?,
         };
         for rule in &rules {
             let view = self.shared.rule_view(rule, &active)?;
@@ -186,6 +191,28 @@ impl Shared {
         self.rule_view(&rule, &count_by_slot(&flows))
     }
 
+    /// Every firewall rule in order, with what the kernel counts for it.
+    async fn firewall(&self) -> Result<Vec<FirewallView>> {
+        let mut rules: Vec<_> = self.state().firewall.values().cloned().collect();
+        if rules.is_empty() {
+            // Nobody is asked: without rules there may be no iptables.
+            return Ok(Vec::new());
+        }
+        rules.sort_by_key(|rule| rule.order);
+        let matched = self.matched().await?;
+        Ok(rules.iter().map(|rule| firewall::view(rule, matched.get(&rule.id).copied())).collect())
+    }
+
+    async fn matched(&self) -> Result<BTreeMap<String, Matched>> {
+        let filter = Arc::clone(&self.filter);
+        match tokio::task::spawn_blocking(move || filter.matched()).await {
+            Ok(matched) => Ok(matched?),
+            Err(error) => {
+                Err(Error::new(Code::Internal, format!("reading the packet filter ended early: {error}")))
+            }
+        }
+    }
+
     fn rule_view(&self, rule: &Rule, active: &HashMap<Slot, u64>) -> Result<RuleView> {
         let counters = self.dataplane.counters(rule.slot)?;
         let active = active.get(&rule.slot).copied().unwrap_or(0);
@@ -227,6 +254,13 @@ pub(super) async fn object(shared: &Shared, subject: &Subject, observed: &Observ
         Subject::Tun(name) => Ok(Object::Tun(shared.tun(name, observed).await?)),
         Subject::VlanLink(name) => Ok(Object::VlanLink(shared.vlan_link(name, observed)?)),
         Subject::Rule(id) => Ok(Object::Rule(shared.rule(id).await?)),
+        Subject::Firewall(id) => {
+            let Some(rule) = shared.state().firewall.get(id).cloned() else {
+                return Err(Error::new(Code::RuleNotFound, format!("there is no firewall rule {id}")));
+            };
+            let matched = shared.matched().await?.get(id).copied();
+            Ok(Object::Firewall(firewall::view(&rule, matched)))
+        }
         Subject::Gone(names) => Ok(Object::Gone { removed: names.clone() }),
     }
 }

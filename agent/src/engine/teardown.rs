@@ -7,6 +7,7 @@ use crate::{
     kernel::{
         Kernel,
         dataplane::DataPlane,
+        filter::PacketFilter,
         links::{At, Place},
         step::LinkStep,
     },
@@ -30,15 +31,20 @@ pub struct Teardown {
 pub async fn teardown(
     kernel: Arc<dyn Kernel>,
     dataplane: Arc<dyn DataPlane>,
+    filter: Arc<dyn PacketFilter>,
     store: Arc<dyn Store>,
 ) -> Result<Teardown> {
     let state =
         State::read(store.load()?).map_err(|error| Error::new(Code::StoreUnwritable, error.to_string()))?;
     let mut report = Teardown::default();
     // Rules first: nothing may be forwarded over a link that is about to go.
+    let cleared = match state.firewall.is_empty() {
+        true => Ok(()),
+        false => filter.restore(&[]).map(drop),
+    };
     let mut records = state.records();
     records.sort_by_key(|record| match record {
-        Record::Rule(_) => 0,
+        Record::Rule(_) | Record::Firewall(_) => 0,
         Record::Port(_) => 1,
         // Before what they lie on.
         Record::VlanLink(_) => 2,
@@ -47,7 +53,10 @@ pub async fn teardown(
     });
     for record in records {
         let key = record.key();
-        let removed = remove(&record, &state, &*kernel, &*dataplane).await;
+        let removed = match (&record, &cleared) {
+            (Record::Firewall(_), Err(error)) => Err(Error::from(error.clone())),
+            _ => remove(&record, &state, &*kernel, &*dataplane).await,
+        };
         match removed.and_then(|()| Ok(store.commit(&[(key.clone(), None)])?)) {
             Ok(()) => report.removed.push(key),
             Err(error) => report.left.push((key, error.to_string())),
@@ -74,6 +83,8 @@ async fn remove(
         Record::Rule(stored) => {
             dataplane.clear_slot(stored.slot)?;
         }
+        // All at once, before the first record.
+        Record::Firewall(_) => {}
         Record::Port(spec) => {
             let bridge = observed.link(spec.bridge.as_str()).map(|bridge| bridge.index);
             let port =

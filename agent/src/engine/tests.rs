@@ -6,7 +6,10 @@ use crate::{
         links::{At, LinkKind, PortState},
         step::LinkStep,
     },
-    model::{ForwardProtocol, LinkName, TunType},
+    model::{
+        ForwardProtocol, LinkName, TunType,
+        firewall::{Chain, FirewallAction, FirewallProtocol},
+    },
     store::Store,
 };
 
@@ -95,6 +98,21 @@ fn masquerade(enabled: bool) -> Change {
         output_interface: name("ens3"),
         enabled,
     })
+}
+
+fn firewall(port: u16) -> Change {
+    let spec = FirewallSpec {
+        chain: Chain::Forward,
+        action: FirewallAction::Drop,
+        protocol: FirewallProtocol::Tcp,
+        source: Some("10.0.0.0/8".parse().unwrap()),
+        destination: None,
+        port: Some(port),
+        interface: None,
+        description: None,
+    };
+    let caller = Caller { address: Ipv4Addr::LOCALHOST.into(), force: false };
+    Change::CreateFirewall(NewFirewallRule { spec, caller })
 }
 
 fn add_port(bridge: &str, port: &str) -> Change {
@@ -194,6 +212,10 @@ fn every_change() -> Vec<(Vec<Change>, Change)> {
         (vec![], masquerade(true)),
         (vec![masquerade(true)], masquerade(false)),
         (vec![masquerade(true)], Change::DeleteMasquerade(by_spec())),
+        (vec![masquerade(true), Change::CreateForward(request(8080, 5))], Change::FlushNat),
+        (vec![], firewall(25)),
+        (vec![firewall(25)], firewall(26)),
+        (vec![firewall(25), firewall(26)], Change::FlushFirewall),
     ]
 }
 
@@ -231,6 +253,7 @@ async fn a_change_that_fails_at_any_step_leaves_everything_as_it_was() {
             let (engine, fake) = lab(before.clone()).await;
             let kernel = fake.kernel.observe().await.unwrap();
             let (nat, stored) = (fake.dataplane.nat(), fake.store.load().unwrap());
+            let filter = fake.filter.rules();
             fake.faults.fail_after(n);
             let outcome = engine.change(change.clone()).await;
             fake.faults.disarm();
@@ -243,6 +266,7 @@ async fn a_change_that_fails_at_any_step_leaves_everything_as_it_was() {
             assert!(!error.message.contains("undone"), "{change:?} at {n}: {error}\n{steps:#?}");
             assert_eq!(fake.kernel.observe().await.unwrap(), kernel, "{change:?} at {n}\n{steps:#?}");
             assert_eq!(fake.dataplane.nat(), nat, "{change:?} at {n}\n{steps:#?}");
+            assert_eq!(fake.filter.rules(), filter, "{change:?} at {n}");
             assert_eq!(fake.store.load().unwrap(), stored, "{change:?} at {n}");
             // And the engine has not lost count: the same change works now.
             engine.change(change.clone()).await.unwrap();
@@ -256,11 +280,13 @@ async fn a_store_that_cannot_be_written_undoes_the_change() {
         let (engine, fake) = lab(before).await;
         let kernel = fake.kernel.observe().await.unwrap();
         let (nat, stored) = (fake.dataplane.nat(), fake.store.load().unwrap());
+        let filter = fake.filter.rules();
         fake.store.set_broken(true);
         let error = engine.change(change.clone()).await.unwrap_err();
         assert_eq!(error.code, Code::StoreUnwritable, "{change:?}");
         assert_eq!(fake.kernel.observe().await.unwrap(), kernel, "{change:?}");
         assert_eq!(fake.dataplane.nat(), nat, "{change:?}");
+        assert_eq!(fake.filter.rules(), filter, "{change:?}");
         fake.store.set_broken(false);
         assert_eq!(fake.store.load().unwrap(), stored);
     }
@@ -275,6 +301,7 @@ async fn the_same_create_twice_changes_nothing_the_second_time() {
                 | Change::CreateVeth(_)
                 | Change::CreateForward(_)
                 | Change::CreateMasquerade(_)
+                | Change::CreateFirewall(_)
                 | Change::AddPort { .. }
                 | Change::MoveVethToBridge { .. }
                 | Change::MoveVethToNamespace { .. }
@@ -300,6 +327,7 @@ async fn everything_is_there_again_after_a_restart_and_after_a_reboot() {
         engine.change(change.clone()).await.unwrap();
         drop(engine);
         let (kernel, nat) = (fake.kernel.observe().await.unwrap(), fake.dataplane.nat());
+        let filter = fake.filter.rules();
         fake.faults.take_steps();
         let engine = fake.start(Options::default()).await.unwrap();
         let steps = fake.faults.take_steps();
@@ -313,6 +341,7 @@ async fn everything_is_there_again_after_a_restart_and_after_a_reboot() {
         let engine = rebooted.start(Options::default()).await.unwrap();
         assert_eq!(rebooted.dataplane.nat().rules, nat.rules, "{change:?}");
         assert_eq!(rebooted.dataplane.nat().attached, nat.attached, "{change:?}");
+        assert_eq!(rebooted.filter.rules(), filter, "{change:?}");
         let views =
             |list: Vec<BridgeView>| list.into_iter().map(|b| (b.name, b.ports.len(), b.blocked_ports.len()));
         let again: Vec<_> = views(engine.bridges().await.unwrap()).collect();
@@ -660,7 +689,10 @@ async fn a_teardown_takes_ours_and_leaves_the_rest() {
     ])
     .await;
     drop(engine);
-    let report = teardown(fake.kernel.clone(), fake.dataplane.clone(), fake.store.clone()).await.unwrap();
+    let report =
+        teardown(fake.kernel.clone(), fake.dataplane.clone(), fake.filter.clone(), fake.store.clone())
+            .await
+            .unwrap();
     assert!(report.left.is_empty(), "{report:?}");
     let after = fake.kernel.observe().await.unwrap();
     assert_eq!(after.links, before.links);

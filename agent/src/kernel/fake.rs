@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use super::{
     Kernel, KernelError,
     dataplane::{Attachment, Counters, DataPlane, Flow, HostAddresses, MapPressure, NatRule, Slot},
+    filter::{FilterRule, Matched, PacketFilter},
     links::{
         ALIAS, Address, At, BridgePort, Link, LinkKind, Mac, Namespace, Observed, OperState, Peer, Place,
         PortState, TunInfo,
@@ -515,5 +516,46 @@ impl DataPlane for FakeDataPlane {
     fn collect_garbage(&self) -> Result<usize, KernelError> {
         lock(&self.nat).collections += 1;
         Ok(0)
+    }
+}
+
+/// A packet filter in memory.
+#[derive(Debug)]
+pub struct FakeFilter {
+    rules: Mutex<Vec<FilterRule>>,
+    faults: Faults,
+}
+
+impl FakeFilter {
+    pub fn new(faults: Faults) -> Self {
+        Self { rules: Mutex::default(), faults }
+    }
+
+    pub fn rules(&self) -> Vec<FilterRule> {
+        lock(&self.rules).clone()
+    }
+}
+
+impl PacketFilter for FakeFilter {
+    fn change(&self, before: &[FilterRule], after: &[FilterRule]) -> Result<(), KernelError> {
+        self.faults.step("change the firewall")?;
+        let mut rules = lock(&self.rules);
+        if *rules != before {
+            return Err(KernelError::errno("change the firewall", Errno::ESTALE as i32));
+        }
+        *rules = after.to_vec();
+        Ok(())
+    }
+
+    fn restore(&self, rules: &[FilterRule]) -> Result<bool, KernelError> {
+        self.faults.step("restore the firewall")?;
+        let mut held = lock(&self.rules);
+        let changed = *held != rules;
+        *held = rules.to_vec();
+        Ok(changed)
+    }
+
+    fn matched(&self) -> Result<BTreeMap<String, Matched>, KernelError> {
+        Ok(lock(&self.rules).iter().map(|rule| (rule.id.clone(), Matched::default())).collect())
     }
 }

@@ -3,6 +3,8 @@
 pub mod bpf;
 pub mod dataplane;
 pub mod fake;
+pub mod filter;
+pub mod iptables;
 pub mod links;
 pub mod netlink;
 mod netns;

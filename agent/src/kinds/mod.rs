@@ -3,6 +3,7 @@
 //! Everything here is pure. A new kind is a new file and the arms that the compiler then asks for.
 
 pub mod bridge;
+pub mod firewall;
 pub mod forward;
 pub mod interface;
 pub mod masquerade;
@@ -46,6 +47,10 @@ pub fn plan(change: &Change, world: World<'_>) -> Result<Plan> {
         Change::DeleteForward(selector) => forward::delete(selector, world),
         Change::CreateMasquerade(spec) => masquerade::create(spec, world),
         Change::DeleteMasquerade(selector) => masquerade::delete(selector, world),
+        Change::FlushNat => Ok(rule::flush(world)),
+        Change::CreateFirewall(request) => firewall::create(request, world),
+        Change::DeleteFirewall { id, caller } => firewall::delete(id, *caller, world),
+        Change::FlushFirewall => Ok(firewall::flush(world)),
     }
 }
 
@@ -60,6 +65,8 @@ pub fn remake(record: &Record, world: World<'_>) -> Result<Plan> {
         Record::Port(spec) => bridge::remake_port(spec, world, &mut plan)?,
         // Rules follow from the interfaces, see `rule::desired`.
         Record::Rule(_) => {}
+        // All together and in order, see `firewall::wanted`.
+        Record::Firewall(_) => {}
     }
     Ok(plan)
 }

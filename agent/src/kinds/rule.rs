@@ -151,6 +151,12 @@ pub(super) fn remove(chosen: &[&Rule], world: World<'_>) -> Plan {
     plan
 }
 
+/// A plan that removes every rule.
+pub(super) fn flush(world: World<'_>) -> Plan {
+    let rules: Vec<&Rule> = world.state.rules.values().collect();
+    Plan { message: format!("{} rules were removed", rules.len()), ..remove(&rules, world) }
+}
+
 /// The host's own IPv4 addresses, and what each uplink translates to.
 pub fn host_addresses(observed: &Observed, uplinks: &BTreeSet<u32>) -> HostAddresses {
     let mut local: Vec<Ipv4Addr> = observed

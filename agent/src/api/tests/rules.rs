@@ -177,3 +177,93 @@ async fn health_and_metrics_show_what_is_there() {
         )
     );
 }
+
+#[tokio::test]
+async fn a_firewall_rule_is_made_shown_and_deleted_by_its_whole_id() {
+    let lab = Lab::new().await;
+    let rule = json!({ "chain": "FORWARD", "action": "DROP", "protocol": "tcp", "source": "10.0.0.0/8", "port": 25 });
+    let made = lab.post("/nat/firewall", rule.clone()).await;
+    let id = made.done(true)["rule_id"].as_str().unwrap().to_owned();
+    let again = lab.post("/network/nat/firewall", with(rule, "description", json!("no mail"))).await;
+    assert_eq!(
+        (again.done(true)["rule_id"].as_str(), &again.json["data"]["description"]),
+        (Some(&*id), &json!("no mail"))
+    );
+
+    let shown = lab.get("/nat/status").await.json["firewall_rules"][0].clone();
+    assert_eq!(
+        (&shown["id"], &shown["action"], &shown["chain"]),
+        (&json!(id), &json!("DROP"), &json!("FORWARD"))
+    );
+    assert_eq!((&shown["source_ip"], &shown["dest_port"]), (&json!("10.0.0.0/8"), &json!(25)));
+    assert_eq!(shown["installed"], true);
+
+    lab.delete(&format!("/nat/firewall/{}", &id[..id.len() - 1]), Value::Null)
+        .await
+        .refused(404, "RULE_NOT_FOUND");
+    lab.delete(&format!("/nat/firewall/{id}"), Value::Null).await.done(true);
+    assert!(lab.fake.filter.rules().is_empty());
+}
+
+#[tokio::test]
+async fn nobody_locks_himself_out_by_accident() {
+    let (engine, fake) = {
+        let fake = Fake::new();
+        let options = crate::engine::Options { api_port: Some(8000), ..Default::default() };
+        (fake.start(options).await.unwrap(), fake)
+    };
+    let lab = Lab { router: router(engine, options()), fake };
+    let drop = json!({ "chain": "INPUT", "action": "DROP", "protocol": "all" });
+    let refused = lab.post("/nat/firewall", drop.clone()).await;
+    assert!(refused.refused(409, "FIREWALL_LOCKOUT").json["hint"].as_str().unwrap().contains("ACCEPT"));
+
+    let accept = json!({ "chain": "INPUT", "action": "ACCEPT", "protocol": "all", "interface": "lo" });
+    let id = lab.post("/nat/firewall", accept).await.done(true)["rule_id"].as_str().unwrap().to_owned();
+    let warned = lab.post("/nat/firewall", drop.clone()).await;
+    assert_eq!(
+        warned.done(true)["warnings"].as_array().unwrap().len(),
+        1,
+        "others are cut off: {}",
+        warned.text
+    );
+    lab.delete(&format!("/nat/firewall/{id}"), Value::Null).await.refused(409, "FIREWALL_LOCKOUT");
+    lab.delete(&format!("/nat/firewall/{id}?force=true"), Value::Null).await.done(true);
+    assert_eq!(
+        lab.post("/nat/flush-firewall", Value::Null).await.done(true)["removed"].as_array().unwrap().len(),
+        1
+    );
+    lab.post("/nat/firewall", with(drop, "force", json!(true))).await.done(true);
+}
+
+#[tokio::test]
+async fn a_flush_removes_the_rules_of_its_kind_and_lists_them() {
+    let lab = Lab::new().await;
+    let id = lab.post("/nat/forward", ssh()).await.done(true)["rule_id"].clone();
+    let rule = json!({ "chain": "FORWARD", "action": "REJECT", "protocol": "udp" });
+    let kept = lab.post("/nat/firewall", rule).await.done(true)["rule_id"].clone();
+    assert_eq!(lab.post("/nat/flush-nat", Value::Null).await.done(true)["removed"], json!([id]));
+    lab.post("/nat/flush-nat", Value::Null).await.done(false);
+    assert_eq!(lab.get("/nat/status").await.json["firewall_rules"][0]["id"], kept);
+    assert_eq!(lab.post("/nat/flush-firewall", Value::Null).await.done(true)["removed"], json!([kept]));
+    lab.post("/nat/flush-firewall", Value::Null).await.done(false);
+}
+
+#[tokio::test]
+async fn a_firewall_rule_that_contradicts_itself_is_refused() {
+    let lab = Lab::new().await;
+    let rule = || json!({ "chain": "INPUT", "action": "DROP", "protocol": "tcp" });
+    for (field, value) in [
+        ("chain", json!("PREROUTING")),
+        ("protocol", json!("icmp; reboot")),
+        ("source", json!("-j ACCEPT")),
+        ("interface", json!("eth0 -j ACCEPT")),
+        ("port", json!(0)),
+        ("description", json!("a\nb")),
+    ] {
+        lab.post("/nat/firewall", with(rule(), field, value)).await.refused(422, "INVALID_FIELD");
+    }
+    let both = with(with(rule(), "source", json!("10.0.0.0/8")), "destination", json!("2001:db8::/32"));
+    lab.post("/nat/firewall", both).await.refused(422, "INVALID_FIELD");
+    let icmp = with(with(rule(), "protocol", json!("icmp")), "port", json!(8));
+    lab.post("/nat/firewall", icmp).await.refused(422, "INVALID_FIELD");
+}

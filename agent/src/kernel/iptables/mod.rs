@@ -1,0 +1,183 @@
+//! The packet filter through `iptables-restore`: the only program that the worker ever runs, and only for
+//! firewall rules that were asked for.
+//!
+//! Rules go in by standard input, never as arguments. One call is one transaction of the kernel; it waits for
+//! the lock of other programs (`-w`).
+
+mod script;
+
+use std::{
+    collections::BTreeMap,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use nix::errno::Errno;
+
+use self::script::{Actual, Family};
+use super::{
+    KernelError,
+    filter::{FilterRule, Matched, PacketFilter},
+};
+
+/// Where programs of an administrator are; PATH of a service may lack them.
+const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"];
+/// Seconds that a call waits for the lock.
+const LOCK_SECONDS: &str = "5";
+
+/// Runs the programs of the host's iptables.
+#[derive(Debug, Default)]
+pub struct Iptables {
+    /// For tests: where the programs are instead.
+    directory: Option<PathBuf>,
+}
+
+impl Iptables {
+    /// Looks for the programs in one directory only.
+    pub fn in_directory(directory: impl Into<PathBuf>) -> Self {
+        Self { directory: Some(directory.into()) }
+    }
+
+    fn program(&self, name: &str) -> Result<PathBuf, KernelError> {
+        let usual = DIRECTORIES.iter().map(Path::new);
+        let places: Vec<&Path> = match &self.directory {
+            Some(directory) => vec![directory],
+            None => usual.collect(),
+        };
+        places.iter().map(|place| place.join(name)).find(|path| path.is_file()).ok_or_else(|| KernelError {
+            operation: format!("find {name}"),
+            errno: Some(Errno::ENOPKG as i32),
+            reason: "firewall rules need the package iptables, which is not installed".to_owned(),
+            extack: None,
+        })
+    }
+
+    /// Runs one program to its end; what it wrote.
+    fn run(&self, name: &str, arguments: &[&str], input: &str) -> Result<String, KernelError> {
+        let operation = format!("run {name}");
+        let program = self.program(name)?;
+        let failed = |error: std::io::Error| super::rtnl::io_error(&operation, &error);
+        let mut child = Command::new(program)
+            .args(arguments)
+            // Its messages are parsed by nobody but people; nothing else of our environment is its business.
+            .env_clear()
+            .env("PATH", DIRECTORIES.join(":"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(failed)?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // It reads everything before it writes anything; one that ends early has said why.
+            let _ = stdin.write_all(input.as_bytes());
+        }
+        let Output { status, stdout, stderr } = child.wait_with_output().map_err(failed)?;
+        if !status.success() {
+            let why = String::from_utf8_lossy(&stderr);
+            let why = why.split_whitespace().collect::<Vec<_>>().join(" ");
+            return Err(KernelError::other(operation, format!("{status}: {why}")));
+        }
+        Ok(String::from_utf8_lossy(&stdout).into_owned())
+    }
+
+    fn restore_with(&self, family: Family, script: &str) -> Result<(), KernelError> {
+        let name = match family {
+            Family::V4 => "iptables-restore",
+            Family::V6 => "ip6tables-restore",
+        };
+        self.run(name, &["--noflush", "-w", LOCK_SECONDS], script).map(drop)
+    }
+
+    fn read(&self, family: Family) -> Result<Actual, KernelError> {
+        let name = match family {
+            Family::V4 => "iptables-save",
+            Family::V6 => "ip6tables-save",
+        };
+        Ok(script::read(&self.run(name, &["-c", "-t", "filter"], "")?))
+    }
+
+    /// Rule by rule where our chains are as we left them, so that counters go on; else all of them anew.
+    fn change_one(
+        &self,
+        family: Family,
+        before: &[FilterRule],
+        after: &[FilterRule],
+    ) -> Result<(), KernelError> {
+        let actual = self.read(family)?;
+        let script = match script::rebuild(family, &actual, before) {
+            None => script::change(family, before, after),
+            Some(_) => script::rebuild(family, &actual, after),
+        };
+        script.map_or(Ok(()), |script| self.restore_with(family, &script))
+    }
+
+    /// Brings one family in line, whatever is there.
+    fn settle(&self, family: Family, rules: &[FilterRule]) -> Result<bool, KernelError> {
+        match script::rebuild(family, &self.read(family)?, rules) {
+            Some(script) => self.restore_with(family, &script).map(|()| true),
+            None => Ok(false),
+        }
+    }
+}
+
+impl PacketFilter for Iptables {
+    fn change(&self, before: &[FilterRule], after: &[FilterRule]) -> Result<(), KernelError> {
+        let mut done: Vec<Family> = Vec::new();
+        for family in families() {
+            if script::change(family, before, after).is_none() {
+                continue;
+            }
+            if let Err(error) = self.change_one(family, before, after) {
+                for family in done {
+                    self.settle(family, before)?;
+                }
+                return Err(error);
+            }
+            done.push(family);
+        }
+        Ok(())
+    }
+
+    fn restore(&self, rules: &[FilterRule]) -> Result<bool, KernelError> {
+        let mut changed = false;
+        for family in families() {
+            changed |= self.settle(family, rules)?;
+        }
+        Ok(changed)
+    }
+
+    fn matched(&self) -> Result<BTreeMap<String, Matched>, KernelError> {
+        let mut sum: BTreeMap<String, Matched> = BTreeMap::new();
+        for family in families() {
+            for (id, matched) in self.read(family)?.matched {
+                let total = sum.entry(id).or_default();
+                total.packets = total.packets.saturating_add(matched.packets);
+                total.bytes = total.bytes.saturating_add(matched.bytes);
+            }
+        }
+        Ok(sum)
+    }
+}
+
+/// The families that the kernel has: `ipv6.disable=1` leaves no tables to put anything into.
+fn families() -> impl Iterator<Item = Family> {
+    let v6 = Path::new("/proc/sys/net/ipv6").exists();
+    Family::ALL.into_iter().filter(move |family| match family {
+        Family::V4 => true,
+        Family::V6 => v6,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_without_iptables_is_told_which_package_it_lacks() {
+        let nowhere = tempfile::tempdir().unwrap();
+        let error = Iptables::in_directory(nowhere.path()).restore(&[]).unwrap_err();
+        assert_eq!(error.errno, Some(Errno::ENOPKG as i32));
+        assert!(error.to_string().contains("package iptables"), "{error}");
+    }
+}
