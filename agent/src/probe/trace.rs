@@ -1,15 +1,9 @@
 //! The routers on the way to a host: echoes whose hop limit runs out at each of them.
 
-use std::{
-    collections::BTreeMap,
-    fmt::Write as _,
-    io,
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt::Write as _, io, net::IpAddr, time::Duration};
 
 use serde::Serialize;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use utoipa::ToSchema;
 
 use super::{Target, milliseconds, packet::Heard, reason, socket::EchoSocket};
@@ -18,7 +12,7 @@ use super::{Target, milliseconds, packet::Heard, reason, socket::EchoSocket};
 const PROBES: u8 = 3;
 /// Hops asked at the same time: most answers are there before the next ones are asked.
 const WINDOW: u8 = 6;
-/// Between two echoes, so that routers that limit their errors answer all of them.
+/// At most between two echoes, so that routers that limit their errors answer all of them.
 const PACE: Duration = Duration::from_millis(5);
 /// How long the hops of a window may take to answer.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -70,48 +64,57 @@ pub async fn trace(target: &Target, most: u8) -> TraceReport {
         Ok(address) => address,
         Err(why) => return nothing(None, why),
     };
-    let mut answers = BTreeMap::new();
+    let mut probes = match EchoSocket::open(address) {
+        Ok(socket) => Probes { socket, sent: BTreeMap::new(), answers: BTreeMap::new() },
+        Err(error) => return nothing(Some(address.ip()), format!("no ICMP socket: {}", reason(&error))),
+    };
     let mut asked = 0;
-    while asked < most && end(&answers).is_none() {
+    while asked < most && end(&probes.answers).is_none() {
         let window = asked + 1..=asked.saturating_add(WINDOW).min(most);
         asked = *window.end();
-        if let Err(error) = ask(address, window, &mut answers).await {
+        if let Err(error) = probes.ask(window).await {
             return nothing(Some(address.ip()), reason(&error));
         }
     }
-    report(target, address.ip(), asked, &answers)
+    report(target, address.ip(), asked, &probes.answers)
 }
 
-/// Asks the hops of a window and gathers what they say.
-async fn ask(
-    target: SocketAddr,
-    window: std::ops::RangeInclusive<u8>,
-    answers: &mut BTreeMap<u16, Answer>,
-) -> io::Result<()> {
-    let socket = EchoSocket::open(target)?;
-    let mut sent = BTreeMap::new();
-    for hop in window {
-        socket.set_hops(hop)?;
-        for probe in 0..PROBES {
-            let sequence = sequence(hop, probe);
-            sent.insert(sequence, Instant::now());
-            socket.send(sequence).await?;
-            sleep(PACE).await;
+/// The echoes of one traceroute. An answer that comes while later hops are asked still counts.
+struct Probes {
+    socket: EchoSocket,
+    /// When each was sent that has not been answered yet.
+    sent: BTreeMap<u16, Instant>,
+    answers: BTreeMap<u16, Answer>,
+}
+
+impl Probes {
+    /// Asks the hops of a window and gathers what is said, about earlier ones too.
+    async fn ask(&mut self, window: std::ops::RangeInclusive<u8>) -> io::Result<()> {
+        for hop in window {
+            self.socket.set_hops(hop)?;
+            for probe in 0..PROBES {
+                let sequence = sequence(hop, probe);
+                self.sent.insert(sequence, Instant::now());
+                self.socket.send(sequence).await?;
+                self.listen(Instant::now() + PACE).await?;
+            }
         }
+        self.listen(Instant::now() + PATIENCE).await
     }
-    let until = Instant::now() + PATIENCE;
-    let mut waiting = sent.len();
-    while waiting > 0 {
-        let (sequence, heard, from) = tokio::select! {
-            heard = socket.hear() => heard?,
-            () = sleep_until(until) => break,
-        };
-        if let Some(sent) = sent.remove(&sequence) {
-            waiting -= 1;
-            answers.insert(sequence, Answer { heard, from, time: sent.elapsed() });
+
+    /// Hears answers until `until`, no longer than until all are there.
+    async fn listen(&mut self, until: Instant) -> io::Result<()> {
+        while !self.sent.is_empty() {
+            let (sequence, heard, from) = tokio::select! {
+                heard = self.socket.hear() => heard?,
+                () = sleep_until(until) => break,
+            };
+            if let Some(sent) = self.sent.remove(&sequence) {
+                self.answers.insert(sequence, Answer { heard, from, time: sent.elapsed() });
+            }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 fn sequence(hop: u8, probe: u8) -> u16 {
