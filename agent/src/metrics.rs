@@ -131,6 +131,7 @@ impl Collector for Snapshot {
             flows,
             bridges: _,
             interfaces: _,
+            drift,
         } = &self.measured;
         let out = &mut encoder;
         let rule = |id: &str, action: &'static str, direction: &'static str| -> Labels {
@@ -179,6 +180,9 @@ impl Collector for Snapshot {
         let map = |name: &str| -> Labels { vec![("map", name.to_owned())] };
         gauges(out, "map_entries", "Entries in use", pressure.iter().map(|p| (map(p.map), p.entries)))?;
         gauges(out, "map_capacity", "Entries that fit", pressure.iter().map(|p| (map(p.map), p.capacity)))?;
+
+        let objects = std::iter::once((Labels::new(), drift.len() as u64));
+        gauges(out, "drifted_objects", "Objects that are not as they were told to be", objects)?;
 
         let mut states: BTreeMap<(&str, &str), u64> = BTreeMap::new();
         for flow in flows {
@@ -299,6 +303,7 @@ pub(crate) mod tests {
             flows: vec![flow(1000, 10), flow(1001, 30)],
             bridges: 1,
             interfaces: 4,
+            drift: Vec::new(),
         }
     }
 

@@ -289,6 +289,8 @@ pub struct BridgeView {
     pub addresses: Vec<String>,
     /// Made by the worker.
     pub managed: bool,
+    /// What is not as it was told to be, and cannot be put right just now.
+    pub problems: Vec<String>,
 }
 
 /// A port that the bridge holds back.
@@ -317,6 +319,8 @@ pub struct VethView {
     pub status1: String,
     pub status2: Option<String>,
     pub managed: bool,
+    /// What is not as it was told to be, and cannot be put right just now.
+    pub problems: Vec<String>,
 }
 
 /// A TUN or TAP as the kernel has it.
@@ -346,6 +350,8 @@ pub struct TunView {
     pub ip_addresses: Vec<String>,
     pub ifindex: u32,
     pub managed: bool,
+    /// What is not as it was told to be, and cannot be put right just now.
+    pub problems: Vec<String>,
 }
 
 /// Who may open a TUN or TAP beside root.
@@ -375,6 +381,8 @@ pub struct VlanLinkView {
     pub ip_addresses: Vec<String>,
     pub ifindex: u32,
     pub managed: bool,
+    /// What is not as it was told to be, and cannot be put right just now.
+    pub problems: Vec<String>,
 }
 
 /// A network interface as the kernel has it.

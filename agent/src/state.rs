@@ -99,6 +99,8 @@ pub struct State {
     pub ports: BTreeMap<String, PortSpec>,
     pub rules: BTreeMap<String, Rule>,
     pub firewall: BTreeMap<String, FirewallRule>,
+    /// What is wrong with an object and cannot be put right just now, by its key; observed, not stored.
+    problems: BTreeMap<String, String>,
     /// Which pair is meant to have an end where; follows from `veths`, and saves going through all of them.
     ends: HashMap<At, String>,
 }
@@ -210,6 +212,7 @@ impl State {
     }
 
     fn forget(&mut self, record: &Record) {
+        self.problems.remove(&record.key());
         match record {
             Record::Bridge(spec) => drop(self.bridges.remove(spec.name.as_str())),
             Record::Veth(spec) => {
@@ -233,7 +236,7 @@ impl State {
 
     /// Links only: what a plan about rings needs to know, without a copy of every rule.
     pub fn without_rules(&self) -> Self {
-        let Self { bridges, veths, tuns, vlan_links, ports, rules: _, firewall: _, ends } = self;
+        let Self { bridges, veths, tuns, vlan_links, ports, rules: _, firewall: _, problems: _, ends } = self;
         Self {
             bridges: bridges.clone(),
             veths: veths.clone(),
@@ -242,22 +245,59 @@ impl State {
             ports: ports.clone(),
             rules: BTreeMap::new(),
             firewall: BTreeMap::new(),
+            problems: BTreeMap::new(),
             ends: ends.clone(),
         }
     }
 
-    /// Everything, in the order in which it can be made from nothing.
+    /// Everything, what others need first.
     pub fn records(&self) -> Vec<Record> {
+        let mut records = self.link_records();
+        records.extend(self.rules.values().cloned().map(Record::Rule));
+        records.extend(self.firewall.values().cloned().map(Record::Firewall));
+        records
+    }
+
+    /// What is made of links, what others need first.
+    pub fn link_records(&self) -> Vec<Record> {
         let bridges = self.bridges.values().cloned().map(Record::Bridge);
         let veths = self.veths.values().cloned().map(Record::Veth);
         let tuns = self.tuns.values().cloned().map(Record::Tun);
-        // One VLAN may lie on another: see `Owner::catch_up`.
         let vlan_links = self.vlan_links.values().cloned().map(Record::VlanLink);
         let ports = self.ports.values().cloned().map(Record::Port);
-        let rules = self.rules.values().cloned().map(Record::Rule);
-        let firewall = self.firewall.values().cloned().map(Record::Firewall);
-        (bridges.chain(veths).chain(tuns).chain(vlan_links).chain(ports).chain(rules).chain(firewall))
-            .collect()
+        bridges.chain(veths).chain(tuns).chain(vlan_links).chain(ports).collect()
+    }
+
+    /// One that [`State::link_records`] has, by its key.
+    pub fn link_record(&self, key: &str) -> Option<Record> {
+        let (kind, name) = key.split_once('/')?;
+        match kind {
+            "bridge" => self.bridges.get(name).cloned().map(Record::Bridge),
+            "veth" => self.veths.get(name).cloned().map(Record::Veth),
+            "tuntap" => self.tuns.get(name).cloned().map(Record::Tun),
+            "vlan" => self.vlan_links.get(name).cloned().map(Record::VlanLink),
+            "port" => self.ports.get(name).cloned().map(Record::Port),
+            _ => None,
+        }
+    }
+
+    /// What is known to be wrong with an object.
+    pub fn problem(&self, key: &str) -> Option<&str> {
+        self.problems.get(key).map(String::as_str)
+    }
+
+    /// Everything that is known to be wrong, by key.
+    pub fn problems(&self) -> Vec<(String, String)> {
+        self.problems.iter().map(|(key, problem)| (key.clone(), problem.clone())).collect()
+    }
+
+    pub fn set_problem(&mut self, key: &str, problem: Option<String>) {
+        match problem {
+            Some(problem) if self.link_record(key).is_some() => {
+                drop(self.problems.insert(key.to_owned(), problem));
+            }
+            Some(_) | None => drop(self.problems.remove(key)),
+        }
     }
 
     /// The pair that has an end meant to be at `at`.

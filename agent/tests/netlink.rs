@@ -527,11 +527,13 @@ fn everything_is_there_again_after_a_reboot() {
         let lab = Lab::with(store).await;
         let view = lab.engine.bridge("br-a").await.unwrap();
         assert_eq!((view.ports.len(), view.blocked_ports.len(), view.managed), (3, 1, true));
-        let report = teardown(lab.kernel.clone(), lab.dataplane.clone(), no_filter(), lab.store.clone())
-            .await
-            .unwrap();
+        // A running worker would make again what is torn down.
+        let Lab { engine, kernel, dataplane, store } = lab;
+        drop(engine);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let report = teardown(kernel.clone(), dataplane, no_filter(), store).await.unwrap();
         assert!(report.left.is_empty(), "{report:?}");
-        let names: Vec<_> = lab.links().await.into_iter().map(|link| link.name).collect();
+        let names: Vec<_> = kernel.observe().await.unwrap().links.into_iter().map(|link| link.name).collect();
         assert_eq!(names, ["lo", "f2", "f1"]);
     });
 }

@@ -377,6 +377,8 @@ fn hold_mounts(netns: &Netns) -> Child {
             // The namespace's own /sys, as `ip netns exec` would have it, and pins of its own below.
             mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none)?;
             mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none)?;
+            // Names of network namespaces (`ip netns add`) that nobody else sees, and that vanish with this.
+            mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none)?;
             Ok(())
         });
     }

@@ -157,6 +157,10 @@ pub(super) fn judge(
             verdict = if verdict == Verdict::Healthy { Verdict::Degraded } else { verdict };
         }
     }
+    for (object, problem) in &measured.drift {
+        problems.push(format!("{object}: {problem}"));
+        verdict = if verdict == Verdict::Healthy { Verdict::Degraded } else { verdict };
+    }
     (verdict, problems)
 }
 
@@ -226,6 +230,16 @@ mod tests {
     fn rules_without_programs_are_unhealthy() {
         let measured = Measurements { attachments: vec![], ..sample() };
         assert_eq!(judge(&Ok(measured), all()).0, Verdict::Unhealthy);
+    }
+
+    #[test]
+    fn an_object_that_cannot_be_put_right_is_degraded_and_named() {
+        let drift = vec![("port/ens9".to_owned(), "there is no interface ens9".to_owned())];
+        let (verdict, problems) = judge(&Ok(Measurements { drift, ..sample() }), all());
+        assert_eq!(
+            (verdict, problems),
+            (Verdict::Degraded, vec!["port/ens9: there is no interface ens9".into()])
+        );
     }
 
     #[test]

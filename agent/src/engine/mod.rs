@@ -207,6 +207,8 @@ pub struct Measurements {
     pub flows: Vec<Flow>,
     pub bridges: usize,
     pub interfaces: usize,
+    /// Objects that are not as they were told to be: their key, and why they cannot be put right.
+    pub drift: Vec<(String, String)>,
 }
 
 /// What the engine needs to know beyond the requests.
@@ -245,6 +247,11 @@ struct Request {
 impl Shared {
     fn state(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says, or no longer says, what is wrong with an object of the store.
+    fn set_problem(&self, key: &str, problem: Option<String>) {
+        self.state.write().unwrap_or_else(PoisonError::into_inner).set_problem(key, problem);
     }
 
     async fn observe(&self) -> Result<Observed> {

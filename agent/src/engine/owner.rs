@@ -1,6 +1,8 @@
 //! The task that owns the state: makes changes one after the other, undoes what fails, and keeps the machine
 //! as it was told to be.
 
+mod drift;
+
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
@@ -22,6 +24,7 @@ use crate::{
     store::{Entry, Store},
 };
 
+use self::drift::Drift;
 use super::{Change, Outcome, Request, Shared, reads};
 
 /// Kernel events come in bursts: one look is enough for all that come within this time.
@@ -35,6 +38,9 @@ pub(super) struct Owner {
     shared: Arc<Shared>,
     store: Arc<dyn Store>,
     nat: Installed,
+    drift: Drift,
+    /// When to look at the machine next.
+    look_again: Option<Instant>,
 }
 
 /// What undoes the steps so far, in the order that they were made.
@@ -54,33 +60,16 @@ impl Owner {
                 }
             }
         }
-        Ok(Self { shared, store, nat })
+        Ok(Self { shared, store, nat, drift: Drift::default(), look_again: None })
     }
 
     /// Makes the machine what the stored state says. After a reboot that is everything, else next to nothing.
     pub(super) async fn catch_up(&mut self) -> Result<()> {
-        let mut observed = self.shared.observe().await?;
+        let observed = self.shared.observe().await?;
         self.forget_transient(&observed).await?;
-        let records = self.shared.state().records();
-        for record in records {
-            let plan = {
-                let state = self.shared.state();
-                kinds::remake(&record, self.world(&observed, &state, ""))
-            };
-            let done = match plan {
-                Ok(plan) if plan.is_empty() => continue,
-                Ok(plan) => self.carry_out(&plan, &observed).await.map(|_| plan.message),
-                Err(error) => Err(error),
-            };
-            match done {
-                Ok(message) => info!(object = record.key(), "{message}"),
-                Err(error) => warn!(object = record.key(), %error, "a stored object could not be made again"),
-            }
-            observed = self.shared.observe().await?;
-        }
         self.restore_filter().await;
         self.warn_of_orphans(&observed);
-        self.refresh().await;
+        self.look_again = self.look().await;
         Ok(())
     }
 
@@ -127,7 +116,6 @@ impl Owner {
     }
 
     pub(super) async fn run(mut self, mut requests: mpsc::Receiver<Request>, mut events: mpsc::Receiver<()>) {
-        let mut look_again: Option<Instant> = None;
         let mut next_garbage = Instant::now() + GARBAGE;
         let mut listening = true;
         loop {
@@ -139,15 +127,17 @@ impl Owner {
                     let _ = answer.send(outcome);
                 }
                 event = events.recv(), if listening => match event {
-                    Some(()) => drop(look_again.get_or_insert(Instant::now() + DEBOUNCE)),
+                    Some(()) => {
+                        let soon = Instant::now() + DEBOUNCE;
+                        self.look_again = Some(self.look_again.map_or(soon, |planned| planned.min(soon)));
+                    }
                     None => {
                         error!("the kernel's events have ended; changes from outside go unnoticed");
                         listening = false;
                     }
                 },
-                () = until(look_again), if look_again.is_some() => {
-                    look_again = None;
-                    self.refresh().await;
+                () = until(self.look_again), if self.look_again.is_some() => {
+                    self.look_again = self.look().await;
                 }
                 () = sleep_until(next_garbage), if !self.nat.rules().is_empty() => {
                     next_garbage = Instant::now() + GARBAGE;
@@ -186,6 +176,7 @@ impl Owner {
         if plan.steps.iter().any(|step| matches!(step, Step::Link(_))) {
             self.refresh_nat(&after).await;
         }
+        self.note_writes(&plan.writes);
         let object = reads::object(&self.shared, &plan.subject, &after).await?;
         let Plan { message, warnings, .. } = plan;
         Ok(Outcome { changed, message, object, warnings })

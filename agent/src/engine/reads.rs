@@ -147,6 +147,7 @@ impl Engine {
             flows,
             bridges: observed.links.iter().filter(|link| link.is_bridge()).count(),
             interfaces: observed.links.len(),
+            drift: self.shared.state().problems(),
         })
     }
 }

@@ -348,6 +348,14 @@ fn apply(world: &mut Observed, step: &LinkStep) -> Step {
             }
             Ok(())
         }
+        LinkStep::SetMtu { link, mtu } => {
+            link_mut(world, link)?.mtu = *mtu;
+            Ok(())
+        }
+        LinkStep::SetStp { bridge, stp } => {
+            link_mut(world, &At::here(bridge))?.kind = LinkKind::Bridge { stp: *stp };
+            Ok(())
+        }
         LinkStep::SetIpForwarding(on) => {
             world.ip_forward = *on;
             Ok(())

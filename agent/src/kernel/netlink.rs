@@ -18,6 +18,7 @@ use netlink_packet_route::{
         VlanProtocol as WireVlanProtocol,
     },
 };
+use netlink_sys::AsyncSocket as _;
 use nix::errno::Errno;
 use rtnetlink::{
     AddressMessageBuilder, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVlan,
@@ -87,9 +88,19 @@ impl Kernel for NetlinkKernel {
     }
 
     fn events(&self) -> Result<mpsc::Receiver<()>, KernelError> {
-        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route];
-        let (connection, handle, mut messages) = new_multicast_connection(&groups)
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv6Route,
+            MulticastGroup::Nsid,
+        ];
+        let (mut connection, handle, mut messages) = new_multicast_connection(&groups)
             .map_err(|error| io_error("listen to the kernel's events", &error))?;
+        // Also of the namespaces that this one has a number for: those with the far end of one of its pairs.
+        (connection.socket_mut().socket_mut().set_listen_all_namespaces(true))
+            .map_err(|error| io_error("listen to the events of other namespaces", &error))?;
         tokio::spawn(connection);
         // One message in the channel says it all: look again.
         let (sender, receiver) = mpsc::channel(1);
@@ -161,6 +172,16 @@ impl Inner {
             LinkStep::Hold { port, bridge: _, hold } => {
                 self.here(|rtnl| set_hold(rtnl, &operation, port, *hold))
             }
+            LinkStep::SetMtu { link, mtu } => self.at(&link.place, |rtnl| {
+                let message = named(rtnl, &operation, &link.name)?.mtu(*mtu).build();
+                rtnl.change(&operation, RouteNetlinkMessage::SetLink(message), 0)
+            }),
+            LinkStep::SetStp { bridge, stp } => self.here(|rtnl| {
+                let state = if *stp { BridgeStpState::KernelStp } else { BridgeStpState::Disabled };
+                let index = index_of(rtnl, &operation, bridge)?;
+                let message = LinkMessageBuilder::<LinkBridge>::new(bridge).index(index).stp_state(state);
+                rtnl.change(&operation, RouteNetlinkMessage::NewLink(message.build()), 0)
+            }),
             LinkStep::SetIpForwarding(on) => std::fs::write(IP_FORWARD, if *on { "1" } else { "0" })
                 .map_err(|error| io_error(&operation, &error)),
         }
@@ -201,7 +222,8 @@ impl Inner {
         let stp = if *stp { BridgeStpState::KernelStp } else { BridgeStpState::Disabled };
         let mut message = LinkMessageBuilder::<LinkBridge>::new(name).stp_state(stp);
         if let Some(mtu) = mtu {
-            message = message.mtu(*mtu);
+            // Another one: see below.
+            message = message.mtu(mtu ^ 1);
         }
         if let Some(mac) = mac {
             message = message.address(mac.0.to_vec());
@@ -213,7 +235,15 @@ impl Inner {
         self.here(|rtnl| {
             rtnl.change(operation, message, NLM_F_CREATE | NLM_F_EXCL)?;
             // Creation ignores IFLA_IFALIAS. Without its mark it would not be ours, so it goes again.
-            mark(rtnl, operation, name).inspect_err(|_| drop(delete(rtnl, operation, name)))
+            let mut finish = || {
+                // Only a change pins it. Else the bridge takes the least of its ports (linux: `br_mtu_auto_adjust`).
+                if let Some(mtu) = mtu {
+                    let message = named(rtnl, operation, name)?.mtu(*mtu).build();
+                    rtnl.change(operation, RouteNetlinkMessage::SetLink(message), 0)?;
+                }
+                mark(rtnl, operation, name)
+            };
+            finish().inspect_err(|_| drop(delete(rtnl, operation, name)))
         })
     }
 

@@ -49,6 +49,15 @@ pub enum LinkStep {
         bridge: String,
         hold: bool,
     },
+    SetMtu {
+        link: At,
+        mtu: u32,
+    },
+    /// Turns spanning tree of a bridge on or off.
+    SetStp {
+        bridge: String,
+        stp: bool,
+    },
     /// `net.ipv4.ip_forward`.
     SetIpForwarding(bool),
 }
@@ -157,6 +166,14 @@ impl LinkStep {
                 let hold = link.port.is_some_and(|port| port.guarded);
                 vec![Self::Hold { port: port.clone(), bridge: bridge.clone(), hold }]
             }
+            Self::SetMtu { link, .. } => {
+                let found = before.find(link);
+                found.map(|found| Self::SetMtu { link: link.clone(), mtu: found.mtu }).into_iter().collect()
+            }
+            Self::SetStp { bridge, .. } => match before.link(bridge).map(|link| &link.kind) {
+                Some(LinkKind::Bridge { stp }) => vec![Self::SetStp { bridge: bridge.clone(), stp: *stp }],
+                _ => Vec::new(),
+            },
             Self::SetIpForwarding(_) => vec![Self::SetIpForwarding(before.ip_forward)],
         }
     }
@@ -286,6 +303,9 @@ impl fmt::Display for LinkStep {
             Self::Hold { port, bridge, hold: false } => {
                 write!(f, "let port {port} of bridge {bridge} forward")
             }
+            Self::SetMtu { link, mtu } => write!(f, "set the mtu of {link} to {mtu}"),
+            Self::SetStp { bridge, stp: true } => write!(f, "turn on spanning tree of bridge {bridge}"),
+            Self::SetStp { bridge, stp: false } => write!(f, "turn off spanning tree of bridge {bridge}"),
             Self::SetIpForwarding(on) => write!(f, "set net.ipv4.ip_forward to {}", u8::from(*on)),
         }
     }

@@ -12,8 +12,8 @@ use crate::{
 };
 
 use super::{
-    address_list, attach, managed, name_taken, not_managed, record_master, require_free_name,
-    require_nothing_on_top, target_bridge,
+    address_list, attach, managed, mend_addresses, mend_mtu, mend_up, name_taken, not_managed, problems,
+    record_master, require_free_name, require_nothing_on_top, target_bridge,
 };
 
 /// Smallest MTU that IPv4 works with (RFC 791), and the largest of a bridge.
@@ -67,14 +67,24 @@ pub(super) fn create(spec: &BridgeSpec, world: World<'_>) -> Result<Plan> {
     Ok(plan)
 }
 
-/// Makes a stored bridge again when it is missing.
+/// Makes a stored bridge again when it is missing, and what was changed about it as it was.
 pub(super) fn remake(spec: &BridgeSpec, world: World<'_>, plan: &mut Plan) -> Result<()> {
     match world.observed.link(spec.name.as_str()) {
         None => make(spec).into_iter().for_each(|step| plan.link(step)),
-        Some(link) if link.is_bridge() && link.marked() => {}
+        Some(link) if link.is_bridge() && link.marked() => mend(spec, link, plan),
         Some(link) => return Err(name_taken(&At::here(&link.name), link)),
     }
     Ok(())
+}
+
+/// What is more than was asked for, such as another address, stays.
+fn mend(spec: &BridgeSpec, link: &Link, plan: &mut Plan) {
+    if link.kind != (LinkKind::Bridge { stp: spec.stp }) {
+        plan.link(LinkStep::SetStp { bridge: link.name.clone(), stp: spec.stp });
+    }
+    mend_mtu(plan, link, spec.mtu);
+    mend_addresses(plan, link, &spec.addresses);
+    mend_up(plan, &At::here(&link.name), link);
 }
 
 /// Puts a link that is not ours back into the bridge that it was told to be a port of.
@@ -240,6 +250,13 @@ pub(super) fn remove_port(bridge_name: &str, port_name: &str, world: World<'_>) 
     let bridge = target_bridge(bridge_name, world)?;
     let port = world.observed.link(port_name).filter(|port| port.master == Some(bridge.index));
     let Some(port) = port else {
+        // Somebody else took it out, or it is gone for good: it is no longer wanted here.
+        if let Some(spec) = world.state.ports.get(port_name).filter(|spec| spec.bridge == *bridge_name) {
+            let subject = Subject::Bridge(bridge_name.to_owned());
+            let mut plan = Plan::new(subject, format!("{port_name} is no longer wanted in {bridge_name}"));
+            plan.forget(Record::Port(spec.clone()));
+            return Ok(plan);
+        }
         return Err(Error::new(Code::NotAPort, format!("{port_name} is not a port of bridge {bridge_name}")));
     };
     let mut plan = Plan::new(
@@ -268,6 +285,7 @@ pub fn view(link: &Link, observed: &Observed, state: &State) -> BridgeView {
         mac_address: link.mac.map(|mac| mac.to_string()).unwrap_or_default(),
         addresses: address_list(link),
         managed: managed(state, &Place::Here, link),
+        problems: problems(state, &format!("bridge/{}", link.name)),
     }
 }
 

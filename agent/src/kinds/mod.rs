@@ -17,8 +17,8 @@ use crate::{
     error::{Code, Error, Result},
     kernel::links::{At, Link, Observed, Place},
     loops,
-    model::{TunSpec, VlanLinkSpec},
-    plan::{Plan, Subject, World},
+    model::{LinkName, TunSpec, VlanLinkSpec},
+    plan::{Plan, Step, Subject, World},
     state::{PortSpec, Record, State},
 };
 
@@ -54,7 +54,8 @@ pub fn plan(change: &Change, world: World<'_>) -> Result<Plan> {
     }
 }
 
-/// What makes a stored object again that is missing; empty when it is there.
+/// What makes a stored object again that is missing, and puts right what was changed about it; empty when it
+/// is as it should be. An error says what is wrong and cannot be put right.
 pub fn remake(record: &Record, world: World<'_>) -> Result<Plan> {
     let mut plan = Plan::new(Subject::Gone(Vec::new()), format!("{} was made again", record.key()));
     match record {
@@ -167,6 +168,43 @@ fn attach(plan: &mut Plan, world: World<'_>, port: &Link, bridge: &Link) {
     }
 }
 
+/// Puts one of the worker's own links back into its bridge, wherever it is now.
+fn mend_master(plan: &mut Plan, world: World<'_>, link: &Link, bridge: Option<&LinkName>) -> Result<()> {
+    // In a bridge though none was asked for: that is more than was asked for, and stays.
+    let Some(bridge) = bridge else { return Ok(()) };
+    let bridge = target_bridge(bridge.as_str(), world)?;
+    if link.master != Some(bridge.index) {
+        attach(plan, world, link, bridge);
+    }
+    Ok(())
+}
+
+fn mend_up(plan: &mut Plan, at: &At, link: &Link) {
+    let planned = plan.steps.iter().any(|step| {
+        matches!(step, Step::Link(crate::kernel::step::LinkStep::SetUp { link, up: true }) if link == at)
+    });
+    if !link.up && !planned {
+        plan.link(crate::kernel::step::LinkStep::SetUp { link: at.clone(), up: true });
+    }
+}
+
+fn mend_mtu(plan: &mut Plan, link: &Link, mtu: Option<u32>) {
+    if let Some(mtu) = mtu.filter(|mtu| *mtu != link.mtu) {
+        plan.link(crate::kernel::step::LinkStep::SetMtu { link: At::here(&link.name), mtu });
+    }
+}
+
+fn mend_addresses(plan: &mut Plan, link: &Link, addresses: &[ipnet::IpNet]) {
+    for address in addresses {
+        if !link.addresses.iter().any(|known| known.net == *address) {
+            plan.link(crate::kernel::step::LinkStep::AddAddress {
+                link: At::here(&link.name),
+                address: *address,
+            });
+        }
+    }
+}
+
 fn ring_warning(port: &str, bridge: &str) -> String {
     format!(
         "{port} would close a loop through bridge {bridge}, which runs no spanning tree: \
@@ -178,9 +216,7 @@ fn ring_warning(port: &str, bridge: &str) -> String {
 fn record_master(plan: &mut Plan, world: World<'_>, port: &str, bridge: Option<&str>) -> Result<()> {
     let bridge = match bridge {
         None => None,
-        Some(name) => Some(
-            crate::model::LinkName::new(name).map_err(|error| Error::field("bridge", error.to_string()))?,
-        ),
+        Some(name) => Some(LinkName::new(name).map_err(|error| Error::field("bridge", error.to_string()))?),
     };
     match world.state.veth_at(&At::here(port)) {
         Some(spec) => {
@@ -221,6 +257,11 @@ fn record_master(plan: &mut Plan, world: World<'_>, port: &str, bridge: Option<&
         }
     }
     Ok(())
+}
+
+/// What is known to be wrong with a stored object.
+fn problems(state: &State, key: &str) -> Vec<String> {
+    state.problem(key).map(str::to_owned).into_iter().collect()
 }
 
 fn address_list(link: &Link) -> Vec<String> {

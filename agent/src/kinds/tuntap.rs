@@ -17,8 +17,8 @@ use crate::{
 };
 
 use super::{
-    address_list, bridge, managed, name_taken, not_managed, record_master, require_free_name,
-    require_nothing_on_top, target_bridge,
+    address_list, bridge, managed, mend_addresses, mend_master, mend_mtu, mend_up, name_taken, not_managed,
+    problems, record_master, require_free_name, require_nothing_on_top, target_bridge,
 };
 
 /// A TUN or TAP by name.
@@ -72,13 +72,29 @@ pub(super) fn create(spec: &TunSpec, world: World<'_>) -> Result<Plan> {
     Ok(plan)
 }
 
-/// Makes a stored device again when it is missing.
+/// Makes a stored device again when it is missing, and what was changed about it as it was.
 pub(super) fn remake(spec: &TunSpec, world: World<'_>, plan: &mut Plan) -> Result<()> {
     match world.observed.link(spec.name.as_str()) {
         None => make_in(spec, world, plan),
-        Some(link) if kind(link) == Some(spec.kind) && link.marked() => Ok(()),
+        Some(link) if kind(link) == Some(spec.kind) && link.marked() => mend(spec, link, world, plan),
         Some(link) => Err(name_taken(&At::here(&link.name), link)),
     }
+}
+
+/// Who may open it, and with how many queues, can be changed by nobody but who has it open.
+fn mend(spec: &TunSpec, link: &Link, world: World<'_>, plan: &mut Plan) -> Result<()> {
+    mend_master(plan, world, link, spec.bridge.as_ref())?;
+    mend_mtu(plan, link, spec.mtu);
+    mend_addresses(plan, link, &spec.addresses);
+    mend_up(plan, &At::here(&link.name), link);
+    let tun = link.tun.unwrap_or_default();
+    let same = (tun.owner, tun.group, tun.multi_queue) == (spec.owner, spec.group, spec.multi_queue);
+    if plan.is_empty() && !same {
+        let what = "has another owner, group or kind of queues than it was made with";
+        return Err(Error::new(Code::LinkExists, format!("{} {what}", spec.name))
+            .hint("delete it and create it again"));
+    }
+    Ok(())
 }
 
 fn check(spec: &TunSpec) -> Result<()> {
@@ -284,5 +300,6 @@ pub fn view(link: &Link, observed: &Observed, state: &State, names: &Names) -> O
         ip_addresses: address_list(link),
         ifindex: link.index,
         managed,
+        problems: problems(state, &format!("tuntap/{}", link.name)),
     })
 }

@@ -15,8 +15,8 @@ use crate::{
 };
 
 use super::{
-    attach, managed, name_taken, not_managed, record_master, require_free_name, require_nothing_on_top,
-    ring_warning, target_bridge,
+    attach, managed, mend_master, mend_up, name_taken, not_managed, problems, record_master,
+    require_free_name, require_nothing_on_top, ring_warning, target_bridge,
 };
 
 /// One end of a pair, and the other when it can be seen.
@@ -52,17 +52,48 @@ pub(super) fn create(spec: &VethSpec, world: World<'_>) -> Result<Plan> {
     Ok(plan)
 }
 
-/// Makes a stored pair again when both ends are missing.
+/// Makes a stored pair again when it is missing, and puts its ends back into their bridges and up.
 pub(super) fn remake(spec: &VethSpec, world: World<'_>, plan: &mut Plan) -> Result<()> {
     let ends = veth_ends(spec);
-    for end in &ends {
-        match world.observed.find(end) {
-            Some(link) if link.kind == LinkKind::Veth && link.marked() => return Ok(()),
-            Some(link) => return Err(name_taken(end, link)),
-            None => require_place(&end.place, world.observed)?,
+    let found = [world.observed.find(&ends[0]), world.observed.find(&ends[1])];
+    for (at, link) in ends.iter().zip(found) {
+        match link {
+            Some(link) if link.kind == LinkKind::Veth && link.marked() => {}
+            Some(link) => return Err(name_taken(at, link)),
+            None => require_place(&at.place, world.observed)?,
         }
     }
-    make_in(spec, world, plan)
+    match found {
+        [None, None] => make_in(spec, world, plan),
+        [Some(one), Some(two)] => {
+            for (at, link, bridge) in [(&ends[0], one, &spec.bridge1), (&ends[1], two, &spec.bridge2)] {
+                if at.place == Place::Here {
+                    mend_master(plan, world, link, bridge.as_ref())?;
+                }
+                mend_up(plan, at, link);
+                // One end at a time: whether the other closes a ring is seen when this one is in its bridge.
+                if !plan.is_empty() {
+                    break;
+                }
+            }
+            Ok(())
+        }
+        [Some(there), None] => Err(strayed(&ends[1], there, world.observed)),
+        [None, Some(there)] => Err(strayed(&ends[0], there, world.observed)),
+    }
+}
+
+/// Somebody has moved or renamed an end. It is not taken away from them.
+fn strayed(at: &At, other: &Link, observed: &Observed) -> Error {
+    let now = match observed.peer_of(other) {
+        Some((place, link)) => format!("it is now {}", At::new(place.clone(), &link.name)),
+        None => "it is in a namespace that has no name".to_owned(),
+    };
+    Error::new(
+        Code::LinkNotFound,
+        format!("{at}, the other end of {}, is not where it was put: {now}", other.name),
+    )
+    .hint("bring it back, or delete the pair")
 }
 
 /// The steps that make a pair in the world as it is, with a warning when it closes a ring.
@@ -406,5 +437,6 @@ pub fn view(pair: &Pair<'_>, observed: &Observed, state: &State) -> VethView {
         status1: status(one.1),
         status2: two.map(|(_, link)| status(link)),
         managed: managed(state, &pair.place, pair.link),
+        problems: spec.map(|spec| problems(state, &Record::Veth(spec.clone()).key())).unwrap_or_default(),
     }
 }

@@ -12,7 +12,8 @@ use crate::{
 };
 
 use super::{
-    address_list, managed, name_taken, not_managed, require_free_name, require_nothing_on_top, target_bridge,
+    address_list, managed, mend_master, mend_up, name_taken, not_managed, problems, require_free_name,
+    require_nothing_on_top, target_bridge,
 };
 
 /// IEEE 802.1Q: 0 is priority only, 4095 is reserved.
@@ -71,11 +72,21 @@ fn parent<'a>(name: &str, observed: &'a Observed) -> Result<&'a Link> {
     }
 }
 
-/// Makes a stored link again when it is missing.
+/// Makes a stored link again when it is missing, and puts it back into its bridge and up.
 pub(super) fn remake(spec: &VlanLinkSpec, world: World<'_>, plan: &mut Plan) -> Result<()> {
     match world.observed.link(spec.name.as_str()) {
         None => make_in(spec, parent(spec.parent.as_str(), world.observed)?, world, plan),
-        Some(link) if link.vlan == Some(tag(spec)) && link.marked() => Ok(()),
+        Some(link) if link.vlan == Some(tag(spec)) && link.marked() => {
+            let parent = parent(spec.parent.as_str(), world.observed)?;
+            if link.parent != Some(parent.index) {
+                return Err(name_taken(&At::here(&link.name), link));
+            }
+            mend_master(plan, world, link, spec.bridge.as_ref())?;
+            if parent.up {
+                mend_up(plan, &At::here(&link.name), link);
+            }
+            Ok(())
+        }
         Some(link) => Err(name_taken(&At::here(&link.name), link)),
     }
 }
@@ -192,5 +203,6 @@ pub fn view(link: &Link, observed: &Observed, state: &State) -> Option<VlanLinkV
         ip_addresses: address_list(link),
         ifindex: link.index,
         managed: managed(state, &Place::Here, link),
+        problems: problems(state, &format!("vlan/{}", link.name)),
     })
 }
