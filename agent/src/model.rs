@@ -2,6 +2,7 @@
 //!
 //! Specs are what the store keeps. Views are built from what the kernel says, never from a request.
 
+pub mod bridge_vlan;
 pub mod firewall;
 
 use std::net::Ipv4Addr;

@@ -9,6 +9,8 @@
 //! | lookup | [`tables`]: what the maps must offer; [`maps`]: how keys and values are laid out |
 //! | rewrite | [`checksum`], [`nat`] |
 //! | verdict | [`nat::Verdict`], [`drop::DropReason`] |
+//!
+//! The ports of bridges with VLANs have a story of their own, told in [`vlan`].
 #![no_std]
 
 pub mod checksum;
@@ -18,3 +20,4 @@ pub mod nat;
 pub mod packet;
 pub mod tables;
 pub mod tcp;
+pub mod vlan;

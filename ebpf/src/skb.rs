@@ -14,7 +14,7 @@ const ETHERNET: u32 = 14;
 const IPV4: u32 = 0x0800u16.to_be() as u32;
 
 /// A socket buffer at a TC hook. `__sk_buff` is a view that the verifier translates, so it is read field by field.
-pub struct Skb(*mut __sk_buff);
+pub struct Skb(pub(crate) *mut __sk_buff);
 
 impl Skb {
     #[inline(always)]

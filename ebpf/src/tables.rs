@@ -186,7 +186,7 @@ impl Tables for Kernel {
 /// # Safety
 /// `counter` must be writable and aligned.
 #[inline(always)]
-unsafe fn atomic_add(counter: *mut u64, value: u64) {
+pub unsafe fn atomic_add(counter: *mut u64, value: u64) {
     // SAFETY: one atomic addition, by the caller's contract.
     unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) value, options(nostack)) }
 }

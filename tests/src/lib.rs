@@ -7,6 +7,7 @@
 //! | [`host`] | the engine over byte slices and hash maps |
 //! | [`kernel`] | the loaded programs through `BPF_PROG_TEST_RUN` |
 //! | [`lab`] | hosts, worker and sockets in namespaces |
+//! | [`switch`] | frames through the ports of a bridge with VLANs: engine, programs, the kernel's own filter |
 //! | [`sandbox`] | namespaces that vanish with the thread that made them |
 //! | [`tap`] | the far side of a TAP |
 
@@ -17,5 +18,6 @@ pub mod host;
 pub mod kernel;
 pub mod lab;
 pub mod sandbox;
+pub mod switch;
 pub mod tap;
 pub mod vectors;

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 use ipnet::Ipv4Net;
 use telecluster_common::{drop::DropReason, tcp::FlowState};
 
-use super::KernelError;
+use super::{KernelError, switch::VlanPlane};
 
 /// Index of a rule in the kernel's `rule` and `rule_stat` maps; assigned by the engine, kept in the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -109,7 +109,7 @@ pub struct MapPressure {
 /// Rules, flows and counters of the NAT. Calls are short (microseconds, flows: milliseconds) and may block.
 ///
 /// Every call either happens whole or changes nothing.
-pub trait DataPlane: Send + Sync + std::fmt::Debug {
+pub trait DataPlane: VlanPlane {
     /// `ebpf`, `iptables` or `fake`.
     fn backend(&self) -> &'static str;
 

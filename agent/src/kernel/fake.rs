@@ -4,6 +4,8 @@
 //! loses its master and addresses, a veth carries when both ends are up, a TAP when a program has it open (here
 //! none ever has), a port forwards when it carries, a VLAN link lives and dies with its parent.
 
+mod switch;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -23,6 +25,7 @@ use super::{
         PortState, TunInfo,
     },
     step::LinkStep,
+    switch::SwitchPort,
 };
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -289,7 +292,7 @@ fn apply(world: &mut Observed, step: &LinkStep) -> Step {
                 return Err(Errno::ELOOP);
             }
             link.master = master;
-            link.port = master.map(|_| BridgePort { state: PortState::Disabled, guarded: false });
+            link.port = master.map(|_| BridgePort::new(PortState::Disabled));
             Ok(())
         }
         LinkStep::SetUp { link, up } => {
@@ -407,6 +410,7 @@ fn settle(world: &mut Observed) {
 #[derive(Debug)]
 pub struct FakeDataPlane {
     nat: Mutex<Nat>,
+    switch: Mutex<BTreeMap<u32, SwitchPort>>,
     faults: Faults,
 }
 
@@ -424,7 +428,7 @@ pub struct Nat {
 
 impl FakeDataPlane {
     pub fn new(faults: Faults) -> Self {
-        Self { nat: Mutex::default(), faults }
+        Self { nat: Mutex::default(), switch: Mutex::default(), faults }
     }
 
     pub fn nat(&self) -> Nat {

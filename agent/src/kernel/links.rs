@@ -214,13 +214,46 @@ impl OperState {
 }
 
 /// An Ethernet address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Mac(pub [u8; 6]);
 
 impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, c, d, e, g] = self.0;
         write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl std::str::FromStr for Mac {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut bytes = [0; 6];
+        let mut parts = text.split([':', '-']);
+        for byte in &mut bytes {
+            let digits = parts.next().filter(|digits| digits.len() == 2).unwrap_or_default();
+            *byte = u8::from_str_radix(digits, 16)
+                .map_err(|_| format!("{text:?} is no Ethernet address like 02:00:00:00:00:01"))?;
+        }
+        match parts.next() {
+            None => Ok(Self(bytes)),
+            Some(_) => Err(format!("{text:?} is longer than an Ethernet address")),
+        }
+    }
+}
+
+impl TryFrom<String> for Mac {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Mac> for String {
+    fn from(mac: Mac) -> Self {
+        mac.to_string()
     }
 }
 
@@ -247,6 +280,17 @@ pub struct BridgePort {
     pub state: PortState,
     /// The worker's guard: neither learns, nor floods out, nor lets unknown senders in.
     pub guarded: bool,
+    /// Nothing goes between two isolated ports.
+    pub isolated: bool,
+    /// A frame may leave where it came in.
+    pub hairpin: bool,
+}
+
+impl BridgePort {
+    /// In a state, and otherwise as the kernel makes a port.
+    pub fn new(state: PortState) -> Self {
+        Self { state, guarded: false, isolated: false, hairpin: false }
+    }
 }
 
 /// `BR_STATE_*`.

@@ -11,6 +11,7 @@ mod netns;
 mod observe;
 mod rtnl;
 pub mod step;
+pub mod switch;
 mod tun;
 
 use async_trait::async_trait;

@@ -289,7 +289,12 @@ fn port(infos: &[InfoBridgePort]) -> BridgePort {
     });
     let locked = infos.contains(&InfoBridgePort::Locked(true));
     let silent = infos.contains(&InfoBridgePort::BroadcastFlood(false));
-    BridgePort { state: state.unwrap_or(PortState::Disabled), guarded: locked && silent }
+    BridgePort {
+        state: state.unwrap_or(PortState::Disabled),
+        guarded: locked && silent,
+        isolated: infos.contains(&InfoBridgePort::Isolated(true)),
+        hairpin: infos.contains(&InfoBridgePort::HairpinMode(true)),
+    }
 }
 
 fn operstate(state: State) -> OperState {

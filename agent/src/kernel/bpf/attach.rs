@@ -1,8 +1,11 @@
-//! Programs on uplinks.
+//! Programs on interfaces: on uplinks, on the ports of bridges with VLANs, on those bridges themselves.
 //!
 //! TCX links (kernel 6.6 and later) are pinned, so that they outlive the agent, and updated in place, so that no
 //! packet meets an empty hook. Older kernels get clsact filters at a fixed priority and handle, replaced the same
 //! way; the qdisc itself is never deleted, it may be somebody else's too.
+//!
+//! Where more than one program of ours hangs at a hook (a bridge that is an uplink too), and where somebody else's
+//! does, the order matters: a frame meets the VLAN filter nearest to the bridge's inside.
 
 use std::{
     collections::BTreeMap,
@@ -18,18 +21,97 @@ use aya::programs::{
 use nix::{errno::Errno, net::if_::if_indextoname};
 use tracing::{debug, info, warn};
 
-use super::{
-    failed,
-    object::{Object, PROGRAM_NAMES},
-};
+use super::{failed, object::Object};
 use crate::kernel::{KernelError, dataplane::Attachment};
 
-/// Where our clsact filters are: away from priorities that tools pick by themselves (49152 and down).
-const PRIORITY: u16 = 0x7c1;
+/// Of all our clsact filters.
 const HANDLE: TcHandle = TcHandle::new(0, 0x7c1);
 
-/// The two hooks of an uplink, with the program of each: `PROGRAM_NAMES` in this order.
-const HOOKS: [(TcAttachType, &str); 2] = [(TcAttachType::Ingress, "in"), (TcAttachType::Egress, "out")];
+/// What an interface is to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Role {
+    /// Where addresses are translated.
+    Uplink,
+    /// A port of a bridge with VLANs.
+    Port,
+    /// Such a bridge itself: what the host sends goes into the bridge, what the bridge hands up leaves it.
+    Host,
+}
+
+/// A program at one of an interface's two hooks.
+#[derive(Debug)]
+struct Hook {
+    program: &'static str,
+    at: TcAttachType,
+    /// Of the pinned link: `in-5`.
+    label: &'static str,
+    place: Place,
+}
+
+/// Among the programs of a hook.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    First,
+    Anywhere,
+    Last,
+}
+
+impl Place {
+    fn order(self) -> LinkOrder {
+        match self {
+            Self::First => LinkOrder::first(),
+            Self::Anywhere => LinkOrder::default(),
+            Self::Last => LinkOrder::last(),
+        }
+    }
+
+    /// Of a clsact filter: away from priorities that tools pick by themselves (49152 and down).
+    const fn priority(self) -> u16 {
+        match self {
+            Self::First => 0x7c0,
+            Self::Anywhere => 0x7c1,
+            Self::Last => 0x7c2,
+        }
+    }
+}
+
+const fn hook(program: &'static str, at: TcAttachType, label: &'static str, place: Place) -> Hook {
+    Hook { program, at, label, place }
+}
+
+const UPLINK: [Hook; 2] = [
+    hook("tc_wan_in", TcAttachType::Ingress, "in", Place::Anywhere),
+    hook("tc_wan_out", TcAttachType::Egress, "out", Place::Anywhere),
+];
+const PORT: [Hook; 2] = [
+    hook("tc_port_in", TcAttachType::Ingress, "portin", Place::Last),
+    hook("tc_port_out", TcAttachType::Egress, "portout", Place::First),
+];
+const HOST: [Hook; 2] = [
+    hook("tc_port_in", TcAttachType::Egress, "hostin", Place::Last),
+    hook("tc_port_out", TcAttachType::Ingress, "hostout", Place::First),
+];
+
+impl Role {
+    const ALL: [Self; 3] = [Self::Uplink, Self::Port, Self::Host];
+
+    const fn hooks(self) -> &'static [Hook; 2] {
+        match self {
+            Self::Uplink => &UPLINK,
+            Self::Port => &PORT,
+            Self::Host => &HOST,
+        }
+    }
+
+    /// Of the directory that says that an interface has filters of this role: they cannot be pinned.
+    const fn marker(self) -> &'static str {
+        match self {
+            Self::Uplink => "clsact",
+            Self::Port => "portclsact",
+            Self::Host => "hostclsact",
+        }
+    }
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mechanism {
@@ -49,33 +131,34 @@ impl Mechanism {
 /// Keeps the programs and knows where they are attached.
 #[derive(Debug)]
 pub(super) struct Attacher {
-    /// In the order of `HOOKS`.
-    programs: [SchedClassifier; 2],
+    programs: BTreeMap<&'static str, SchedClassifier>,
     links: PathBuf,
-    attached: BTreeMap<u32, Mechanism>,
+    attached: BTreeMap<(Role, u32), Mechanism>,
 }
 
 impl Attacher {
     /// Puts this run's programs where an earlier run's are attached.
     pub(super) fn adopt(object: &mut Object, directory: &Path) -> Result<Self, KernelError> {
-        let load = |name: &str| {
-            let pin = directory.join("progs").join(name);
-            SchedClassifier::from_pin(&pin).map_err(|error| failed(format!("open {}", pin.display()), &error))
-        };
-        // A handle of our own: the object keeps its, and with them the log's map, elsewhere.
-        let programs = [load(PROGRAM_NAMES[0])?, load(PROGRAM_NAMES[1])?];
         let _ = object;
+        // Handles of our own: the object keeps its, and with them the log's map, elsewhere.
+        let mut programs = BTreeMap::new();
+        for Hook { program, .. } in Role::ALL.iter().flat_map(|role| role.hooks()) {
+            let pin = directory.join("progs").join(program);
+            let opened = SchedClassifier::from_pin(&pin)
+                .map_err(|error| failed(format!("open {}", pin.display()), &error))?;
+            programs.insert(*program, opened);
+        }
         let mut attacher = Self { programs, links: directory.join("links"), attached: BTreeMap::new() };
-        for (uplink, mechanism) in attacher.pinned()? {
-            match attacher.replace(uplink, mechanism) {
+        for ((role, index), mechanism) in attacher.pinned()? {
+            match attacher.replace(role, index, mechanism) {
                 Ok(()) => {
-                    debug!(uplink, mechanism = mechanism.name(), "adopted");
-                    attacher.attached.insert(uplink, mechanism);
+                    debug!(interface = index, ?role, mechanism = mechanism.name(), "adopted");
+                    attacher.attached.insert((role, index), mechanism);
                 }
                 Err(error) => {
                     // The interface is gone, and its hooks with it.
-                    warn!(uplink, %error, "an attachment of the last run is gone");
-                    attacher.forget(uplink);
+                    warn!(interface = index, ?role, %error, "an attachment of the last run is gone");
+                    attacher.forget(role, index);
                 }
             }
         }
@@ -83,87 +166,95 @@ impl Attacher {
     }
 
     pub(super) fn attachments(&self) -> Vec<Attachment> {
-        let attachment =
-            |(&uplink, &mechanism): (&u32, &Mechanism)| Attachment { uplink, mechanism: mechanism.name() };
-        self.attached.iter().map(attachment).collect()
+        let uplinks = self.attached.iter().filter(|((role, _), _)| *role == Role::Uplink);
+        uplinks
+            .map(|((_, uplink), mechanism)| Attachment { uplink: *uplink, mechanism: mechanism.name() })
+            .collect()
     }
 
-    pub(super) fn attach(&mut self, uplink: u32) -> Result<(), KernelError> {
-        if let Some(&mechanism) = self.attached.get(&uplink) {
-            if self.is_live(uplink, mechanism) {
+    /// Interfaces that have the programs of a role.
+    pub(super) fn indexes(&self, role: Role) -> impl Iterator<Item = u32> {
+        self.attached.keys().filter(move |(other, _)| *other == role).map(|(_, index)| *index)
+    }
+
+    pub(super) fn attach(&mut self, role: Role, index: u32) -> Result<(), KernelError> {
+        if let Some(&mechanism) = self.attached.get(&(role, index)) {
+            if self.is_live(role, index, mechanism) {
                 return Ok(());
             }
             // The interface was deleted, and another has got its index.
-            self.forget(uplink);
-            self.attached.remove(&uplink);
+            self.forget(role, index);
+            self.attached.remove(&(role, index));
         }
-        let name = interface_name(uplink)?;
-        let mechanism = self.attach_all(uplink, &name)?;
-        self.attached.insert(uplink, mechanism);
-        info!(interface = name, mechanism = mechanism.name(), "attached");
+        let name = interface_name(index)?;
+        let mechanism = self.attach_all(role, index, &name)?;
+        self.attached.insert((role, index), mechanism);
+        info!(interface = name, ?role, mechanism = mechanism.name(), "attached");
         Ok(())
     }
 
-    pub(super) fn detach(&mut self, uplink: u32) -> Result<(), KernelError> {
-        let Some(mechanism) = self.attached.remove(&uplink) else {
+    pub(super) fn detach(&mut self, role: Role, index: u32) -> Result<(), KernelError> {
+        let Some(mechanism) = self.attached.remove(&(role, index)) else {
             return Ok(());
         };
         match mechanism {
-            Mechanism::Tcx => self.forget(uplink),
+            Mechanism::Tcx => {}
             Mechanism::Clsact => {
-                if let Ok(name) = interface_name(uplink) {
-                    for (hook, _) in HOOKS {
+                if let Ok(name) = interface_name(index) {
+                    for hook in role.hooks() {
                         detach_filter(&name, hook)?;
                     }
                 }
-                self.forget(uplink);
             }
         }
-        info!(uplink, "detached");
+        self.forget(role, index);
+        info!(interface = index, ?role, "detached");
         Ok(())
     }
 
     /// Both hooks or none.
-    fn attach_all(&mut self, uplink: u32, name: &str) -> Result<Mechanism, KernelError> {
-        match self.attach_tcx(uplink, name) {
+    fn attach_all(&mut self, role: Role, index: u32, name: &str) -> Result<Mechanism, KernelError> {
+        match self.attach_tcx(role, index, name) {
             Ok(()) => return Ok(Mechanism::Tcx),
             // No TCX in this kernel: BPF_LINK_CREATE knows no such attach type.
             Err(error) if error.errno == Some(Errno::EINVAL as i32) => {
-                self.forget(uplink);
+                self.forget(role, index);
             }
             Err(error) => {
-                self.forget(uplink);
+                self.forget(role, index);
                 return Err(error);
             }
         }
-        let result = self.attach_clsact(name);
+        let result = self.attach_clsact(role, name);
         if result.is_err() {
-            for (hook, _) in HOOKS {
+            for hook in role.hooks() {
                 if let Err(error) = detach_filter(name, hook) {
                     debug!(%error, "nothing to undo");
                 }
             }
         }
         result?;
-        let marker = self.links.join(format!("clsact-{uplink}"));
+        let marker = self.links.join(format!("{}-{index}", role.marker()));
         fs::create_dir_all(&marker).map_err(|error| failed(format!("make {}", marker.display()), &error))?;
         Ok(Mechanism::Clsact)
     }
 
-    fn attach_tcx(&mut self, uplink: u32, name: &str) -> Result<(), KernelError> {
-        for (program, (hook, label)) in self.programs.iter_mut().zip(HOOKS) {
-            let operation = || format!("attach to {name} ({hook:?}, TCX)");
+    fn attach_tcx(&mut self, role: Role, index: u32, name: &str) -> Result<(), KernelError> {
+        for Hook { program, at, label, place } in role.hooks() {
+            let operation = || format!("attach {program} to {name} ({at:?}, TCX)");
+            let pin = pin_path(&self.links, label, index);
+            let program = find(&mut self.programs, program)?;
             let id = program
-                .attach_with_options(name, hook, TcAttachOptions::TcxOrder(LinkOrder::default()))
+                .attach_with_options(name, *at, TcAttachOptions::TcxOrder(place.order()))
                 .map_err(|error| failed(operation(), &error))?;
             let link = program.take_link(id).map_err(|error| failed(operation(), &error))?;
             let link = FdLink::try_from(link).map_err(|error| failed(operation(), &error))?;
-            link.pin(pin_path(&self.links, label, uplink)).map_err(|error| failed(operation(), &error))?;
+            link.pin(pin).map_err(|error| failed(operation(), &error))?;
         }
         Ok(())
     }
 
-    fn attach_clsact(&mut self, name: &str) -> Result<(), KernelError> {
+    fn attach_clsact(&mut self, role: Role, name: &str) -> Result<(), KernelError> {
         match tc::qdisc_add_clsact(name) {
             Ok(()) => {}
             Err(error) => {
@@ -174,21 +265,22 @@ impl Attacher {
                 }
             }
         }
-        for (program, (hook, _)) in self.programs.iter_mut().zip(HOOKS) {
-            attach_filter(program, name, hook)?;
+        for hook in role.hooks() {
+            attach_filter(find(&mut self.programs, hook.program)?, name, hook)?;
         }
         Ok(())
     }
 
     /// This run's programs in place of the last run's, without a gap.
-    fn replace(&mut self, uplink: u32, mechanism: Mechanism) -> Result<(), KernelError> {
-        let name = interface_name(uplink)?;
+    fn replace(&mut self, role: Role, index: u32, mechanism: Mechanism) -> Result<(), KernelError> {
+        let name = interface_name(index)?;
         match mechanism {
-            Mechanism::Clsact => self.attach_clsact(&name),
+            Mechanism::Clsact => self.attach_clsact(role, &name),
             Mechanism::Tcx => {
-                for (program, (hook, label)) in self.programs.iter_mut().zip(HOOKS) {
-                    let operation = || format!("replace the program on {name} ({hook:?}, TCX)");
-                    let pin = pin_path(&self.links, label, uplink);
+                for Hook { program, at, label, place: _ } in role.hooks() {
+                    let operation = || format!("replace {program} on {name} ({at:?}, TCX)");
+                    let pin = pin_path(&self.links, label, index);
+                    let program = find(&mut self.programs, program)?;
                     let link = PinnedLink::from_pin(&pin).map_err(|error| failed(operation(), &error))?;
                     let link = SchedClassifierLink::try_from(FdLink::from(link))
                         .map_err(|error| failed(operation(), &error))?;
@@ -202,31 +294,32 @@ impl Attacher {
     }
 
     /// Still on the interface that has this index now?
-    fn is_live(&self, uplink: u32, mechanism: Mechanism) -> bool {
-        let Ok(name) = interface_name(uplink) else {
+    fn is_live(&self, role: Role, index: u32, mechanism: Mechanism) -> bool {
+        let Ok(name) = interface_name(index) else {
             return false;
         };
         match mechanism {
             Mechanism::Clsact => true,
-            Mechanism::Tcx => HOOKS.iter().zip(&self.programs).all(|((hook, _), program)| {
-                let ours = program.info().map(|info| info.id()).ok();
-                SchedClassifier::query_tcx(&name, *hook)
+            Mechanism::Tcx => role.hooks().iter().all(|hook| {
+                let program = self.programs.get(hook.program);
+                let ours = program.and_then(|program| program.info().ok()).map(|info| info.id());
+                SchedClassifier::query_tcx(&name, hook.at)
                     .is_ok_and(|(_, programs)| programs.iter().any(|info| Some(info.id()) == ours))
             }),
         }
     }
 
-    /// Removes the pins of an uplink; an unpinned TCX link detaches.
-    fn forget(&self, uplink: u32) {
-        for (_, label) in HOOKS {
-            let pin = pin_path(&self.links, label, uplink);
+    /// Removes the pins of an interface; an unpinned TCX link detaches.
+    fn forget(&self, role: Role, index: u32) {
+        for Hook { label, .. } in role.hooks() {
+            let pin = pin_path(&self.links, label, index);
             if pin.exists()
                 && let Err(error) = fs::remove_file(&pin)
             {
                 warn!(pin = %pin.display(), %error, "cannot remove");
             }
         }
-        let marker = self.links.join(format!("clsact-{uplink}"));
+        let marker = self.links.join(format!("{}-{index}", role.marker()));
         if marker.exists()
             && let Err(error) = fs::remove_dir(&marker)
         {
@@ -234,28 +327,43 @@ impl Attacher {
         }
     }
 
-    /// Uplinks that the last run left something attached to.
-    fn pinned(&self) -> Result<BTreeMap<u32, Mechanism>, KernelError> {
+    /// Interfaces that the last run left something attached to.
+    fn pinned(&self) -> Result<BTreeMap<(Role, u32), Mechanism>, KernelError> {
         let operation = || format!("read {}", self.links.display());
         let mut found = BTreeMap::new();
         for entry in fs::read_dir(&self.links).map_err(|error| failed(operation(), &error))? {
             let name = entry.map_err(|error| failed(operation(), &error))?.file_name();
-            let name = name.to_string_lossy();
-            let Some((label, uplink)) = name.split_once('-') else {
-                continue;
-            };
-            let Ok(uplink) = uplink.parse() else {
-                continue;
-            };
-            let mechanism = if label == "clsact" { Mechanism::Clsact } else { Mechanism::Tcx };
-            found.insert(uplink, mechanism);
+            if let Some((place, mechanism)) = read_pin(&name.to_string_lossy()) {
+                found.insert(place, mechanism);
+            }
         }
         Ok(found)
     }
 }
 
-fn pin_path(links: &Path, label: &str, uplink: u32) -> PathBuf {
-    links.join(format!("{label}-{uplink}"))
+fn find<'a>(
+    programs: &'a mut BTreeMap<&'static str, SchedClassifier>,
+    name: &str,
+) -> Result<&'a mut SchedClassifier, KernelError> {
+    programs
+        .get_mut(name)
+        .ok_or_else(|| KernelError::other(format!("find the BPF program {name}"), "it is not loaded"))
+}
+
+fn pin_path(links: &Path, label: &str, index: u32) -> PathBuf {
+    links.join(format!("{label}-{index}"))
+}
+
+/// What the name of a pin, or of a marker, says.
+fn read_pin(name: &str) -> Option<((Role, u32), Mechanism)> {
+    let (label, index) = name.split_once('-')?;
+    let index = index.parse().ok()?;
+    Role::ALL.into_iter().find_map(|role| {
+        if label == role.marker() {
+            return Some(((role, index), Mechanism::Clsact));
+        }
+        role.hooks().iter().any(|hook| hook.label == label).then_some(((role, index), Mechanism::Tcx))
+    })
 }
 
 fn interface_name(index: u32) -> Result<String, KernelError> {
@@ -265,17 +373,18 @@ fn interface_name(index: u32) -> Result<String, KernelError> {
 }
 
 /// Our filter at our place: made, or replaced when it is there.
-fn attach_filter(program: &mut SchedClassifier, name: &str, hook: TcAttachType) -> Result<(), KernelError> {
-    let operation = || format!("attach to {name} ({hook:?}, clsact)");
-    let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
-    let id = match program.attach_with_options(name, hook, TcAttachOptions::Netlink(options)) {
+fn attach_filter(program: &mut SchedClassifier, name: &str, hook: &Hook) -> Result<(), KernelError> {
+    let priority = hook.place.priority();
+    let operation = || format!("attach {} to {name} ({:?}, clsact)", hook.program, hook.at);
+    let options = NlOptions { priority, handle: HANDLE, classid: None };
+    let id = match program.attach_with_options(name, hook.at, TcAttachOptions::Netlink(options)) {
         Ok(id) => id,
         Err(error) => {
             let error = failed(operation(), &error);
             if error.errno != Some(Errno::EEXIST as i32) {
                 return Err(error);
             }
-            let link = SchedClassifierLink::attached(name, hook, PRIORITY, HANDLE, None)
+            let link = SchedClassifierLink::attached(name, hook.at, priority, HANDLE, None)
                 .map_err(|error| failed(operation(), &error))?;
             program.attach_to_link(link).map_err(|error| failed(operation(), &error))?
         }
@@ -286,9 +395,26 @@ fn attach_filter(program: &mut SchedClassifier, name: &str, hook: TcAttachType) 
     Ok(())
 }
 
-fn detach_filter(name: &str, hook: TcAttachType) -> Result<(), KernelError> {
-    let operation = || format!("detach from {name} ({hook:?}, clsact)");
-    let link = SchedClassifierLink::attached(name, hook, PRIORITY, HANDLE, None)
+fn detach_filter(name: &str, hook: &Hook) -> Result<(), KernelError> {
+    let operation = || format!("detach {} from {name} ({:?}, clsact)", hook.program, hook.at);
+    let link = SchedClassifierLink::attached(name, hook.at, hook.place.priority(), HANDLE, None)
         .map_err(|error| failed(operation(), &error))?;
     aya::programs::links::Link::detach(link).map_err(|error| failed(operation(), &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_pin_tells_its_role_and_interface() {
+        for role in Role::ALL {
+            assert_eq!(read_pin(&format!("{}-7", role.marker())), Some(((role, 7), Mechanism::Clsact)));
+            for hook in role.hooks() {
+                assert_eq!(read_pin(&format!("{}-12", hook.label)), Some(((role, 12), Mechanism::Tcx)));
+            }
+        }
+        assert_eq!(read_pin("other-3"), None);
+        assert_eq!(read_pin("in-x"), None);
+    }
 }

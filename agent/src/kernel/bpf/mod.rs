@@ -3,8 +3,9 @@
 //! | file | what |
 //! |---|---|
 //! | [`object`] | load the programs, adopt or create the pinned maps |
-//! | [`attach`] | put the programs on an uplink: TCX, or clsact below 6.6 |
+//! | [`attach`] | put the programs on an interface: TCX, or clsact below 6.6 |
 //! | [`rules`] | rules and addresses into maps |
+//! | [`switch`] | ports and their VLANs into maps, stations and counters out of them |
 //! | [`flows`] | flows out of maps: joined, aged |
 //! | [`log`] | the programs' messages into the agent's log |
 //! | [`batch`] | many map entries with one system call |
@@ -15,6 +16,7 @@ mod flows;
 pub mod log;
 pub mod object;
 mod rules;
+mod switch;
 
 use std::{
     collections::BTreeMap,
@@ -23,12 +25,20 @@ use std::{
 };
 
 use aya::programs::ProgramError;
-use telecluster_common::drop::DropReason;
+use telecluster_common::{drop::DropReason, maps, vlan::maps as vlan};
 
-use self::{attach::Attacher, flows::FlowTables, object::Object, rules::RuleMaps};
+pub use self::switch::config as switch_config;
+use self::{
+    attach::{Attacher, Role},
+    flows::FlowTables,
+    object::Object,
+    rules::RuleMaps,
+    switch::SwitchMaps,
+};
 use super::{
     KernelError,
     dataplane::{Attachment, Counters, DataPlane, Flow, HostAddresses, MapPressure, NatRule, Slot},
+    switch::{PortDrops, Station, SwitchPort, VlanCounters, VlanPlane},
 };
 
 /// How the data plane is set up.
@@ -53,6 +63,7 @@ pub struct BpfDataPlane {
 struct Inner {
     attacher: Attacher,
     rules: RuleMaps,
+    switch: SwitchMaps,
 }
 
 impl BpfDataPlane {
@@ -62,8 +73,12 @@ impl BpfDataPlane {
         let mut object = object::load(options)?;
         let rules = RuleMaps::take(&mut object)?;
         let flows = FlowTables::open(&object)?;
-        let attacher = Attacher::adopt(&mut object, &options.directory)?;
-        Ok((Self { inner: Mutex::new(Inner { attacher, rules }), flows }, object))
+        let mut switch = SwitchMaps::take(&mut object)?;
+        let mut attacher = Attacher::adopt(&mut object, &options.directory)?;
+        for port in switch.stale(&attacher) {
+            switch.clear(&mut attacher, port)?;
+        }
+        Ok((Self { inner: Mutex::new(Inner { attacher, rules, switch }), flows }, object))
     }
 
     /// A panic elsewhere must not take the data plane with it: every change of the maps is whole by itself.
@@ -78,11 +93,11 @@ impl DataPlane for BpfDataPlane {
     }
 
     fn attach(&self, uplink: u32) -> Result<(), KernelError> {
-        self.inner().attacher.attach(uplink)
+        self.inner().attacher.attach(Role::Uplink, uplink)
     }
 
     fn detach(&self, uplink: u32) -> Result<(), KernelError> {
-        self.inner().attacher.detach(uplink)
+        self.inner().attacher.detach(Role::Uplink, uplink)
     }
 
     fn attachments(&self) -> Vec<Attachment> {
@@ -134,6 +149,38 @@ impl DataPlane for BpfDataPlane {
     }
 }
 
+impl VlanPlane for BpfDataPlane {
+    fn put_switch_port(&self, port: &SwitchPort) -> Result<(), KernelError> {
+        let Inner { attacher, switch, .. } = &mut *self.inner();
+        switch.put(attacher, port)
+    }
+
+    fn remove_switch_port(&self, index: u32) -> Result<(), KernelError> {
+        let Inner { attacher, switch, .. } = &mut *self.inner();
+        switch.clear(attacher, index)
+    }
+
+    fn switch_ports(&self) -> Result<BTreeMap<u32, SwitchPort>, KernelError> {
+        self.inner().switch.ports()
+    }
+
+    fn vlan_counters(&self) -> Result<Vec<VlanCounters>, KernelError> {
+        self.inner().switch.vlan_counters()
+    }
+
+    fn port_drops(&self) -> Result<Vec<PortDrops>, KernelError> {
+        self.inner().switch.drops()
+    }
+
+    fn stations(&self) -> Result<Vec<Station>, KernelError> {
+        self.inner().switch.stations()
+    }
+
+    fn age_stations(&self) -> Result<usize, KernelError> {
+        self.inner().switch.age()
+    }
+}
+
 /// What aya says, with the errno that is somewhere in its chain of causes, and the verifier's last words.
 fn failed(operation: impl Into<String>, error: &(dyn std::error::Error + 'static)) -> KernelError {
     let operation = operation.into();
@@ -167,16 +214,19 @@ fn last_words(log: &str) -> Option<&str> {
 struct Plain<T>(T);
 
 macro_rules! plain {
-    ($($kind:ident),*) => {
+    ($($kind:ty),*) => {
         $(
             // SAFETY: `repr(C)` of integers and byte arrays without padding (asserted in `maps`), so that every
             // bit pattern is valid and every byte is initialised.
-            unsafe impl aya::Pod for Plain<telecluster_common::maps::$kind> {}
+            unsafe impl aya::Pod for Plain<$kind> {}
         )*
     };
 }
 
-plain!(ForwardKey, Forward, MasqueradeKey, Masquerade, Uplink, Rule, RuleStat);
+plain!(maps::ForwardKey, maps::Forward, maps::MasqueradeKey, maps::Masquerade, maps::Uplink, maps::Rule);
+plain!(maps::RuleStat);
+plain!(vlan::PortConfig, vlan::MemberKey, vlan::Member, vlan::FloodKey, vlan::StationKey, vlan::Station);
+plain!(vlan::VlanStat, vlan::PortStat);
 
 #[cfg(test)]
 mod tests {

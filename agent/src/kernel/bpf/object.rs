@@ -20,20 +20,20 @@ use telecluster_common::{
 };
 use tracing::{info, warn};
 
-use super::{Options, failed};
+use super::{Options, failed, switch};
 use crate::kernel::KernelError;
 
 /// What `build.rs` compiled.
 static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/telecluster"));
 
 /// The programs, in the order in which they are loaded.
-pub const PROGRAM_NAMES: [&str; 2] = ["tc_wan_in", "tc_wan_out"];
+pub const PROGRAM_NAMES: [&str; 4] = ["tc_wan_in", "tc_wan_out", "tc_port_in", "tc_port_out"];
 
 /// The programs and maps of this run. Dropping it leaves everything pinned in place.
 pub type Object = Ebpf;
 
 /// What a pinned map must look like to be ours.
-struct Layout {
+pub(super) struct Layout {
     name: &'static str,
     kind: MapType,
     key: usize,
@@ -54,7 +54,7 @@ const LAYOUTS: [Layout; 9] = [
     layout::<u32, u64>("drop_stat", MapType::PerCpuArray, Some(DropReason::COUNT)),
 ];
 
-const fn layout<K, V>(name: &'static str, kind: MapType, entries: Option<u32>) -> Layout {
+pub(super) const fn layout<K, V>(name: &'static str, kind: MapType, entries: Option<u32>) -> Layout {
     Layout { name, kind, key: size_of::<K>(), value: size_of::<V>(), entries }
 }
 
@@ -72,7 +72,7 @@ pub fn load(options: &Options) -> Result<Object, KernelError> {
     let mut loader = EbpfLoader::new();
     // Both directions of a flow are entries of their own.
     let entries = options.flow_capacity.map(|flows| flows.saturating_mul(2));
-    for layout in &LAYOUTS {
+    for layout in LAYOUTS.iter().chain(&switch::LAYOUTS) {
         let path = maps.join(layout.name);
         let entries = match adopted_entries(layout, &path, entries)? {
             Some(entries) => entries,

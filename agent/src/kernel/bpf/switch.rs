@@ -1,0 +1,556 @@
+//! Ports and their VLANs into maps; counters and stations out of them.
+//!
+//! The order of writes is what keeps a change whole for frames that pass meanwhile: a port is nobody's target before
+//! it knows what to let out, and no longer one before it forgets. Every change is a way from what the maps hold to
+//! what they shall hold; when it fails on the way, the way back is one too.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    time::Duration,
+};
+
+use aya::maps::{HashMap, MapData, MapType, PerCpuArray, PerCpuHashMap, PerCpuValues};
+use nix::time::{ClockId, clock_gettime};
+use telecluster_common::vlan::{
+    VlanDrop, learn,
+    maps::{
+        FloodKey, MAX_MEMBERS, MAX_PORTS, MAX_STATIONS, MAX_VLAN_PORTS, Member, MemberKey, PortConfig,
+        PortStat, Station as Record, StationKey, VlanStat, port as flag, station,
+    },
+};
+
+use super::{
+    Plain,
+    attach::{Attacher, Role},
+    batch, failed,
+    object::{self, Layout, Object, layout, take},
+};
+use crate::{
+    kernel::{
+        KernelError,
+        links::Mac,
+        switch::{PortDrops, Station, SwitchPort, VlanCounters},
+    },
+    model::bridge_vlan::{Accept, TagProtocol},
+};
+
+type Result<T> = std::result::Result<T, KernelError>;
+
+pub(super) const LAYOUTS: [Layout; 7] = [
+    layout::<u32, PortConfig>("port_cfg", MapType::Hash, Some(MAX_PORTS)),
+    layout::<MemberKey, Member>("vlan_member", MapType::Hash, Some(MAX_MEMBERS)),
+    layout::<FloodKey, u32>("vlan_flood", MapType::Hash, Some(MAX_MEMBERS)),
+    layout::<u32, VlanStat>("vlan_stat", MapType::PerCpuArray, Some(MAX_MEMBERS)),
+    layout::<u32, PortStat>("port_stat", MapType::PerCpuHash, Some(MAX_PORTS)),
+    layout::<u32, u64>("port_stations", MapType::Hash, Some(MAX_PORTS)),
+    layout::<StationKey, Record>("fdb", MapType::Hash, Some(MAX_STATIONS)),
+];
+
+/// The maps, and what is in those that only we write.
+pub(super) struct SwitchMaps {
+    configs: HashMap<MapData, u32, Plain<PortConfig>>,
+    members: HashMap<MapData, Plain<MemberKey>, Plain<Member>>,
+    floods: HashMap<MapData, Plain<FloodKey>, u32>,
+    vlan_stats: PerCpuArray<MapData, Plain<VlanStat>>,
+    port_stats: PerCpuHashMap<MapData, u32, Plain<PortStat>>,
+    counts: HashMap<MapData, u32, u64>,
+    fdb: HashMap<MapData, Plain<StationKey>, Plain<Record>>,
+    fdb_table: MapData,
+    held: Held,
+}
+
+/// What the maps hold, so that a change needs no look at all of them.
+#[derive(Debug, Default)]
+struct Held {
+    configs: BTreeMap<u32, PortConfig>,
+    /// By port and VLAN.
+    members: BTreeMap<(u32, u16), Member>,
+    /// Ports by bridge and VLAN, place by place.
+    floods: BTreeMap<(u32, u16), Vec<u32>>,
+    /// Fixed stations.
+    stations: BTreeMap<(u32, u16, Mac), u32>,
+    /// Counters that a member has.
+    stats: BTreeSet<u32>,
+}
+
+impl std::fmt::Debug for SwitchMaps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SwitchMaps").field("ports", &self.held.configs.len()).finish_non_exhaustive()
+    }
+}
+
+impl SwitchMaps {
+    pub(super) fn take(object: &mut Object) -> Result<Self> {
+        let mut maps = Self {
+            fdb_table: object::duplicate(object, "fdb")?,
+            configs: take(object, "port_cfg")?,
+            members: take(object, "vlan_member")?,
+            floods: take(object, "vlan_flood")?,
+            vlan_stats: take(object, "vlan_stat")?,
+            port_stats: take(object, "port_stat")?,
+            counts: take(object, "port_stations")?,
+            fdb: take(object, "fdb")?,
+            held: Held::default(),
+        };
+        maps.held = maps.read()?;
+        Ok(maps)
+    }
+
+    /// What an earlier run has left.
+    fn read(&self) -> Result<Held> {
+        let mut held = Held::default();
+        for entry in self.configs.iter() {
+            let (index, Plain(config)) = entry.map_err(|error| failed("list the ports", &error))?;
+            held.configs.insert(index, config);
+        }
+        for entry in self.members.iter() {
+            let (Plain(key), Plain(member)) =
+                entry.map_err(|error| failed("list the VLAN members", &error))?;
+            held.members.insert((key.port, key.vlan), member);
+            held.stats.insert(member.stat);
+        }
+        let mut places: BTreeMap<(u32, u16), BTreeMap<u16, u32>> = BTreeMap::new();
+        for entry in self.floods.iter() {
+            let (Plain(key), port) = entry.map_err(|error| failed("list the ports of VLANs", &error))?;
+            places.entry((key.bridge, key.vlan)).or_default().insert(key.place, port);
+        }
+        held.floods = places.into_iter().map(|(vlan, ports)| (vlan, ports.into_values().collect())).collect();
+        self.for_each_station(|key, record| {
+            if record.flags & station::STATIC != 0 {
+                held.stations.insert((key.bridge, key.vlan, Mac(key.mac)), record.port);
+            }
+        })?;
+        Ok(held)
+    }
+
+    /// Makes a port what it shall be, and leaves it as it was when that fails.
+    pub(super) fn put(&mut self, attacher: &mut Attacher, port: &SwitchPort) -> Result<()> {
+        let before = self.held.port(port.index);
+        let moved = before.as_ref().is_some_and(|before| before.bridge != port.bridge);
+        let done = if moved { self.clear(attacher, port.index) } else { Ok(()) };
+        let done = done.and_then(|()| self.shape(attacher, port));
+        let Err(error) = done else { return Ok(()) };
+        let back = match &before {
+            Some(before) => self.shape(attacher, before),
+            None => self.clear(attacher, port.index),
+        };
+        match back {
+            Ok(()) => Err(error),
+            Err(second) => Err(KernelError {
+                reason: format!("{}; and it could not be undone: {second}", error.reason),
+                ..error
+            }),
+        }
+    }
+
+    fn shape(&mut self, attacher: &mut Attacher, port: &SwitchPort) -> Result<()> {
+        let wanted = port.vlans();
+        let present: BTreeSet<u16> = self.held.vlans_of(port.index).collect();
+        let gone: Vec<u16> = present.iter().copied().filter(|vlan| !wanted.contains_key(vlan)).collect();
+        for vlan in &gone {
+            self.leave(port.bridge, *vlan, port.index)?;
+        }
+        for (vlan, untagged) in &wanted {
+            self.set_member(port.index, *vlan, *untagged)?;
+        }
+        self.make_counters(port.index)?;
+        let stopped = self.held.configs.get(&port.index).is_some_and(|old| old.flags & flag::FORWARDING != 0)
+            && !port.forwarding;
+        self.set_config(port.index, config(port))?;
+        let role = if port.is_host() { Role::Host } else { Role::Port };
+        attacher.attach(role, port.index)?;
+        self.set_stations(port)?;
+        for vlan in wanted.keys() {
+            self.join(port.bridge, *vlan, port.index)?;
+        }
+        for vlan in &gone {
+            self.drop_member(port.index, *vlan)?;
+        }
+        if stopped || !gone.is_empty() {
+            // What was learned there is elsewhere now: spanning tree has found another way, or the VLAN is gone.
+            self.forget_learned(|key, record| {
+                record.port == port.index && (stopped || gone.contains(&key.vlan))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Takes a port out of everything. Goes on after a failure: half gone is better than not at all.
+    pub(super) fn clear(&mut self, attacher: &mut Attacher, index: u32) -> Result<()> {
+        let mut result = Ok(());
+        let mut note = |done: Result<()>| {
+            if result.is_ok() {
+                result = done;
+            }
+        };
+        let bridge = self.held.configs.get(&index).map(|config| config.bridge);
+        let vlans: Vec<u16> = self.held.vlans_of(index).collect();
+        for vlan in &vlans {
+            note(bridge.map_or(Ok(()), |bridge| self.leave(bridge, *vlan, index)));
+        }
+        note(attacher.detach(Role::Port, index));
+        note(attacher.detach(Role::Host, index));
+        for vlan in vlans {
+            note(self.drop_member(index, vlan));
+        }
+        let fixed: Vec<_> =
+            self.held.stations.iter().filter(|(_, port)| **port == index).map(|(key, _)| *key).collect();
+        for key in fixed {
+            note(self.drop_station(key));
+        }
+        if self.counts.get(&index, 0).is_ok_and(|count| count != 0) {
+            note(self.forget_learned(|_, record| record.port == index).map(drop));
+        }
+        if bridge.is_some() {
+            note(gone_is_fine(self.configs.remove(&index), || format!("forget port {index}")));
+            note(gone_is_fine(self.port_stats.remove(&index), || {
+                format!("forget the counters of port {index}")
+            }));
+            note(gone_is_fine(self.counts.remove(&index), || format!("forget the stations of port {index}")));
+            self.held.configs.remove(&index);
+        }
+        result
+    }
+
+    /// Every port as the maps have it.
+    pub(super) fn ports(&self) -> Result<BTreeMap<u32, SwitchPort>> {
+        let held = self.read()?;
+        Ok(held.configs.keys().filter_map(|index| Some((*index, held.port(*index)?))).collect())
+    }
+
+    /// The ports that an earlier run has left and whose programs are gone with their interface.
+    pub(super) fn stale(&self, attacher: &Attacher) -> Vec<u32> {
+        let live: BTreeSet<u32> = attacher.indexes(Role::Port).chain(attacher.indexes(Role::Host)).collect();
+        self.held.configs.keys().copied().filter(|index| !live.contains(index)).collect()
+    }
+
+    pub(super) fn vlan_counters(&self) -> Result<Vec<VlanCounters>> {
+        let counters = |(&(port, vlan), member): (&(u32, u16), &Member)| {
+            let values = self
+                .vlan_stats
+                .get(&member.stat, 0)
+                .map_err(|error| failed(format!("read the counters of port {port}"), &error))?;
+            let mut sum = VlanCounters { port, vlan, rx_packets: 0, rx_bytes: 0, tx_packets: 0, tx_bytes: 0 };
+            for Plain(VlanStat { rx_packets, rx_bytes, tx_packets, tx_bytes }) in values.iter() {
+                sum.rx_packets += rx_packets;
+                sum.rx_bytes += rx_bytes;
+                sum.tx_packets += tx_packets;
+                sum.tx_bytes += tx_bytes;
+            }
+            Ok(sum)
+        };
+        self.held.members.iter().map(counters).collect()
+    }
+
+    pub(super) fn drops(&self) -> Result<Vec<PortDrops>> {
+        let drops = |&port: &u32| {
+            let values = self
+                .port_stats
+                .get(&port, 0)
+                .map_err(|error| failed(format!("read the drops of port {port}"), &error))?;
+            let sum = |reason: VlanDrop| values.iter().map(|Plain(stat)| stat.dropped[reason as usize]).sum();
+            Ok(PortDrops {
+                port,
+                dropped: VlanDrop::ALL.into_iter().map(|reason| (reason, sum(reason))).collect(),
+                not_learned: values.iter().map(|Plain(stat)| stat.not_learned).sum(),
+            })
+        };
+        self.held.configs.keys().map(drops).collect()
+    }
+
+    pub(super) fn stations(&self) -> Result<Vec<Station>> {
+        let now = now()?;
+        let mut found = Vec::new();
+        self.for_each_station(|key, record| {
+            let fixed = record.flags & station::STATIC != 0;
+            let idle = now.saturating_sub(record.updated);
+            if fixed || idle <= learn::AGEING {
+                found.push(Station {
+                    bridge: key.bridge,
+                    vlan: key.vlan,
+                    mac: Mac(key.mac),
+                    port: record.port,
+                    fixed,
+                    idle: if fixed { Duration::ZERO } else { Duration::from_nanos(idle) },
+                });
+            }
+        })?;
+        found.sort_unstable_by_key(|station| (station.bridge, station.vlan, station.mac));
+        Ok(found)
+    }
+
+    /// Frees what has aged, and counts the rest anew: the programs' own counting is only nearly exact.
+    pub(super) fn age(&mut self) -> Result<usize> {
+        let now = now()?;
+        let freed = self.forget_learned(|_, record| now.saturating_sub(record.updated) > learn::AGEING)?;
+        let mut counts: BTreeMap<u32, u64> = self.held.configs.keys().map(|port| (*port, 0)).collect();
+        self.for_each_station(|_, record| {
+            if record.flags & station::STATIC == 0
+                && let Some(count) = counts.get_mut(&record.port)
+            {
+                *count += 1;
+            }
+        })?;
+        for (port, count) in counts {
+            self.counts
+                .insert(port, count, 0)
+                .map_err(|error| failed(format!("count the stations of port {port}"), &error))?;
+        }
+        Ok(freed)
+    }
+
+    fn for_each_station(&self, mut visit: impl FnMut(&StationKey, &Record)) -> Result<()> {
+        let sizes = (size_of::<StationKey>(), size_of::<Record>());
+        batch::for_each(self.fdb_table.fd(), sizes, |key: &StationKey, record: &Record| visit(key, record))
+            .map_err(|error| failed("list the stations", &error))
+    }
+
+    /// Forgets learned stations. One that is heard again meanwhile is learned again with its next frame.
+    fn forget_learned(&mut self, which: impl Fn(&StationKey, &Record) -> bool) -> Result<usize> {
+        let mut gone = Vec::new();
+        self.for_each_station(|key, record| {
+            if record.flags & station::STATIC == 0 && which(key, record) {
+                gone.push(*key);
+            }
+        })?;
+        for key in &gone {
+            gone_is_fine(self.fdb.remove(&Plain(*key)), || format!("forget station {}", Mac(key.mac)))?;
+        }
+        Ok(gone.len())
+    }
+
+    fn set_member(&mut self, port: u32, vlan: u16, untagged: bool) -> Result<()> {
+        let operation = || format!("put port {port} into VLAN {vlan}");
+        let present = self.held.members.get(&(port, vlan)).copied();
+        let stat = match present {
+            Some(member) if (member.untagged == 1) == untagged => return Ok(()),
+            Some(member) => member.stat,
+            None => self
+                .free_stat()
+                .ok_or_else(|| KernelError::errno(operation(), nix::errno::Errno::ENOSPC as i32))?,
+        };
+        if present.is_none() {
+            let zero = per_cpu(VlanStat::default()).map_err(|error| failed(operation(), &error))?;
+            self.vlan_stats.set(stat, zero, 0).map_err(|error| failed(operation(), &error))?;
+        }
+        let member = Member { untagged: u32::from(untagged), stat };
+        self.members
+            .insert(Plain(MemberKey { port, vlan, unused: 0 }), Plain(member), 0)
+            .map_err(|error| failed(operation(), &error))?;
+        self.held.members.insert((port, vlan), member);
+        self.held.stats.insert(stat);
+        Ok(())
+    }
+
+    fn drop_member(&mut self, port: u32, vlan: u16) -> Result<()> {
+        let key = Plain(MemberKey { port, vlan, unused: 0 });
+        gone_is_fine(self.members.remove(&key), || format!("take port {port} out of VLAN {vlan}"))?;
+        if let Some(member) = self.held.members.remove(&(port, vlan)) {
+            self.held.stats.remove(&member.stat);
+        }
+        Ok(())
+    }
+
+    /// The lowest counters that nobody has.
+    fn free_stat(&self) -> Option<u32> {
+        let mut free = 0;
+        for taken in &self.held.stats {
+            if *taken != free {
+                break;
+            }
+            free += 1;
+        }
+        (free < MAX_MEMBERS).then_some(free)
+    }
+
+    fn set_config(&mut self, port: u32, config: PortConfig) -> Result<()> {
+        if self.held.configs.get(&port) == Some(&config) {
+            return Ok(());
+        }
+        self.configs
+            .insert(port, Plain(config), 0)
+            .map_err(|error| failed(format!("configure port {port}"), &error))?;
+        self.held.configs.insert(port, config);
+        Ok(())
+    }
+
+    fn make_counters(&mut self, port: u32) -> Result<()> {
+        if self.held.configs.contains_key(&port) {
+            return Ok(());
+        }
+        let operation = || format!("make the counters of port {port}");
+        let zero = per_cpu(PortStat::default()).map_err(|error| failed(operation(), &error))?;
+        self.port_stats.insert(port, zero, 0).map_err(|error| failed(operation(), &error))?;
+        self.counts.insert(port, 0, 0).map_err(|error| failed(operation(), &error))
+    }
+
+    /// Into the list of a VLAN's ports.
+    fn join(&mut self, bridge: u32, vlan: u16, port: u32) -> Result<()> {
+        let ports = self.held.floods.entry((bridge, vlan)).or_default();
+        if ports.contains(&port) {
+            return Ok(());
+        }
+        let operation = || format!("list port {port} in VLAN {vlan}");
+        let place = u16::try_from(ports.len()).ok().filter(|place| *place < MAX_VLAN_PORTS);
+        let place = place.ok_or_else(|| KernelError::errno(operation(), nix::errno::Errno::ENOSPC as i32))?;
+        self.floods
+            .insert(Plain(FloodKey { bridge, vlan, place }), port, 0)
+            .map_err(|error| failed(operation(), &error))?;
+        ports.push(port);
+        Ok(())
+    }
+
+    /// Out of the list: the last one takes its place, so that a frame that is being flooded meanwhile may reach that
+    /// one twice, but nobody is left out.
+    fn leave(&mut self, bridge: u32, vlan: u16, port: u32) -> Result<()> {
+        let Some(ports) = self.held.floods.get_mut(&(bridge, vlan)) else { return Ok(()) };
+        let Some(position) = ports.iter().position(|other| *other == port) else { return Ok(()) };
+        let operation = || format!("take port {port} off the list of VLAN {vlan}");
+        let last = ports.len() - 1;
+        let key = |place: usize| {
+            let place = u16::try_from(place).unwrap_or(u16::MAX);
+            Plain(FloodKey { bridge, vlan, place })
+        };
+        if position != last {
+            self.floods.insert(key(position), ports[last], 0).map_err(|error| failed(operation(), &error))?;
+        }
+        gone_is_fine(self.floods.remove(&key(last)), operation)?;
+        ports.swap_remove(position);
+        if ports.is_empty() {
+            self.held.floods.remove(&(bridge, vlan));
+        }
+        Ok(())
+    }
+
+    fn set_stations(&mut self, port: &SwitchPort) -> Result<()> {
+        let old: Vec<_> = (self.held.stations.iter())
+            .filter(|((_, vlan, mac), at)| **at == port.index && !port.stations.contains(&(*vlan, *mac)))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in old {
+            self.drop_station(key)?;
+        }
+        for (vlan, mac) in &port.stations {
+            let key = (port.bridge, *vlan, *mac);
+            if self.held.stations.get(&key) == Some(&port.index) {
+                continue;
+            }
+            let record = Record { port: port.index, flags: station::STATIC, ..Record::default() };
+            self.fdb
+                .insert(Plain(station_key(key)), Plain(record), 0)
+                .map_err(|error| failed(format!("fix station {mac} in VLAN {vlan}"), &error))?;
+            self.held.stations.insert(key, port.index);
+        }
+        Ok(())
+    }
+
+    fn drop_station(&mut self, key: (u32, u16, Mac)) -> Result<()> {
+        gone_is_fine(self.fdb.remove(&Plain(station_key(key))), || format!("forget station {}", key.2))?;
+        self.held.stations.remove(&key);
+        Ok(())
+    }
+}
+
+impl Held {
+    fn vlans_of(&self, port: u32) -> impl Iterator<Item = u16> {
+        self.members.range((port, 0)..=(port, u16::MAX)).map(|((_, vlan), _)| *vlan)
+    }
+
+    fn port(&self, index: u32) -> Option<SwitchPort> {
+        let PortConfig { bridge, flags, native, protocol, mtu, station_limit } = *self.configs.get(&index)?;
+        let is = |bit: u32| flags & bit != 0;
+        let members = self.members.range((index, 0)..=(index, u16::MAX));
+        Some(SwitchPort {
+            index,
+            bridge,
+            native: (native != 0).then_some(native),
+            tagged: members.filter(|(_, member)| member.untagged == 0).map(|((_, vlan), _)| *vlan).collect(),
+            accept: match (is(flag::TAGGED_IN), is(flag::UNTAGGED_IN)) {
+                (true, false) => Accept::Tagged,
+                (false, true) => Accept::Untagged,
+                (true, true) | (false, false) => Accept::All,
+            },
+            protocol: if protocol == TagProtocol::Dot1Ad.number() {
+                TagProtocol::Dot1Ad
+            } else {
+                TagProtocol::Dot1Q
+            },
+            tunnel: is(flag::TUNNEL),
+            nested: is(flag::NESTED),
+            forwarding: is(flag::FORWARDING),
+            learning: is(flag::LEARNING),
+            isolated: is(flag::ISOLATED),
+            hairpin: is(flag::HAIRPIN),
+            stp: is(flag::STP),
+            mtu,
+            station_limit,
+            stations: (self.stations.iter())
+                .filter(|(_, port)| **port == index)
+                .map(|((_, vlan, mac), _)| (*vlan, *mac))
+                .collect(),
+        })
+    }
+}
+
+/// A port as the programs want it: a pure function, so that what is put and what is read cannot differ.
+pub fn config(port: &SwitchPort) -> PortConfig {
+    let accept = match port.accept {
+        Accept::All => flag::TAGGED_IN | flag::UNTAGGED_IN,
+        Accept::Tagged => flag::TAGGED_IN,
+        Accept::Untagged => flag::UNTAGGED_IN,
+    };
+    let flags = [
+        (port.native.is_none() && port.tagged.is_empty(), flag::PLAIN),
+        (port.forwarding, flag::FORWARDING),
+        (port.learning, flag::LEARNING),
+        (port.isolated, flag::ISOLATED),
+        (port.hairpin, flag::HAIRPIN),
+        (port.tunnel, flag::TUNNEL),
+        (port.nested, flag::NESTED),
+        (port.is_host(), flag::HOST),
+        (port.stp, flag::STP),
+    ];
+    let set = flags.into_iter().filter(|(set, _)| *set).fold(accept, |flags, (_, bit)| flags | bit);
+    PortConfig {
+        bridge: port.bridge,
+        flags: set,
+        native: port.native.unwrap_or(0),
+        protocol: port.protocol.number(),
+        mtu: port.mtu,
+        station_limit: port.station_limit,
+    }
+}
+
+fn station_key((bridge, vlan, mac): (u32, u16, Mac)) -> StationKey {
+    StationKey { bridge, mac: mac.0, vlan }
+}
+
+fn per_cpu<T: Copy>(value: T) -> io::Result<PerCpuValues<Plain<T>>>
+where
+    Plain<T>: aya::Pod,
+{
+    let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
+    PerCpuValues::try_from(vec![Plain(value); cpus])
+}
+
+/// A key that is not there any more is what was wanted.
+fn gone_is_fine(
+    result: std::result::Result<(), aya::maps::MapError>,
+    operation: impl Fn() -> String,
+) -> Result<()> {
+    match result {
+        Ok(()) | Err(aya::maps::MapError::KeyNotFound) => Ok(()),
+        Err(error) => {
+            let error = failed(operation(), &error);
+            if error.errno == Some(nix::errno::Errno::ENOENT as i32) { Ok(()) } else { Err(error) }
+        }
+    }
+}
+
+/// The clock of the programs.
+fn now() -> Result<u64> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .map_err(|errno| KernelError::errno("read the clock", errno as i32))?;
+    Ok(Duration::from(now).as_nanos().try_into().unwrap_or(u64::MAX))
+}

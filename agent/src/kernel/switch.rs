@@ -1,0 +1,111 @@
+//! VLANs on the ports of bridges, as the rest of the agent sees them: ports with their VLANs, counters, stations.
+//!
+//! `kernel::bpf` does it with programs and maps, `kernel::fake` in memory. Nothing here knows aya.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use telecluster_common::vlan::VlanDrop;
+
+use super::{KernelError, links::Mac};
+use crate::model::bridge_vlan::{Accept, TagProtocol};
+
+/// A port of a bridge that has VLANs, or such a bridge itself: interfaces by index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SwitchPort {
+    pub index: u32,
+    /// Its own index when it is the bridge itself: the host's side.
+    pub bridge: u32,
+    /// VLAN of frames without a tag. With no tagged VLAN either, the port is left to the kernel's bridge.
+    pub native: Option<u16>,
+    pub tagged: BTreeSet<u16>,
+    pub accept: Accept,
+    pub protocol: TagProtocol,
+    pub tunnel: bool,
+    pub nested: bool,
+    pub forwarding: bool,
+    pub learning: bool,
+    pub isolated: bool,
+    pub hairpin: bool,
+    /// The bridge runs spanning tree.
+    pub stp: bool,
+    pub mtu: u32,
+    /// 0: none.
+    pub station_limit: u32,
+    /// Stations that are here whatever frames say: VLAN and address.
+    pub stations: BTreeSet<(u16, Mac)>,
+}
+
+impl SwitchPort {
+    pub fn is_host(&self) -> bool {
+        self.index == self.bridge
+    }
+
+    /// Every VLAN that it is in, and whether its frames leave without a tag.
+    pub fn vlans(&self) -> BTreeMap<u16, bool> {
+        let tagged = self.tagged.iter().map(|vlan| (*vlan, false));
+        // Last, so that the native VLAN is untagged whatever else was said.
+        tagged.chain(self.native.map(|vlan| (vlan, true))).collect()
+    }
+}
+
+/// What has passed a port in one of its VLANs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VlanCounters {
+    pub port: u32,
+    pub vlan: u16,
+    /// From the port into the bridge.
+    pub rx_packets: u64,
+    pub rx_bytes: u64,
+    /// From the bridge out of the port.
+    pub tx_packets: u64,
+    pub tx_bytes: u64,
+}
+
+/// What was dropped on a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortDrops {
+    pub port: u32,
+    /// By reason, reasons that never happened included.
+    pub dropped: Vec<(VlanDrop, u64)>,
+    /// Frames whose sender could not be learned.
+    pub not_learned: u64,
+}
+
+/// A station, and where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Station {
+    pub bridge: u32,
+    pub vlan: u16,
+    pub mac: Mac,
+    pub port: u32,
+    /// Neither ages nor moves.
+    pub fixed: bool,
+    /// Since its last frame, to the second.
+    pub idle: Duration,
+}
+
+/// The VLAN filter. Calls are short and may block; every call either happens whole or changes nothing.
+pub trait VlanPlane: Send + Sync + std::fmt::Debug {
+    /// Makes a port what it shall be, programs attached. It may be on its way into the bridge: the programs are there
+    /// when this returns.
+    fn put_switch_port(&self, port: &SwitchPort) -> Result<(), KernelError>;
+
+    /// Takes the programs off a port, and forgets it and its stations. Nothing happens when it is not there.
+    fn remove_switch_port(&self, index: u32) -> Result<(), KernelError>;
+
+    /// Every port as the kernel has it, by index.
+    fn switch_ports(&self) -> Result<BTreeMap<u32, SwitchPort>, KernelError>;
+
+    fn vlan_counters(&self) -> Result<Vec<VlanCounters>, KernelError>;
+
+    fn port_drops(&self) -> Result<Vec<PortDrops>, KernelError>;
+
+    /// Every station that is not forgotten yet.
+    fn stations(&self) -> Result<Vec<Station>, KernelError>;
+
+    /// Frees what has aged; returns how many stations.
+    fn age_stations(&self) -> Result<usize, KernelError>;
+}

@@ -1,0 +1,270 @@
+//! VLANs on the ports of a bridge (IEEE 802.1Q): `frame -> classify -> admit -> learn -> forward`, and on the way out
+//! `member -> dress`.
+//!
+//! Everything that belongs to a VLAN is switched here, from port to port, with a table of stations for each VLAN; the
+//! kernel's bridge never sees it. So its own table, which knows no VLANs, cannot mislead a frame, and a port that
+//! somebody adds to the bridge behind our back gets nothing of any VLAN and can send nothing into one. What the
+//! kernel's bridge keeps is the ports without VLANs, and what is for the bridge itself (spanning tree, LLDP).
+//!
+//! Nothing is changed on the way in: which VLAN a frame is in travels beside it ([`frame::Note`]), and only the way
+//! out puts a tag on or takes one off, where the two ports differ in that.
+
+mod drop;
+pub mod frame;
+pub mod learn;
+pub mod maps;
+pub mod tables;
+
+pub use self::drop::VlanDrop;
+use self::{
+    frame::{Frame, Headers, Note, Tag, is_control, is_group, is_tag},
+    maps::{FloodKey, MAX_VLAN_PORTS, MemberKey, PortConfig, StationKey, port, station},
+    tables::Switch,
+};
+
+/// What becomes of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// On to the next program, then to the kernel.
+    Pass,
+    Drop(VlanDrop),
+    /// Straight out of another port; up to the host when that is the bridge itself.
+    Forward {
+        port: u32,
+        host: bool,
+    },
+}
+
+/// A frame of a VLAN that may come in.
+#[derive(Debug, Clone, Copy)]
+struct Admitted {
+    index: u32,
+    config: PortConfig,
+    headers: Headers,
+    vlan: u16,
+}
+
+/// A frame that comes from a port into the bridge; of the bridge itself: that the host sends.
+#[inline(always)]
+pub fn port_in<F: Frame, S: Switch>(frame: &mut F, switch: &S) -> Verdict {
+    // A note from elsewhere means nothing here.
+    frame.set_note(Note::default());
+    let admitted = match admit(frame, switch) {
+        Ok(Some(admitted)) => admitted,
+        Ok(None) => return Verdict::Pass,
+        Err(reason) => return Verdict::Drop(reason),
+    };
+    let Admitted { index, ref config, ref headers, vlan } = admitted;
+    let now = switch.now();
+    if config.flags & port::LEARNING != 0
+        && let Err(reason) = learn::learn(frame, switch, index, config, vlan, headers, now)
+    {
+        return Verdict::Drop(reason);
+    }
+    if config.flags & port::FORWARDING == 0 {
+        return Verdict::Drop(VlanDrop::Blocked);
+    }
+    forward(frame, switch, &admitted, now)
+}
+
+/// A frame that is about to leave through a port; of the bridge itself: that the host is about to get.
+#[inline(always)]
+pub fn port_out<F: Frame, S: Switch>(frame: &mut F, switch: &S) -> Verdict {
+    let index = frame.port();
+    let Some(config) = switch.port(index) else {
+        return Verdict::Pass;
+    };
+    let note = frame.note();
+    let Some(vlan) = note.vlan() else {
+        return unclassified(frame, &config);
+    };
+    // It may meet another bridge of ours behind this port, where it has to be classified anew.
+    frame.set_note(Note::default());
+    let Some(member) = switch.member(&MemberKey { port: index, vlan, unused: 0 }) else {
+        return Verdict::Drop(VlanDrop::NotMember);
+    };
+    if config.flags & port::FORWARDING == 0 {
+        return Verdict::Drop(VlanDrop::Blocked);
+    }
+    if note.isolated() && config.flags & port::ISOLATED != 0 {
+        return Verdict::Drop(VlanDrop::Isolated);
+    }
+    let (bytes, packets) = (frame.bytes(), frame.segments());
+    // A super-packet is cut to the sender's segment size later, as the kernel's bridge reckons too
+    // (`is_skb_forwardable`).
+    if packets == 1 && config.flags & port::HOST == 0 && bytes > config.mtu.saturating_add(HEADER_AND_TAG) {
+        return Verdict::Drop(VlanDrop::TooBig);
+    }
+    if let Err(reason) = dress(frame, &config, vlan, note.tagged(), member.untagged != 0) {
+        return Verdict::Drop(reason);
+    }
+    switch.count_tx(member.stat, packets, bytes);
+    Verdict::Pass
+}
+
+const HEADER_AND_TAG: u32 = 14 + 4;
+
+/// Finds out which VLAN a frame is in and whether the port may send into it. `None`: it is the kernel's bridge's.
+#[inline(always)]
+fn admit<F: Frame, S: Switch>(frame: &mut F, switch: &S) -> Result<Option<Admitted>, VlanDrop> {
+    let index = frame.port();
+    let Some(config) = switch.port(index) else {
+        return Ok(None);
+    };
+    let Some(headers) = frame::read(frame) else {
+        return Err(VlanDrop::Malformed);
+    };
+    if is_control(headers.dst, config.flags & port::STP != 0) {
+        return Ok(None);
+    }
+    let (vlan, tagged) = classify(&config, &headers)?;
+    if vlan == 0 {
+        return Ok(None);
+    }
+    let Some(member) = switch.member(&MemberKey { port: index, vlan, unused: 0 }) else {
+        return Err(VlanDrop::NotMember);
+    };
+    switch.count_rx(member.stat, frame.segments(), frame.bytes());
+    frame.set_note(Note::new(vlan, tagged, config.flags & port::ISOLATED != 0));
+    Ok(Some(Admitted { index, config, headers, vlan }))
+}
+
+/// The VLAN of a frame, 0 for none, and whether its outer tag is the VLAN's (or says a priority only).
+#[inline(always)]
+fn classify(config: &PortConfig, headers: &Headers) -> Result<(u16, bool), VlanDrop> {
+    if config.flags & port::TUNNEL != 0 {
+        return native(config).map(|vlan| (vlan, false));
+    }
+    // A tag of the other protocol is payload, as in the kernel's bridge (`br_allowed_ingress`).
+    let own = headers.tag.filter(|tag| tag.protocol == config.protocol);
+    let nested = if own.is_some() { is_tag(headers.kind) } else { headers.tag.is_some() };
+    if nested && config.flags & port::NESTED == 0 {
+        return Err(VlanDrop::NestedTag);
+    }
+    let (vlan, needed) = match own {
+        Some(tag) if tag.vlan() == Tag::RESERVED => return Err(VlanDrop::ReservedVlan),
+        Some(tag) if tag.vlan() != 0 => (tag.vlan(), port::TAGGED_IN),
+        Some(_) | None => (native(config)?, port::UNTAGGED_IN),
+    };
+    if config.flags & needed == 0 {
+        return Err(VlanDrop::NotAccepted);
+    }
+    Ok((vlan, own.is_some()))
+}
+
+#[inline(always)]
+fn native(config: &PortConfig) -> Result<u16, VlanDrop> {
+    if config.native == 0 && config.flags & port::PLAIN == 0 {
+        return Err(VlanDrop::NoNative);
+    }
+    Ok(config.native)
+}
+
+/// To the station it is for, or to everybody in its VLAN.
+#[inline(always)]
+fn forward<F: Frame, S: Switch>(frame: &mut F, switch: &S, admitted: &Admitted, now: u64) -> Verdict {
+    let Admitted { index, ref config, ref headers, vlan } = *admitted;
+    let target = target(switch, config.bridge, vlan, headers.dst, now);
+    if target == 0 {
+        return flood(frame, switch, admitted);
+    }
+    if target == index && config.flags & port::HAIRPIN == 0 {
+        return Verdict::Drop(VlanDrop::SamePort);
+    }
+    Verdict::Forward { port: target, host: target == config.bridge }
+}
+
+/// The port of a station; 0 when it is not known, or when it is many.
+#[inline(always)]
+fn target<S: Switch>(switch: &S, bridge: u32, vlan: u16, dst: [u8; 6], now: u64) -> u32 {
+    if is_group(dst) {
+        return 0;
+    }
+    let Some(known) = switch.station(&StationKey { bridge, mac: dst, vlan }) else {
+        return 0;
+    };
+    if now.wrapping_sub(known.updated()) > learn::AGEING && known.flags() & station::STATIC == 0 {
+        return 0;
+    }
+    known.port()
+}
+
+/// A copy to every other port of the VLAN; the first one gets the frame itself.
+#[inline(always)]
+fn flood<F: Frame, S: Switch>(frame: &mut F, switch: &S, admitted: &Admitted) -> Verdict {
+    let Admitted { index, config, headers: _, vlan } = *admitted;
+    // 0 is no interface.
+    let back = if config.flags & port::HAIRPIN != 0 { 0 } else { index };
+    let mut key = FloodKey { bridge: config.bridge, vlan, place: 0 };
+    let mut first = switch.flood(&key).unwrap_or(0);
+    if first == back {
+        key.place = 1;
+        first = switch.flood(&key).unwrap_or(0);
+    }
+    if first == 0 {
+        return Verdict::Drop(VlanDrop::NobodyThere);
+    }
+    // As little as possible in here: the verifier walks through it for every port that a VLAN can have.
+    while key.place < MAX_VLAN_PORTS {
+        key.place += 1;
+        let Some(target) = switch.flood(&key) else { break };
+        if target != back {
+            frame.copy_to(target, target == config.bridge);
+        }
+    }
+    Verdict::Forward { port: first, host: first == config.bridge }
+}
+
+/// A frame of no VLAN: for ports without VLANs, and for the bridge's own protocols on every port.
+#[inline(always)]
+fn unclassified<F: Frame>(frame: &mut F, config: &PortConfig) -> Verdict {
+    let Some(headers) = frame::read(frame) else {
+        return Verdict::Drop(VlanDrop::Malformed);
+    };
+    let untagged = headers.tag.is_none_or(|tag| tag.vlan() == 0);
+    if untagged && config.flags & port::PLAIN != 0 {
+        return Verdict::Pass;
+    }
+    // Only the host's own: the kernel may be told to forward some of them, and knows no VLANs.
+    if untagged && frame.is_the_hosts_own() && is_control(headers.dst, true) {
+        return Verdict::Pass;
+    }
+    Verdict::Drop(VlanDrop::NotMember)
+}
+
+/// The tag that the port wants to see, or none.
+#[inline(always)]
+fn dress<F: Frame>(
+    frame: &mut F,
+    config: &PortConfig,
+    vlan: u16,
+    tagged: bool,
+    untagged_out: bool,
+) -> Result<(), VlanDrop> {
+    let changed = |done: bool| if done { Ok(()) } else { Err(VlanDrop::Rewrite) };
+    if untagged_out {
+        // What is left must not look like a frame of another VLAN, unless it is meant to.
+        if config.flags & (port::NESTED | port::TUNNEL) == 0 {
+            let Some(headers) = frame::read(frame) else {
+                return Err(VlanDrop::Malformed);
+            };
+            let nested = if tagged { is_tag(headers.kind) } else { headers.tag.is_some() };
+            if nested {
+                return Err(VlanDrop::NestedTag);
+            }
+        }
+        return if tagged { changed(frame.pop()) } else { Ok(()) };
+    }
+    let mut tag = Tag { protocol: config.protocol, control: vlan };
+    if tagged {
+        let Some(Headers { tag: Some(present), .. }) = frame::read(frame) else {
+            return Err(VlanDrop::Malformed);
+        };
+        tag = present.in_vlan(config.protocol, vlan);
+        if tag == present {
+            return Ok(());
+        }
+        changed(frame.pop())?;
+    }
+    changed(frame.push(tag))
+}

@@ -1,0 +1,333 @@
+//! The engine on the host: a frame is a `Vec<u8>` with a tag in it or beside it, the tables are hash maps.
+
+use std::{
+    cell::{Cell, RefCell, UnsafeCell},
+    collections::HashMap,
+    ptr::NonNull,
+};
+
+use telecluster_common::{
+    packet::Wire,
+    vlan::{
+        Verdict, VlanDrop,
+        frame::{Frame, Note, Tag, is_tag},
+        maps::{FloodKey, Member, MemberKey, PortConfig, Station, StationKey, VlanStat, station},
+        port_in, port_out,
+        tables::{StationRef, Switch},
+    },
+};
+use telecluster_worker::kernel::bpf::switch_config;
+
+use super::{HOST, HOST_MAC, Machine, Port};
+
+/// Interface index of port 0; the others follow.
+const BRIDGE: u32 = 10;
+
+fn index(port: usize) -> u32 {
+    BRIDGE + u32::try_from(port).expect("few ports")
+}
+
+/// A frame at a hook.
+#[derive(Debug, Clone)]
+struct Bytes {
+    bytes: Vec<u8>,
+    beside: Option<Tag>,
+    note: Note,
+    port: u32,
+    hosts: bool,
+    segments: u32,
+    copies: Vec<(u32, bool)>,
+}
+
+impl Bytes {
+    /// As the kernel hands it to the hook on receipt, with the outer tag beside; or as a test run does.
+    fn new(frame: &[u8], port: u32, beside: bool) -> Self {
+        let mut frame = Self {
+            bytes: frame.to_vec(),
+            beside: None,
+            note: Note(0xffff),
+            port,
+            hosts: false,
+            segments: 1,
+            copies: Vec::new(),
+        };
+        if beside {
+            frame.take_out();
+        }
+        frame
+    }
+
+    fn kind(&self) -> u16 {
+        self.bytes.get(12..14).map_or(0, |kind| u16::from_be_bytes([kind[0], kind[1]]))
+    }
+
+    fn take_out(&mut self) {
+        if is_tag(self.kind()) && self.bytes.len() >= 18 {
+            let control = u16::from_be_bytes([self.bytes[14], self.bytes[15]]);
+            self.beside = Some(Tag { protocol: self.kind(), control });
+            self.bytes.drain(12..16);
+        }
+    }
+
+    fn put_in(&mut self, tag: Tag) {
+        let tag = [tag.protocol.to_be_bytes(), tag.control.to_be_bytes()].concat();
+        self.bytes.splice(12..12, tag);
+    }
+
+    fn on_the_wire(mut self) -> Vec<u8> {
+        if let Some(tag) = self.beside.take() {
+            self.put_in(tag);
+        }
+        self.bytes
+    }
+}
+
+impl Frame for Bytes {
+    fn port(&self) -> u32 {
+        self.port
+    }
+
+    fn is_the_hosts_own(&self) -> bool {
+        self.hosts
+    }
+
+    fn bytes(&self) -> u32 {
+        u32::try_from(self.bytes.len()).expect("a frame")
+    }
+
+    fn segments(&self) -> u32 {
+        self.segments
+    }
+
+    fn at<T: Wire>(&mut self, offset: usize) -> Option<NonNull<T>> {
+        let bytes = self.bytes.get_mut(offset..offset.checked_add(size_of::<T>())?)?;
+        NonNull::new(bytes.as_mut_ptr().cast())
+    }
+
+    fn tag_beside(&self) -> Option<Tag> {
+        self.beside
+    }
+
+    /// As `skb_vlan_pop`: the next tag comes out of the bytes.
+    fn pop(&mut self) -> bool {
+        if self.beside.take().is_none() {
+            if !is_tag(self.kind()) {
+                return true;
+            }
+            self.bytes.drain(12..16);
+        }
+        self.take_out();
+        true
+    }
+
+    /// As `skb_vlan_push`: the one that is beside goes into the bytes.
+    fn push(&mut self, tag: Tag) -> bool {
+        if let Some(inner) = self.beside.replace(tag) {
+            self.put_in(inner);
+        }
+        true
+    }
+
+    fn note(&self) -> Note {
+        self.note
+    }
+
+    fn set_note(&mut self, note: Note) {
+        self.note = note;
+    }
+
+    fn copy_to(&mut self, port: u32, host: bool) {
+        self.copies.push((port, host));
+    }
+}
+
+/// Tables in memory. Stations are boxed so that a reference to one survives inserts of others.
+#[derive(Debug, Default)]
+struct Tables {
+    ports: HashMap<u32, PortConfig>,
+    members: HashMap<MemberKey, Member>,
+    floods: HashMap<FloodKey, u32>,
+    stations: RefCell<HashMap<StationKey, Box<UnsafeCell<Station>>>>,
+    counts: RefCell<HashMap<u32, u32>>,
+    stats: RefCell<HashMap<u32, VlanStat>>,
+    not_learned: Cell<u64>,
+    clock: Cell<u64>,
+}
+
+impl Switch for Tables {
+    fn port(&self, index: u32) -> Option<PortConfig> {
+        self.ports.get(&index).copied()
+    }
+
+    fn member(&self, key: &MemberKey) -> Option<Member> {
+        self.members.get(key).copied()
+    }
+
+    fn flood(&self, key: &FloodKey) -> Option<u32> {
+        self.floods.get(key).copied()
+    }
+
+    fn station(&self, key: &StationKey) -> Option<StationRef> {
+        let stations = self.stations.borrow();
+        let station = stations.get(key).and_then(|station| NonNull::new(station.get()));
+        // SAFETY: the box stays: the engine removes no station.
+        station.map(|station| unsafe { StationRef::new(station) })
+    }
+
+    fn add_station(&self, key: &StationKey, station: &Station) -> bool {
+        self.stations.borrow_mut().entry(*key).or_insert_with(|| Box::new(UnsafeCell::new(*station)));
+        true
+    }
+
+    fn stations_on(&self, port: u32) -> u32 {
+        self.counts.borrow().get(&port).copied().unwrap_or(0)
+    }
+
+    fn count_station(&self, port: u32, more: bool) {
+        let mut counts = self.counts.borrow_mut();
+        let count = counts.entry(port).or_default();
+        *count = if more { *count + 1 } else { count.checked_sub(1).expect("one was counted") };
+    }
+
+    fn count_not_learned(&self, _port: u32) {
+        self.not_learned.set(self.not_learned.get() + 1);
+    }
+
+    fn count_rx(&self, stat: u32, packets: u32, bytes: u32) {
+        let mut stats = self.stats.borrow_mut();
+        let stat = stats.entry(stat).or_default();
+        stat.rx_packets += u64::from(packets);
+        stat.rx_bytes += u64::from(bytes);
+    }
+
+    fn count_tx(&self, stat: u32, packets: u32, bytes: u32) {
+        let mut stats = self.stats.borrow_mut();
+        let stat = stats.entry(stat).or_default();
+        stat.tx_packets += u64::from(packets);
+        stat.tx_bytes += u64::from(bytes);
+    }
+
+    fn now(&self) -> u64 {
+        self.clock.get()
+    }
+}
+
+/// The engine with its tables, and a kernel's bridge for what it passes on: no more than that it floods.
+#[derive(Debug)]
+pub struct Engine {
+    tables: Tables,
+    ports: Vec<Port>,
+    /// Where tags are when the hook runs.
+    beside: bool,
+    /// Why frames were dropped, in order.
+    pub drops: Vec<VlanDrop>,
+}
+
+impl Engine {
+    pub fn new(ports: &[Port], beside: bool) -> Self {
+        let mut tables = Tables::default();
+        // Two seconds after boot nothing may look as if it had aged.
+        tables.clock.set(2_000_000_000);
+        let mut stat = 0;
+        for (number, port) in ports.iter().enumerate() {
+            let port = port.switch_port(index(number), BRIDGE);
+            tables.ports.insert(port.index, switch_config(&port));
+            for (vlan, untagged) in port.vlans() {
+                let key = MemberKey { port: port.index, vlan, unused: 0 };
+                tables.members.insert(key, Member { untagged: u32::from(untagged), stat });
+                stat += 1;
+                let place = (0..).find(|place| {
+                    !tables.floods.contains_key(&FloodKey { bridge: BRIDGE, vlan, place: *place })
+                });
+                let place = place.expect("room for a port");
+                tables.floods.insert(FloodKey { bridge: BRIDGE, vlan, place }, port.index);
+            }
+            for (vlan, mac) in &port.stations {
+                let key = StationKey { bridge: BRIDGE, mac: mac.0, vlan: *vlan };
+                let record = Station { port: port.index, flags: station::STATIC, ..Station::default() };
+                tables.add_station(&key, &record);
+            }
+        }
+        Self { tables, ports: ports.to_vec(), beside, drops: Vec::new() }
+    }
+
+    /// Frames that came in and went out, of a port in a VLAN.
+    pub fn counters(&self, port: usize, vlan: u16) -> VlanStat {
+        let key = MemberKey { port: index(port), vlan, unused: 0 };
+        let member = self.tables.members.get(&key).expect("a member");
+        self.tables.stats.borrow().get(&member.stat).copied().unwrap_or_default()
+    }
+
+    pub fn stations_on(&self, port: usize) -> u32 {
+        self.tables.stations_on(index(port))
+    }
+
+    pub fn not_learned(&self) -> u64 {
+        self.tables.not_learned.get()
+    }
+
+    /// A super-packet of so many segments into a port.
+    pub fn send_segments(&mut self, port: usize, frame: &[u8], segments: u32) -> Vec<(usize, Vec<u8>)> {
+        let mut bytes = Bytes::new(frame, index(port), self.beside);
+        bytes.segments = segments;
+        let verdict = port_in(&mut bytes, &self.tables);
+        self.follow(port, bytes, verdict)
+    }
+
+    fn follow(&mut self, port: usize, mut bytes: Bytes, verdict: Verdict) -> Vec<(usize, Vec<u8>)> {
+        let mut targets: Vec<u32> =
+            std::mem::take(&mut bytes.copies).into_iter().map(|(port, _)| port).collect();
+        match verdict {
+            Verdict::Drop(reason) => self.drops.push(reason),
+            Verdict::Forward { port, host } => {
+                assert_eq!(host, port == BRIDGE, "only the bridge itself is the host");
+                targets.push(port);
+            }
+            Verdict::Pass => {
+                let stops = bytes.bytes[..5] == [1, 0x80, 0xc2, 0, 0]
+                    && bytes.bytes[5] & 0xf0 == 0
+                    && bytes.bytes[5] != 0;
+                let unicast_to_host = bytes.bytes[..6] == HOST_MAC;
+                targets = match (stops, unicast_to_host) {
+                    (true, _) => Vec::new(),
+                    (false, true) => vec![BRIDGE],
+                    (false, false) => {
+                        (0..self.ports.len()).filter(|other| *other != port).map(index).collect()
+                    }
+                };
+            }
+        }
+        let mut out = Vec::new();
+        for target in targets {
+            let mut copy = Bytes { port: target, ..bytes.clone() };
+            let number = usize::try_from(target - BRIDGE).expect("a port");
+            match port_out(&mut copy, &self.tables) {
+                Verdict::Pass => {
+                    assert_eq!(copy.note, Note::default(), "a note leaves with the frame");
+                    out.push((number, copy.on_the_wire()));
+                }
+                Verdict::Drop(reason) => self.drops.push(reason),
+                Verdict::Forward { .. } => panic!("forwarded on the way out"),
+            }
+        }
+        out
+    }
+}
+
+impl Machine for Engine {
+    fn send(&mut self, port: usize, frame: &[u8]) -> Vec<(usize, Vec<u8>)> {
+        let mut bytes = Bytes::new(frame, index(port), self.beside);
+        bytes.hosts = port == HOST;
+        let verdict = port_in(&mut bytes, &self.tables);
+        self.follow(port, bytes, verdict)
+    }
+
+    fn shows_the_hosts_tags(&self) -> bool {
+        true
+    }
+
+    fn wait(&mut self, seconds: u64) -> bool {
+        self.tables.clock.set(self.tables.clock.get() + seconds * 1_000_000_000);
+        true
+    }
+}
