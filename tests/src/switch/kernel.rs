@@ -187,15 +187,12 @@ pub struct OwnFilter {
 }
 
 impl OwnFilter {
-    /// Whether this kernel has one.
+    /// Whether this kernel has one: without, the option is taken and forgotten.
     pub fn exists() -> bool {
-        let add = "ip link add probe0 type bridge vlan_filtering 1";
-        let done = Command::new("sh").args(["-c", add]).stderr(std::process::Stdio::null()).status();
-        let on = std::fs::read_to_string("/sys/class/net/probe0/bridge/vlan_filtering");
-        let ip =
-            Command::new("ip").args(["link", "del", "probe0"]).stderr(std::process::Stdio::null()).status();
-        drop(ip);
-        done.is_ok_and(|status| status.success()) && on.is_ok_and(|on| on.trim() == "1")
+        batch("ip", &["link add probe0 type bridge vlan_filtering 1".to_owned()]);
+        let shown = Command::new("ip").args(["-d", "link", "show", "probe0"]).output().expect("run ip");
+        batch("ip", &["link del probe0".to_owned()]);
+        String::from_utf8_lossy(&shown.stdout).contains("vlan_filtering 1")
     }
 
     pub fn new(ports: &[Port]) -> Self {
