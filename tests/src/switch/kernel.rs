@@ -187,11 +187,14 @@ pub struct OwnFilter {
 }
 
 impl OwnFilter {
-    /// Whether this kernel has one: without, the option is taken and forgotten.
+    /// Whether this kernel has one: without, it refuses the option, or takes it and forgets it.
     pub fn exists() -> bool {
-        batch("ip", &["link add probe0 type bridge vlan_filtering 1".to_owned()]);
-        let shown = Command::new("ip").args(["-d", "link", "show", "probe0"]).output().expect("run ip");
-        batch("ip", &["link del probe0".to_owned()]);
+        let ip = |line: &str| Command::new("ip").args(line.split(' ')).output().expect("run ip");
+        if !ip("link add probe0 type bridge vlan_filtering 1").status.success() {
+            return false;
+        }
+        let shown = ip("-d link show probe0");
+        ip("link del probe0");
         String::from_utf8_lossy(&shown.stdout).contains("vlan_filtering 1")
     }
 
