@@ -7,7 +7,7 @@ use std::{
     cmp::Reverse,
     collections::BTreeMap,
     fmt::{self, Debug},
-    net::Ipv4Addr,
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
@@ -236,7 +236,7 @@ fn largest(flows: &[Flow], top: usize) -> Vec<&Flow> {
 }
 
 fn flow_labels(flow: &Flow, direction: &'static str) -> Labels {
-    let end = |(address, port): (Ipv4Addr, u16)| format!("{address}:{port}");
+    let end = |(address, port): (IpAddr, u16)| SocketAddr::new(address, port).to_string();
     vec![
         ("protocol", protocol(flow.protocol).to_owned()),
         ("inside", end(flow.inside)),
@@ -332,7 +332,7 @@ pub(crate) mod tests {
     }
 
     fn flow(port: u16, bytes: u64) -> Flow {
-        let address = |last| Ipv4Addr::new(10, 0, 0, last);
+        let address = |last| IpAddr::from([10, 0, 0, last]);
         Flow {
             protocol: 6,
             inside: (address(2), 22),

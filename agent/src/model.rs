@@ -5,9 +5,9 @@
 pub mod bridge_vlan;
 pub mod firewall;
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -31,7 +31,7 @@ pub struct BridgeSpec {
     pub mtu: Option<u32>,
     /// Addresses in CIDR form, both families.
     #[serde(default)]
-    pub addresses: Vec<ipnet::IpNet>,
+    pub addresses: Vec<IpNet>,
 }
 
 /// A veth pair as it was asked for. `None` as bridge: no master. `None` as namespace: the worker's own.
@@ -72,7 +72,7 @@ pub struct TunSpec {
     #[serde(default)]
     pub mtu: Option<u32>,
     #[serde(default)]
-    pub addresses: Vec<ipnet::IpNet>,
+    pub addresses: Vec<IpNet>,
 }
 
 /// `tap`: Ethernet frames, can be a port of a bridge. `tun`: IP packets.
@@ -141,9 +141,9 @@ pub struct ForwardSpec {
     pub interface: LinkName,
     /// `None`: any address of the host.
     #[serde(default)]
-    pub external_ip: Option<Ipv4Addr>,
+    pub external_ip: Option<IpAddr>,
     pub external_port: u16,
-    pub internal_ip: Ipv4Addr,
+    pub internal_ip: IpAddr,
     pub internal_port: u16,
     pub protocol: ForwardProtocol,
     #[serde(default)]
@@ -157,9 +157,9 @@ pub struct ForwardSpec {
 pub struct ForwardRequest {
     /// `None`: the uplink of the host.
     pub interface: Option<LinkName>,
-    pub external_ip: Option<Ipv4Addr>,
+    pub external_ip: Option<IpAddr>,
     pub external_port: u16,
-    pub internal_ip: Ipv4Addr,
+    pub internal_ip: IpAddr,
     pub internal_port: u16,
     pub protocol: ForwardProtocol,
     pub description: Option<String>,
@@ -170,7 +170,7 @@ pub struct ForwardRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MasqueradeSpec {
     /// The inside network, host bits cleared.
-    pub source_network: Ipv4Net,
+    pub source_network: IpNet,
     pub output_interface: LinkName,
     #[serde(default = "yes")]
     pub enabled: bool,
@@ -433,7 +433,7 @@ pub struct RuleView {
     pub action: RuleAction,
     /// tcp, udp or all.
     pub protocol: String,
-    /// CIDR form; `0.0.0.0/0` when any.
+    /// CIDR form; `0.0.0.0/0` or `::/0` when any.
     pub source_ip: String,
     /// The port on the outside of a forward; absent for masquerade.
     pub source_port: Option<u16>,
@@ -473,7 +473,7 @@ pub struct NatStatusView {
 /// One live flow, both directions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct FlowView {
-    /// tcp, udp or icmp.
+    /// tcp, udp, icmp or icmpv6.
     pub protocol: String,
     /// The host behind the worker.
     pub inside_ip: String,

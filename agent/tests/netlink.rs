@@ -5,7 +5,7 @@
 
 use std::{
     future::Future,
-    net::{Ipv4Addr, UdpSocket},
+    net::{IpAddr, UdpSocket},
     process::Command,
     sync::{
         Arc,
@@ -557,11 +557,12 @@ fn the_data_plane_learns_of_addresses_that_others_set() {
         for address in ["192.0.2.10/24", "192.0.2.11/24"] {
             run("ip", &["addr", "add", address, "dev", "wan"]);
         }
-        let ip = Ipv4Addr::new(192, 0, 2, 10);
+        let (first, second) = (IpAddr::from([192, 0, 2, 10]), IpAddr::from([192, 0, 2, 11]));
         let wan = seen.link("wan").unwrap().index;
         eventually("the addresses are known", || async {
             let addresses = lab.dataplane.nat().addresses;
-            addresses.uplinks == [(wan, ip)] && addresses.local == [ip, Ipv4Addr::new(192, 0, 2, 11)]
+            let ipv4: Vec<_> = addresses.local.iter().copied().filter(IpAddr::is_ipv4).collect();
+            addresses.uplinks == [(wan, first)] && ipv4 == [first, second]
         })
         .await;
         run("ip", &["route", "add", "default", "via", "192.0.2.1"]);

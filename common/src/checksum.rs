@@ -18,10 +18,9 @@ pub const fn difference16(from: u16, to: u16) -> u32 {
     (!from) as u32 + to as u32
 }
 
-/// The difference that replacing one IPv4 address by another makes.
+/// The difference that replacing four bytes by others makes, as they stand in memory.
 #[inline(always)]
-pub const fn difference_address(from: [u8; 4], to: [u8; 4]) -> u32 {
-    let (from, to) = (u32::from_ne_bytes(from), u32::from_ne_bytes(to));
+pub const fn difference_word(from: u32, to: u32) -> u32 {
     difference16(low(from), low(to)) + difference16(high(from), high(to))
 }
 
@@ -67,6 +66,10 @@ mod tests {
         // RFC 1624 section 4: header checksum 0xDD2F, one word 0x5555 becomes 0x3285, result 0x0000.
         let difference = fold(difference16(0x5555u16.to_be(), 0x3285u16.to_be()));
         assert_eq!(apply([0xdd, 0x2f], difference), [0, 0]);
+    }
+
+    fn difference_address(from: [u8; 4], to: [u8; 4]) -> u32 {
+        difference_word(u32::from_ne_bytes(from), u32::from_ne_bytes(to))
     }
 
     proptest! {

@@ -20,10 +20,12 @@ pub enum DropReason {
     NoUplinkAddress = 6,
     /// The kernel refused to write the packet's checksum or headers.
     Rewrite = 7,
+    /// The program for this kind of packet is missing: a bug of ours.
+    Program = 8,
 }
 
 impl DropReason {
-    pub const COUNT: u32 = 8;
+    pub const COUNT: u32 = 9;
 
     /// Every reason, in the order of its number.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -35,6 +37,7 @@ impl DropReason {
         Self::Malformed,
         Self::NoUplinkAddress,
         Self::Rewrite,
+        Self::Program,
     ];
 
     /// The label in metrics and logs.
@@ -48,6 +51,7 @@ impl DropReason {
             Self::Malformed => "malformed",
             Self::NoUplinkAddress => "no_uplink_address",
             Self::Rewrite => "rewrite",
+            Self::Program => "program",
         }
     }
 }

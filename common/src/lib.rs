@@ -5,7 +5,7 @@
 //!
 //! | story | where |
 //! |---|---|
-//! | parse | [`packet`]: what a [`packet::Packet`] must offer, what a header means |
+//! | parse | [`packet`]: what a [`packet::Packet`] must offer, what a header means; [`family`]: IPv4 or IPv6 |
 //! | lookup | [`tables`]: what the maps must offer; [`maps`]: how keys and values are laid out |
 //! | rewrite | [`checksum`], [`nat`] |
 //! | verdict | [`nat::Verdict`], [`drop::DropReason`] |
@@ -15,6 +15,7 @@
 
 pub mod checksum;
 pub mod drop;
+pub mod family;
 pub mod maps;
 pub mod nat;
 pub mod packet;

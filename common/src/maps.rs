@@ -8,7 +8,27 @@
 pub const MAX_RULES: u32 = 16384;
 
 /// Version of everything in this file. A pinned map of another version is not touched.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
+
+/// Places of the programs in the `stage` map, to which those on the hooks go on.
+pub mod stage {
+    pub const COUNT: u32 = 16;
+
+    pub const NAT4_IN: u32 = 0;
+    pub const NAT4_OUT: u32 = 1;
+    pub const NAT6_IN: u32 = 2;
+    pub const NAT6_OUT: u32 = 3;
+}
+
+/// Nanoseconds to ticks: 2^20 ns, a little more than a millisecond. 32 bits of ticks are 52 days, and idle times are
+/// told by the difference, so nothing happens when they wrap.
+pub const TICK_BITS: u32 = 20;
+
+/// Seconds to ticks; a little more than asked.
+#[inline(always)]
+pub const fn ticks(seconds: u32) -> u32 {
+    seconds * 954
+}
 
 /// Which way a packet goes through the uplink.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -31,19 +51,19 @@ impl Direction {
     }
 }
 
-/// Key of `flow4` and `half4`: the packet as it arrives at the program, before translation.
+/// Key of `flow4` and `flow6`: the packet as it arrives at the program, before translation.
 ///
-/// 16 bytes, so that in the kernel's hash element (48 bytes of header, then key, then value; kernel/bpf/hashtab.c
-/// `struct htab_elem`) the value starts at byte 64 and fills one cache line.
+/// IPv4: 16 bytes, so that in the kernel's hash element (48 bytes of header, then key, then value;
+/// kernel/bpf/hashtab.c `struct htab_elem`) the value starts at byte 64 and is one cache line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(C, align(4))]
-pub struct FlowKey {
-    pub src: [u8; 4],
-    pub dst: [u8; 4],
+pub struct FlowKey<A> {
+    pub src: A,
+    pub dst: A,
     /// ICMP echo: the identifier stands where the asking side's port would, the other port is 0.
     pub sport: u16,
     pub dport: u16,
-    /// IANA number: 6, 17 or 1.
+    /// IANA number: 6, 17, 1 or 58.
     pub proto: u8,
     /// [`Direction`]: 0 in, 1 out.
     pub direction: u8,
@@ -51,12 +71,13 @@ pub struct FlowKey {
     pub unused: u16,
 }
 
-/// One direction of a flow: connection tracking and translation in one record, 64 bytes.
+/// One direction of a flow: connection tracking and translation in one record. IPv4: 64 bytes, one cache line, all
+/// that a packet needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C, align(8))]
-pub struct Flow {
-    pub to_src: [u8; 4],
-    pub to_dst: [u8; 4],
+pub struct Flow<A> {
+    pub to_src: A,
+    pub to_dst: A,
     pub to_sport: u16,
     pub to_dport: u16,
     /// What the addresses add to a checksum that covers them, see [`crate::checksum`].
@@ -64,27 +85,29 @@ pub struct Flow {
     /// What the ports add.
     pub port_difference: u16,
     /// Slot of the rule that made it, and that rule's generation then: another generation now means that the rule
-    /// is gone, and the flow with it.
+    /// is gone, and the flow with it. The rule's slot knows the uplink and the timeouts.
     pub rule: u32,
     pub generation: u32,
-    /// Interface index of the uplink.
-    pub uplink: u32,
-    /// Seconds since boot.
-    pub created: u32,
-    /// When this direction last refreshed the other, in ticks of 2^32 ns.
-    pub synced: u32,
-    /// [`crate::tcp::FlowState`].
-    pub state: u8,
-    /// [`flag`]s.
-    pub flags: u8,
-    /// Always 0.
-    pub unused: u16,
+    /// Where it goes without asking the stack; 0: the stack is asked.
+    pub hop: u32,
+    /// What `hop` was learned under: another stamp now means that it may be wrong.
+    pub stamp: u32,
+    /// Until when `hop` may be used, in ticks of 2^20 ns since boot.
+    pub lease: u32,
+    /// In ticks of 2^20 ns since boot.
+    pub last_seen: u32,
     /// As they would be on the wire: a segmented super-packet counts its segments.
     pub packets: u64,
     /// Of IP, as the stack saw them: a super-packet's headers count once.
     pub bytes: u64,
-    /// Nanoseconds since boot (CLOCK_MONOTONIC, coarse).
-    pub last_seen: u64,
+    /// Seconds since boot.
+    pub created: u32,
+    /// [`crate::tcp::FlowState`].
+    pub state: u8,
+    /// [`flag`]s.
+    pub flags: u8,
+    /// When this direction last refreshed the other, in units of 2^32 ns.
+    pub synced: u16,
 }
 
 /// Bits of [`Flow::flags`].
@@ -95,26 +118,28 @@ pub mod flag {
     pub const ANSWERED: u8 = 2;
     /// TCP: this direction has sent FIN.
     pub const FINISHED: u8 = 4;
+    /// It cannot come from a forged source: nothing pushes it out of the table.
+    pub const PROVEN: u8 = 8;
 }
 
-/// Key of `forward4`.
+/// Key of `forward4` and `forward6`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(C, align(4))]
-pub struct ForwardKey {
+pub struct ForwardKey<A> {
     pub uplink: u32,
-    /// 0.0.0.0: any address of the host.
-    pub address: [u8; 4],
+    /// 0.0.0.0 or ::, any address of the host.
+    pub address: A,
     pub port: u16,
     pub proto: u8,
     /// Always 0.
     pub unused: u8,
 }
 
-/// Value of `forward4`: where a forwarded port leads.
+/// Value of `forward4` and `forward6`: where a forwarded port leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C, align(4))]
-pub struct Forward {
-    pub address: [u8; 4],
+pub struct Forward<A> {
+    pub address: A,
     pub port: u16,
     /// Always 0.
     pub unused: u16,
@@ -122,15 +147,16 @@ pub struct Forward {
     pub generation: u32,
 }
 
-/// Key of `masquerade4`, after the trie's own prefix length: all 32 bits of the uplink, then the network's.
+/// Key of `masquerade4` and `masquerade6`, after the trie's own prefix length: all 32 bits of the uplink, then the
+/// network's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(C, align(4))]
-pub struct MasqueradeKey {
+pub struct MasqueradeKey<A> {
     pub uplink: u32,
-    pub address: [u8; 4],
+    pub address: A,
 }
 
-/// Value of `masquerade4`.
+/// Value of `masquerade4` and `masquerade6`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C, align(4))]
 pub struct Masquerade {
@@ -138,21 +164,43 @@ pub struct Masquerade {
     pub generation: u32,
 }
 
-/// Value of `uplink4`, by interface index: the address that masquerade translates to.
+/// Value of `uplink4` and `uplink6`, by interface index: the address that masquerade translates to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C, align(4))]
-pub struct Uplink {
-    pub address: [u8; 4],
+pub struct Uplink<A> {
+    pub address: A,
+}
+
+/// How long a flow may be idle, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C, align(4))]
+pub struct Timeouts {
+    /// TCP, while both sides may speak.
+    pub tcp_open: u32,
+    /// TCP, while it opens or closes.
+    pub tcp_change: u32,
+    pub udp: u32,
+    pub icmp: u32,
+}
+
+impl Timeouts {
+    /// The RFCs' own: 5382 REQ-5 (2 h 4 min, 4 min), 4787 REQ-5 (five minutes recommended), 5508 REQ-2 (one minute).
+    pub const RFC: Self = Self { tcp_open: 7440, tcp_change: 240, udp: 300, icmp: 60 };
 }
 
 /// Value of `rule`, by slot.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[repr(C, align(4))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C, align(8))]
 pub struct Rule {
     /// Grows when a rule is put into the slot and when it is taken out.
     pub generation: u32,
     /// 1 while a rule is in the slot.
     pub used: u32,
+    /// Interface index of the uplink that its flows go through.
+    pub uplink: u32,
+    /// Always 0.
+    pub unused: u32,
+    pub timeouts: Timeouts,
 }
 
 /// Value of `rule_stat`, by slot and CPU.
@@ -167,11 +215,20 @@ pub struct RuleStat {
     pub flows: u64,
 }
 
+type A4 = [u8; 4];
+type A6 = [u8; 16];
+
 const _: () = {
-    assert!(size_of::<FlowKey>() == 16);
-    assert!(size_of::<Flow>() == 64);
-    assert!(size_of::<ForwardKey>() == 12);
-    assert!(size_of::<Forward>() == 16);
-    assert!(size_of::<MasqueradeKey>() == 8);
+    assert!(size_of::<FlowKey<A4>>() == 16);
+    assert!(size_of::<Flow<A4>>() == 64);
+    assert!(size_of::<FlowKey<A6>>() == 40);
+    assert!(size_of::<Flow<A6>>() == 88);
+    assert!(size_of::<ForwardKey<A4>>() == 12);
+    assert!(size_of::<ForwardKey<A6>>() == 24);
+    assert!(size_of::<Forward<A4>>() == 16);
+    assert!(size_of::<Forward<A6>>() == 28);
+    assert!(size_of::<MasqueradeKey<A4>>() == 8);
+    assert!(size_of::<MasqueradeKey<A6>>() == 20);
+    assert!(size_of::<Rule>() == 32);
     assert!(size_of::<RuleStat>() == 40);
 };

@@ -2,18 +2,22 @@
 
 use core::ptr::NonNull;
 
-use network_types::{eth::EthHdr, ip::Ipv4Hdr};
+use network_types::{
+    eth::EthHdr,
+    ip::{Ipv4Hdr, Ipv6Hdr},
+};
 
 use crate::{
     drop::DropReason,
+    family::Address,
     maps::{Direction, FlowKey},
     tcp::proto,
 };
 
 /// A packet on its way through an interface: an Ethernet frame whose outer VLAN tag, if any, is not in its bytes.
 pub trait Packet {
-    /// The frame carries IPv4, and no VLAN tag: a tagged frame belongs to the VLAN's own interface.
-    fn is_untagged_ipv4(&self) -> bool;
+    /// The frame carries this EtherType, and no VLAN tag: a tagged frame belongs to the VLAN's own interface.
+    fn carries(&self, ethertype: u16) -> bool;
 
     /// Index of the interface whose hook runs.
     fn interface(&self) -> u32;
@@ -44,12 +48,19 @@ pub unsafe trait Wire {}
 
 // SAFETY: bytes and byte arrays only (network-types 0.2).
 unsafe impl Wire for Ipv4Hdr {}
+// SAFETY: bytes and byte arrays only (network-types 0.2).
+unsafe impl Wire for Ipv6Hdr {}
 // SAFETY: byte arrays only.
 unsafe impl Wire for Transport {}
 // SAFETY: bytes.
+unsafe impl Wire for Extension {}
+// SAFETY: bytes.
 unsafe impl Wire for TcpHeader {}
 
-const _: () = assert!(align_of::<Ipv4Hdr>() == 1 && align_of::<Transport>() == 1);
+const _: () = {
+    assert!(align_of::<Ipv4Hdr>() == 1 && align_of::<Ipv6Hdr>() == 1);
+    assert!(align_of::<Transport>() == 1 && align_of::<TcpHeader>() == 1 && align_of::<Extension>() == 1);
+};
 
 /// The first eight bytes of TCP, UDP or an ICMP query.
 #[derive(Debug, Clone, Copy)]
@@ -76,6 +87,16 @@ pub struct TcpHeader {
     rest: [u8; 6],
 }
 
+/// The start of an IPv6 extension header (RFC 8200 section 4).
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct Extension {
+    next: u8,
+    /// In units of 8 bytes, the first 8 not counted.
+    len: u8,
+    rest: [u8; 6],
+}
+
 /// How a transport checksum has to change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChecksumFix {
@@ -91,32 +112,65 @@ pub struct ChecksumFix {
 
 /// What the headers of a frame are.
 #[derive(Debug)]
-pub enum Parsed<'a> {
-    /// Nothing that is translated here: no IPv4, or tagged.
+pub enum Parsed<'a, A: Address> {
+    /// Nothing that is translated here: another family, tagged, or the business of neighbours only.
     Other,
-    /// IPv4 that cannot be told to a flow, and why.
+    /// A packet that cannot be told to a flow, and why.
     Flowless {
-        src: [u8; 4],
+        src: A,
         why: DropReason,
     },
-    Flow(Headers<'a>),
+    Flow(Headers<'a, A>),
+}
+
+/// Where the transport header is.
+#[derive(Debug, Clone, Copy)]
+pub enum Addressed<A> {
+    Other,
+    Flowless {
+        src: A,
+        why: DropReason,
+    },
+    Transport {
+        protocol: u8,
+        /// From the start of the frame.
+        offset: usize,
+    },
 }
 
 /// The headers of a packet that belongs to a flow: TCP, UDP, or an ICMP echo.
 #[derive(Debug)]
-pub struct Headers<'a> {
-    pub ip: &'a mut Ipv4Hdr,
+pub struct Headers<'a, A: Address> {
+    pub ip: &'a mut A::Header,
     pub transport: &'a mut Transport,
     /// Where the transport header is, from the start of the frame.
     pub transport_offset: usize,
+    pub protocol: u8,
     /// 0 unless TCP.
     pub tcp_bits: u8,
 }
 
-/// ICMP types (RFC 792).
+/// ICMP types (RFC 792, RFC 4443).
 pub mod icmp {
     pub const ECHO_REPLY: u8 = 0;
     pub const ECHO: u8 = 8;
+    pub const ECHO6: u8 = 128;
+    pub const ECHO_REPLY6: u8 = 129;
+    /// Router solicitation, the first of neighbour discovery (RFC 4861).
+    pub const ND_FIRST: u8 = 133;
+    /// Redirect, the last of it.
+    pub const ND_LAST: u8 = 137;
+}
+
+/// IPv6 extension headers that are looked behind (RFC 8200 section 4.1 orders them; nobody sends more).
+const EXTENSIONS: u32 = 6;
+
+/// Extension headers of IPv6, by IANA number.
+mod extension {
+    pub(super) const HOP_BY_HOP: u8 = 0;
+    pub(super) const ROUTING: u8 = 43;
+    pub(super) const FRAGMENT: u8 = 44;
+    pub(super) const DESTINATION: u8 = 60;
 }
 
 const MORE_FRAGMENTS: u16 = 0x2000;
@@ -124,35 +178,23 @@ const FRAGMENT_OFFSET: u16 = 0x1fff;
 
 /// Reads the headers: one bounds check each, everything from strangers checked.
 #[inline(always)]
-pub fn parse<P: Packet>(packet: &mut P) -> Parsed<'_> {
-    if !packet.is_untagged_ipv4() {
+pub fn parse<P: Packet, A: Address>(packet: &mut P) -> Parsed<'_, A> {
+    if !packet.carries(A::ETHERTYPE) {
         return Parsed::Other;
     }
-    packet.make_linear(EthHdr::LEN + Ipv4Hdr::LEN);
-    let Some(ip) = packet.at::<Ipv4Hdr>(EthHdr::LEN) else {
+    let (protocol, transport_offset) = match A::locate(packet) {
+        Addressed::Other => return Parsed::Other,
+        Addressed::Flowless { src, why } => return Parsed::Flowless { src, why },
+        Addressed::Transport { protocol, offset } => (protocol, offset),
+    };
+    let transport_len = if protocol == proto::TCP { size_of::<TcpHeader>() } else { size_of::<Transport>() };
+    packet.make_linear(transport_offset + transport_len);
+    let Some(mut ip) = packet.at::<A::Header>(EthHdr::LEN) else {
         return Parsed::Other;
     };
     // SAFETY: `at` checked the bounds, `Wire` the layout; nothing else holds the packet.
-    let (vihl, protocol, fragment, src) = unsafe {
-        let ip = ip.as_ref();
-        (ip.vihl, ip.proto, u16::from_be_bytes(ip.frags), ip.src_addr)
-    };
-    if vihl >> 4 != 4 || vihl & 15 < 5 {
-        return Parsed::Other;
-    }
-    if fragment & (MORE_FRAGMENTS | FRAGMENT_OFFSET) != 0 {
-        return Parsed::Flowless { src, why: DropReason::Fragment };
-    }
-    let transport_offset = EthHdr::LEN + ((vihl & 15) as usize) * 4;
-    let transport_len = match protocol {
-        proto::TCP => size_of::<TcpHeader>(),
-        proto::UDP | proto::ICMP => size_of::<Transport>(),
-        _ => return Parsed::Flowless { src, why: DropReason::Protocol },
-    };
-    packet.make_linear(transport_offset + transport_len);
-    let (Some(mut ip), Some(mut transport)) =
-        (packet.at::<Ipv4Hdr>(EthHdr::LEN), packet.at::<Transport>(transport_offset))
-    else {
+    let src = A::src(unsafe { ip.as_ref() });
+    let Some(mut transport) = packet.at::<Transport>(transport_offset) else {
         return Parsed::Flowless { src, why: DropReason::Malformed };
     };
     let mut tcp_bits = 0;
@@ -164,31 +206,119 @@ pub fn parse<P: Packet>(packet: &mut P) -> Parsed<'_> {
         tcp_bits = unsafe { header.as_ref().bits };
     }
     // SAFETY: `at` checked the bounds, the two do not overlap (the transport header starts where the IP header
-    // ends, at 20 bytes or more), and both live as long as the borrow of the packet.
+    // ends or later), and both live as long as the borrow of the packet.
     let (ip, transport) = unsafe { (ip.as_mut(), transport.as_mut()) };
-    if protocol == proto::ICMP && !matches!(transport.first, [icmp::ECHO | icmp::ECHO_REPLY, 0]) {
-        return Parsed::Flowless { src, why: DropReason::Protocol };
+    if protocol == A::ICMP {
+        let [kind, code] = transport.first;
+        if A::ICMP == proto::ICMP6 && (icmp::ND_FIRST..=icmp::ND_LAST).contains(&kind) {
+            return Parsed::Other;
+        }
+        if (kind != A::ECHO && kind != A::ECHO_REPLY) || code != 0 {
+            return Parsed::Flowless { src, why: DropReason::Protocol };
+        }
     }
-    Parsed::Flow(Headers { ip, transport, transport_offset, tcp_bits })
+    Parsed::Flow(Headers { ip, transport, transport_offset, protocol, tcp_bits })
 }
 
-impl Headers<'_> {
+/// The headers again, of a packet that `parse` has found to have them at this offset.
+#[inline(always)]
+pub fn headers_at<P: Packet, A: Address>(
+    packet: &mut P,
+    transport_offset: usize,
+    protocol: u8,
+) -> Option<Headers<'_, A>> {
+    let mut ip = packet.at::<A::Header>(EthHdr::LEN)?;
+    let mut transport = packet.at::<Transport>(transport_offset)?;
+    if transport_offset < EthHdr::LEN + size_of::<A::Header>() {
+        return None;
+    }
+    // SAFETY: `at` checked the bounds, the two do not overlap, and both live as long as the borrow of the packet.
+    let (ip, transport) = unsafe { (ip.as_mut(), transport.as_mut()) };
+    Some(Headers { ip, transport, transport_offset, protocol, tcp_bits: 0 })
+}
+
+/// Behind IPv4's header and its options.
+#[inline(always)]
+pub(crate) fn locate4<P: Packet>(packet: &mut P) -> Addressed<[u8; 4]> {
+    packet.make_linear(EthHdr::LEN + Ipv4Hdr::LEN);
+    let Some(ip) = packet.at::<Ipv4Hdr>(EthHdr::LEN) else {
+        return Addressed::Other;
+    };
+    // SAFETY: `at` checked the bounds, `Wire` the layout; nothing else holds the packet.
+    let (vihl, protocol, fragment, src) = unsafe {
+        let ip = ip.as_ref();
+        (ip.vihl, ip.proto, u16::from_be_bytes(ip.frags), ip.src_addr)
+    };
+    if vihl >> 4 != 4 || vihl & 15 < 5 {
+        return Addressed::Other;
+    }
+    if fragment & (MORE_FRAGMENTS | FRAGMENT_OFFSET) != 0 {
+        return Addressed::Flowless { src, why: DropReason::Fragment };
+    }
+    match protocol {
+        proto::TCP | proto::UDP | proto::ICMP => {
+            Addressed::Transport { protocol, offset: EthHdr::LEN + ((vihl & 15) as usize) * 4 }
+        }
+        _ => Addressed::Flowless { src, why: DropReason::Protocol },
+    }
+}
+
+/// Behind IPv6's header and those extension headers that may stand before a transport header.
+#[inline(always)]
+pub(crate) fn locate6<P: Packet>(packet: &mut P) -> Addressed<[u8; 16]> {
+    packet.make_linear(EthHdr::LEN + Ipv6Hdr::LEN);
+    let Some(ip) = packet.at::<Ipv6Hdr>(EthHdr::LEN) else {
+        return Addressed::Other;
+    };
+    // SAFETY: `at` checked the bounds, `Wire` the layout; nothing else holds the packet.
+    let (first, mut next, src) = unsafe {
+        let ip = ip.as_ref();
+        (ip.vcf[0], ip.next_hdr, ip.src_addr)
+    };
+    if first >> 4 != 6 {
+        return Addressed::Other;
+    }
+    let mut offset = EthHdr::LEN + Ipv6Hdr::LEN;
+    let mut seen = 0;
+    while seen < EXTENSIONS {
+        match next {
+            proto::TCP | proto::UDP | proto::ICMP6 => return Addressed::Transport { protocol: next, offset },
+            extension::HOP_BY_HOP | extension::ROUTING | extension::DESTINATION => {}
+            extension::FRAGMENT => return Addressed::Flowless { src, why: DropReason::Fragment },
+            _ => return Addressed::Flowless { src, why: DropReason::Protocol },
+        }
+        packet.make_linear(offset + size_of::<Extension>());
+        let Some(header) = packet.at::<Extension>(offset) else {
+            return Addressed::Flowless { src, why: DropReason::Malformed };
+        };
+        // SAFETY: `at` checked the bounds.
+        let Extension { next: following, len, rest: _ } = unsafe { *header.as_ref() };
+        next = following;
+        offset += (len as usize + 1) * 8;
+        seen += 1;
+    }
+    match next {
+        proto::TCP | proto::UDP | proto::ICMP6 => Addressed::Transport { protocol: next, offset },
+        _ => Addressed::Flowless { src, why: DropReason::Protocol },
+    }
+}
+
+impl<A: Address> Headers<'_, A> {
     /// The flow table's key of this packet.
     #[inline(always)]
-    pub fn key(&self, direction: Direction) -> FlowKey {
-        let (sport, dport) = match self.ip.proto {
-            proto::ICMP if self.transport.first[0] == icmp::ECHO => {
-                (u16::from_be_bytes(self.transport.third), 0)
-            }
-            proto::ICMP => (0, u16::from_be_bytes(self.transport.third)),
-            _ => (u16::from_be_bytes(self.transport.first), u16::from_be_bytes(self.transport.second)),
+    pub fn key(&self, direction: Direction) -> FlowKey<A> {
+        let (sport, dport) = if self.protocol == A::ICMP {
+            let identifier = u16::from_be_bytes(self.transport.third);
+            if self.transport.first[0] == A::ECHO { (identifier, 0) } else { (0, identifier) }
+        } else {
+            (u16::from_be_bytes(self.transport.first), u16::from_be_bytes(self.transport.second))
         };
         FlowKey {
-            src: self.ip.src_addr,
-            dst: self.ip.dst_addr,
+            src: A::src(self.ip),
+            dst: A::dst(self.ip),
             sport,
             dport,
-            proto: self.ip.proto,
+            proto: self.protocol,
             direction: direction as u8,
             unused: 0,
         }

@@ -2,16 +2,11 @@
 
 use core::ptr::NonNull;
 
-use crate::maps::{Direction, Flow, FlowKey, Forward, ForwardKey, Masquerade};
-
-/// The two flow tables.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tier {
-    /// `half4`: flows that nobody has answered yet. When it is full, the least recently used one goes.
-    Unproven,
-    /// `flow4`: flows that were answered. Nothing is ever pushed out of it.
-    Proven,
-}
+use crate::{
+    family::Address,
+    maps::{Direction, Flow, FlowKey, Forward, ForwardKey, Masquerade, Rule, TICK_BITS},
+    nat::work::Work,
+};
 
 /// What came of inserting a key that must not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,25 +21,25 @@ pub enum Claim {
 /// The kernel may recycle the memory for another flow while we hold it (hash elements are preallocated), so no
 /// reference to it is ever handed out: fields are read and written one by one, each a plain load or store.
 #[derive(Debug, Clone, Copy)]
-pub struct FlowRef(NonNull<Flow>);
+pub struct FlowRef<A>(NonNull<Flow<A>>);
 
-impl FlowRef {
+impl<A: Address> FlowRef<A> {
     /// # Safety
     /// `flow` must stay readable and writable as a [`Flow`] (of this or of another key) while the reference is used.
     #[inline(always)]
-    pub const unsafe fn new(flow: NonNull<Flow>) -> Self {
+    pub const unsafe fn new(flow: NonNull<Flow<A>>) -> Self {
         Self(flow)
     }
 
     /// For the tables' own use: where the counters are.
     #[inline(always)]
-    pub const fn as_ptr(self) -> *mut Flow {
+    pub const fn as_ptr(self) -> *mut Flow<A> {
         self.0.as_ptr()
     }
 
     /// The key of the packets that answer those of `key`, which is this flow's.
     #[inline(always)]
-    pub fn peer_of(self, key: &FlowKey) -> FlowKey {
+    pub fn peer_of(self, key: &FlowKey<A>) -> FlowKey<A> {
         FlowKey {
             src: self.to_dst(),
             dst: self.to_src(),
@@ -56,9 +51,28 @@ impl FlowRef {
         }
     }
 
+    #[inline(always)]
+    pub fn to_src(self) -> A {
+        // SAFETY: readable by the contract of `new`; a Flow is aligned to eight bytes, and this is its start.
+        unsafe { A::load(&raw const (*self.0.as_ptr()).to_src) }
+    }
+
+    #[inline(always)]
+    pub fn to_dst(self) -> A {
+        // SAFETY: as above, an address further on, which is a multiple of four bytes.
+        unsafe { A::load(&raw const (*self.0.as_ptr()).to_dst) }
+    }
+
+    /// Notes that a packet of it was seen at `now`, in nanoseconds.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "ticks wrap")]
+    pub fn see(self, now: u64) {
+        self.set_last_seen((now >> TICK_BITS) as u32);
+    }
+
     /// A copy of the whole record.
     #[inline(always)]
-    pub fn read(self) -> Flow {
+    pub fn read(self) -> Flow<A> {
         // SAFETY: readable by the contract of `new`; every bit pattern is a Flow.
         unsafe { self.0.as_ptr().read() }
     }
@@ -66,7 +80,7 @@ impl FlowRef {
 
 macro_rules! field {
     ($($get:ident, $set:ident: $kind:ty;)*) => {
-        impl FlowRef {
+        impl<A: Address> FlowRef<A> {
             $(
                 #[inline(always)]
                 pub fn $get(self) -> $kind {
@@ -85,40 +99,27 @@ macro_rules! field {
 }
 
 field! {
-    to_src, set_to_src: [u8; 4];
-    to_dst, set_to_dst: [u8; 4];
     to_sport, set_to_sport: u16;
     to_dport, set_to_dport: u16;
     address_difference, set_address_difference: u16;
     port_difference, set_port_difference: u16;
     rule, set_rule: u32;
     generation, set_generation: u32;
-    uplink, set_uplink: u32;
+    hop, set_hop: u32;
+    stamp, set_stamp: u32;
+    lease, set_lease: u32;
+    last_seen, set_last_seen: u32;
+    packets, set_packets: u64;
     created, set_created: u32;
-    synced, set_synced: u32;
     state, set_state: u8;
     flags, set_flags: u8;
-    last_seen, set_last_seen: u64;
+    synced, set_synced: u16;
 }
 
-/// Maps, clock, dice and sockets.
-pub trait Tables {
-    fn flow(&self, tier: Tier, key: &FlowKey) -> Option<FlowRef>;
-
-    /// Inserts; an existing key is left alone.
-    fn claim(&self, tier: Tier, key: &FlowKey, flow: &Flow) -> Claim;
-
-    /// The same with a copy of a flow that is in a table: without a copy on a stack of 512 bytes.
-    fn claim_copy(&self, tier: Tier, key: &FlowKey, flow: FlowRef) -> Claim;
-
-    /// Removes; a missing key is no error.
-    fn remove(&self, tier: Tier, key: &FlowKey);
-
-    /// Adds to the flow's counters, whatever other CPUs do at the same time, and sets `last_seen`.
-    fn touch(&self, flow: FlowRef, now: u64, packets: u32, bytes: u32);
-
-    /// The present generation of the rule in a slot.
-    fn generation(&self, slot: u32) -> Option<u32>;
+/// What both families share: rules, clock, dice.
+pub trait Host {
+    /// What is in a rule's slot now.
+    fn rule(&self, slot: u32) -> Option<Rule>;
 
     /// Adds to the rule's counters.
     fn count(&self, slot: u32, direction: Direction, packets: u32, bytes: u32);
@@ -126,23 +127,44 @@ pub trait Tables {
     /// Counts a new flow of the rule.
     fn count_flow(&self, slot: u32);
 
-    fn forward(&self, key: &ForwardKey) -> Option<Forward>;
-
-    /// The longest masqueraded prefix of this uplink that covers the address.
-    fn masquerade(&self, uplink: u32, address: [u8; 4]) -> Option<Masquerade>;
-
-    /// The address that the uplink masquerades to.
-    fn uplink_address(&self, uplink: u32) -> Option<[u8; 4]>;
-
-    /// Is this one of the host's own addresses?
-    fn is_local(&self, address: [u8; 4]) -> bool;
-
-    /// Does a socket of the host hold this local address and port, listening or connected to that remote?
-    fn host_socket(&self, proto: u8, remote: ([u8; 4], u16), local: ([u8; 4], u16)) -> bool;
-
     /// Nanoseconds since boot (CLOCK_MONOTONIC, coarse).
     fn now(&self) -> u64;
 
     /// Unpredictable bits.
     fn random(&self) -> u32;
+}
+
+/// Flows, rules by what they match, and sockets, of one address family.
+pub trait Tables<A: Address>: Host {
+    fn flow(&self, key: &FlowKey<A>) -> Option<FlowRef<A>>;
+
+    /// Inserts; an existing key is left alone.
+    fn claim(&self, key: &FlowKey<A>, flow: &Flow<A>) -> Claim;
+
+    /// Removes; a missing key is no error.
+    fn remove(&self, key: &FlowKey<A>);
+
+    /// Adds to the flow's counters, whatever other CPUs do at the same time, and sets `last_seen`.
+    fn touch(&self, flow: FlowRef<A>, now: u64, packets: u32, bytes: u32);
+
+    /// Puts the key into the next place of the list of unproven flows, and what was there, the oldest one, into the
+    /// key. A key of protocol 0 is an empty place.
+    fn exchange(&self, key: &mut FlowKey<A>) -> bool;
+
+    /// Memory of this CPU's own, see [`Work`].
+    fn work(&self) -> Option<NonNull<Work<A>>>;
+
+    fn forward(&self, key: &ForwardKey<A>) -> Option<Forward<A>>;
+
+    /// The longest masqueraded prefix of this uplink that covers the address.
+    fn masquerade(&self, uplink: u32, address: A) -> Option<Masquerade>;
+
+    /// The address that the uplink masquerades to.
+    fn uplink_address(&self, uplink: u32) -> Option<A>;
+
+    /// Is this one of the host's own addresses?
+    fn is_local(&self, address: A) -> bool;
+
+    /// Does a socket of the host hold this local address and port, listening or connected to that remote?
+    fn host_socket(&self, proto: u8, remote: (A, u16), local: (A, u16)) -> bool;
 }

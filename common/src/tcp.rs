@@ -1,6 +1,8 @@
 //! The life of a flow: TCP after RFC 7857 section 2 and RFC 5382 REQ-5, UDP after RFC 4787 REQ-5, ICMP after
 //! RFC 5508 REQ-2. Alone in a file and free of I/O.
 
+use crate::maps::Timeouts;
+
 /// Where a flow is in its life; decides how long it may be idle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -49,6 +51,7 @@ pub mod proto {
     pub const ICMP: u8 = 1;
     pub const TCP: u8 = 6;
     pub const UDP: u8 = 17;
+    pub const ICMP6: u8 = 58;
 }
 
 /// Bits of the thirteenth byte of a TCP header (RFC 9293 section 3.1).
@@ -59,20 +62,15 @@ pub mod bits {
     pub const ACK: u8 = 16;
 }
 
-const SECOND: u64 = 1_000_000_000;
-
-/// How long a flow may be idle, in nanoseconds.
+/// How long a flow may be idle, in seconds.
 #[inline(always)]
-pub const fn timeout(protocol: u8, state: FlowState) -> u64 {
+pub const fn timeout(timeouts: &Timeouts, protocol: u8, state: FlowState) -> u32 {
     match (protocol, state) {
-        // RFC 5382 REQ-5: at least 2 h 4 min established, 4 min while opening or closing.
         // A half-closed connection may still carry data for hours one way.
-        (proto::TCP, FlowState::Established | FlowState::HalfClosed) => 7440 * SECOND,
-        (proto::TCP, _) => 240 * SECOND,
-        // RFC 4787 REQ-5: two minutes at least, five recommended.
-        (proto::UDP, _) => 300 * SECOND,
-        // RFC 5508 REQ-2: one minute at least.
-        (_, _) => 60 * SECOND,
+        (proto::TCP, FlowState::Established | FlowState::HalfClosed) => timeouts.tcp_open,
+        (proto::TCP, _) => timeouts.tcp_change,
+        (proto::UDP, _) => timeouts.udp,
+        (_, _) => timeouts.icmp,
     }
 }
 
@@ -168,13 +166,16 @@ mod tests {
     }
 
     #[test]
-    fn every_timeout_is_at_least_what_its_rfc_asks() {
+    fn every_usual_timeout_is_at_least_what_its_rfc_asks() {
+        let usual = |protocol, state| timeout(&Timeouts::RFC, protocol, state);
         for state in FlowState::ALL {
-            assert!(timeout(proto::UDP, state) >= 120 * SECOND);
-            assert!(timeout(proto::ICMP, state) >= 60 * SECOND);
-            assert!(timeout(proto::TCP, state) >= 240 * SECOND);
+            assert!(usual(proto::UDP, state) >= 120);
+            assert!(usual(proto::ICMP, state) >= 60);
+            assert!(usual(proto::ICMP6, state) >= 60);
+            assert!(usual(proto::TCP, state) >= 240);
             assert_eq!(FlowState::from_u8(state as u8), state);
         }
-        assert!(timeout(proto::TCP, FlowState::Established) >= 7440 * SECOND);
+        assert!(usual(proto::TCP, FlowState::Established) >= 7440);
+        assert!(usual(proto::TCP, FlowState::HalfClosed) >= 7440);
     }
 }

@@ -19,11 +19,18 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use telecluster_common::{
-    nat::{Verdict, wan_in, wan_out},
+    drop::DropReason,
+    family::Address,
+    maps::{Direction, stage},
+    nat::{Verdict, established, translate},
+    packet::Packet as _,
     vlan::{self, port_in, port_out},
 };
 
-use crate::{skb::Skb, switch::Maps, tables::Kernel};
+use crate::{maps::STAGE, skb::Skb, switch::Maps, tables::Kernel};
+
+type A4 = [u8; 4];
+type A6 = [u8; 16];
 
 /// On to the next program, and then to the stack. Never "ok, stop": that would hide other people's programs.
 const NEXT: i32 = -1; // TCX_NEXT (uapi/linux/bpf.h) and TC_ACT_UNSPEC (uapi/linux/pkt_cls.h)
@@ -31,15 +38,57 @@ const NEXT: i32 = -1; // TCX_NEXT (uapi/linux/bpf.h) and TC_ACT_UNSPEC (uapi/lin
 /// Ingress of the uplink.
 #[classifier]
 pub fn tc_wan_in(ctx: TcContext) -> i32 {
-    let verdict = wan_in(&mut Skb::new(&ctx), &Kernel::new(&ctx));
-    act(&ctx, verdict)
+    hook(&ctx, Direction::In, stage::NAT4_IN, stage::NAT6_IN)
 }
 
 /// Egress of the uplink.
 #[classifier]
 pub fn tc_wan_out(ctx: TcContext) -> i32 {
-    let verdict = wan_out(&mut Skb::new(&ctx), &Kernel::new(&ctx));
-    act(&ctx, verdict)
+    hook(&ctx, Direction::Out, stage::NAT4_OUT, stage::NAT6_OUT)
+}
+
+/// IPv4 from the outside that is not simply the next packet of a flow.
+#[classifier]
+pub fn tc_nat4_in(ctx: TcContext) -> i32 {
+    act(&ctx, translate::<_, _, A4>(&mut Skb::new(&ctx), &Kernel::new(&ctx), Direction::In))
+}
+
+/// The same from the inside.
+#[classifier]
+pub fn tc_nat4_out(ctx: TcContext) -> i32 {
+    act(&ctx, translate::<_, _, A4>(&mut Skb::new(&ctx), &Kernel::new(&ctx), Direction::Out))
+}
+
+/// IPv6 from the outside.
+#[classifier]
+pub fn tc_nat6_in(ctx: TcContext) -> i32 {
+    act(&ctx, translate::<_, _, A6>(&mut Skb::new(&ctx), &Kernel::new(&ctx), Direction::In))
+}
+
+/// IPv6 from the inside.
+#[classifier]
+pub fn tc_nat6_out(ctx: TcContext) -> i32 {
+    act(&ctx, translate::<_, _, A6>(&mut Skb::new(&ctx), &Kernel::new(&ctx), Direction::Out))
+}
+
+/// Translates the next packet of an IPv4 flow; everything else goes on to a program of its own, with a stack of its
+/// own. IPv6 packets all do: their keys alone would fill this one's.
+#[inline(always)]
+fn hook(ctx: &TcContext, direction: Direction, nat4: u32, nat6: u32) -> i32 {
+    let mut skb = Skb::new(ctx);
+    let next = if skb.carries(A4::ETHERTYPE) {
+        if let Some(verdict) = established::<_, _, A4>(&mut skb, &Kernel::new(ctx), direction) {
+            return act(ctx, verdict);
+        }
+        nat4
+    } else if skb.carries(A6::ETHERTYPE) {
+        nat6
+    } else {
+        return NEXT;
+    };
+    // SAFETY: nothing here has to be dropped. It comes back only when the place is empty.
+    unsafe { STAGE.tail_call(ctx, next) }
+    act(ctx, Verdict::Drop(DropReason::Program))
 }
 
 /// From a port of a bridge with VLANs into the bridge: a port's ingress, the bridge's own egress.

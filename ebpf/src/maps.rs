@@ -2,51 +2,88 @@
 //! `telecluster_common::maps`. The agent sets the sizes of the flow tables when it loads.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, ProgramArray},
     macros::btf_map,
 };
 use telecluster_common::{
     drop::DropReason,
     maps::{
         Flow, FlowKey, Forward, ForwardKey, MAX_RULES, Masquerade, MasqueradeKey, Rule, RuleStat, Uplink,
+        stage,
     },
+    nat::work::Work,
 };
+
+type A4 = [u8; 4];
+type A6 = [u8; 16];
 
 /// Twice as many forwards as rules: `all` is tcp and udp.
 const FORWARDS: usize = 2 * MAX_RULES as usize;
+const RULES: usize = MAX_RULES as usize;
 const UPLINKS: usize = 256;
 const ADDRESSES: usize = 4096;
 
-/// Flows that were answered.
 #[btf_map(name = "flow4")]
-pub static FLOW4: HashMap<FlowKey, Flow, 1024> = HashMap::new();
+pub static FLOW4: HashMap<FlowKey<A4>, Flow<A4>, 1024> = HashMap::new();
 
-/// Flows that nobody has answered yet.
+#[btf_map(name = "flow6")]
+pub static FLOW6: HashMap<FlowKey<A6>, Flow<A6>, 1024> = HashMap::new();
+
+/// Keys of flows that nobody has proven yet, in the order in which they came.
 #[btf_map(name = "half4")]
-pub static HALF4: LruHashMap<FlowKey, Flow, 1024> = LruHashMap::new();
+pub static HALF4: PerCpuArray<FlowKey<A4>, 1024> = PerCpuArray::new();
+
+#[btf_map(name = "half6")]
+pub static HALF6: PerCpuArray<FlowKey<A6>, 1024> = PerCpuArray::new();
+
+/// Where the next one goes: `half4`, `half6`.
+#[btf_map(name = "half_next")]
+pub static HALF_NEXT: PerCpuArray<u32, 2> = PerCpuArray::new();
+
+#[btf_map(name = "work4")]
+pub static WORK4: PerCpuArray<Work<A4>, 1> = PerCpuArray::new();
+
+#[btf_map(name = "work6")]
+pub static WORK6: PerCpuArray<Work<A6>, 1> = PerCpuArray::new();
 
 #[btf_map(name = "forward4")]
-pub static FORWARD4: HashMap<ForwardKey, Forward, FORWARDS> = HashMap::new();
+pub static FORWARD4: HashMap<ForwardKey<A4>, Forward<A4>, FORWARDS> = HashMap::new();
+
+#[btf_map(name = "forward6")]
+pub static FORWARD6: HashMap<ForwardKey<A6>, Forward<A6>, FORWARDS> = HashMap::new();
 
 #[btf_map(name = "masquerade4")]
-pub static MASQUERADE4: LpmTrie<MasqueradeKey, Masquerade, { MAX_RULES as usize }> = LpmTrie::new();
+pub static MASQUERADE4: LpmTrie<MasqueradeKey<A4>, Masquerade, RULES> = LpmTrie::new();
+
+#[btf_map(name = "masquerade6")]
+pub static MASQUERADE6: LpmTrie<MasqueradeKey<A6>, Masquerade, RULES> = LpmTrie::new();
 
 #[btf_map(name = "uplink4")]
-pub static UPLINK4: HashMap<u32, Uplink, UPLINKS> = HashMap::new();
+pub static UPLINK4: HashMap<u32, Uplink<A4>, UPLINKS> = HashMap::new();
+
+#[btf_map(name = "uplink6")]
+pub static UPLINK6: HashMap<u32, Uplink<A6>, UPLINKS> = HashMap::new();
 
 /// The host's own addresses; the value means nothing.
 #[btf_map(name = "local4")]
-pub static LOCAL4: HashMap<[u8; 4], u32, ADDRESSES> = HashMap::new();
+pub static LOCAL4: HashMap<A4, u32, ADDRESSES> = HashMap::new();
+
+#[btf_map(name = "local6")]
+pub static LOCAL6: HashMap<A6, u32, ADDRESSES> = HashMap::new();
 
 #[btf_map(name = "rule")]
-pub static RULE: Array<Rule, { MAX_RULES as usize }> = Array::new();
+pub static RULE: Array<Rule, RULES> = Array::new();
 
 #[btf_map(name = "rule_stat")]
-pub static RULE_STAT: PerCpuArray<RuleStat, { MAX_RULES as usize }> = PerCpuArray::new();
+pub static RULE_STAT: PerCpuArray<RuleStat, RULES> = PerCpuArray::new();
 
 /// Dropped packets by [`DropReason`].
 #[btf_map(name = "drop_stat")]
 pub static DROP_STAT: PerCpuArray<u64, { DropReason::COUNT as usize }> = PerCpuArray::new();
+
+/// Programs that those on the hooks go on to, by [`stage`].
+#[btf_map(name = "stage")]
+pub static STAGE: ProgramArray<{ stage::COUNT as usize }> = ProgramArray::new();
 
 #[inline(always)]
 pub fn count_drop(reason: DropReason) {

@@ -10,8 +10,6 @@ use aya_ebpf::{
 use telecluster_common::packet::{ChecksumFix, Packet, Wire};
 
 const ETHERNET: u32 = 14;
-/// ETH_P_IP as it stands in `__sk_buff.protocol`: network order.
-const IPV4: u32 = 0x0800u16.to_be() as u32;
 
 /// A socket buffer at a TC hook. `__sk_buff` is a view that the verifier translates, so it is read field by field.
 pub struct Skb(pub(crate) *mut __sk_buff);
@@ -25,9 +23,10 @@ impl Skb {
 
 impl Packet for Skb {
     #[inline(always)]
-    fn is_untagged_ipv4(&self) -> bool {
+    fn carries(&self, ethertype: u16) -> bool {
+        // In `__sk_buff` it stands in network order.
         // SAFETY: the context of the program that runs.
-        unsafe { (*self.0).protocol == IPV4 && (*self.0).vlan_present == 0 }
+        unsafe { (*self.0).protocol == u32::from(ethertype.to_be()) && (*self.0).vlan_present == 0 }
     }
 
     #[inline(always)]

@@ -3,9 +3,10 @@
 use core::{arch::asm, ptr::NonNull};
 
 use aya_ebpf::{
+    Global,
     bindings::{
         __sk_buff, BPF_F_CURRENT_NETNS, BPF_NOEXIST, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
-        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
     },
     btf_maps::lpm_trie::Key,
     helpers::{
@@ -14,14 +15,22 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use telecluster_common::{
-    maps::{Direction, Flow, FlowKey, Forward, ForwardKey, Masquerade, MasqueradeKey},
-    tables::{Claim, FlowRef, Tables, Tier},
+    maps::{Direction, Flow, FlowKey, Forward, ForwardKey, Masquerade, MasqueradeKey, Rule},
+    nat::work::Work,
+    tables::{Claim, FlowRef, Host, Tables},
     tcp::proto,
 };
 
-use crate::maps::{FLOW4, FORWARD4, HALF4, LOCAL4, MASQUERADE4, RULE, RULE_STAT, UPLINK4};
+use crate::maps::{
+    FLOW4, FLOW6, FORWARD4, FORWARD6, HALF_NEXT, HALF4, HALF6, LOCAL4, LOCAL6, MASQUERADE4, MASQUERADE6,
+    RULE, RULE_STAT, UPLINK4, UPLINK6, WORK4, WORK6,
+};
 
 const EEXIST: i32 = -17;
+
+/// Places of `half4` and of `half6`, a power of two; the agent sets it.
+#[unsafe(no_mangle)]
+pub static HALF_SIZE: Global<u32> = Global::new(1024);
 
 /// Maps, clock, dice and sockets of the running kernel.
 pub struct Kernel(*mut __sk_buff);
@@ -31,62 +40,31 @@ impl Kernel {
     pub fn new(ctx: &TcContext) -> Self {
         Self(ctx.skb.skb)
     }
+
+    #[inline(always)]
+    fn socket(&self, protocol: u8, tuple: bpf_sock_tuple__bindgen_ty_1, len: usize) -> bool {
+        let mut tuple = bpf_sock_tuple { __bindgen_anon_1: tuple };
+        let netns = BPF_F_CURRENT_NETNS as u64;
+        // SAFETY: the context of the program that runs, a tuple on our stack, and the reference is given back.
+        unsafe {
+            let socket = if protocol == proto::TCP {
+                bpf_skc_lookup_tcp(self.0.cast(), &raw mut tuple, len as u32, netns, 0)
+            } else {
+                bpf_sk_lookup_udp(self.0.cast(), &raw mut tuple, len as u32, netns, 0)
+            };
+            if socket.is_null() {
+                return false;
+            }
+            bpf_sk_release(socket.cast());
+        }
+        true
+    }
 }
 
-impl Tables for Kernel {
+impl Host for Kernel {
     #[inline(always)]
-    fn flow(&self, tier: Tier, key: &FlowKey) -> Option<FlowRef> {
-        let flow = match tier {
-            Tier::Proven => FLOW4.get_ptr_mut(key),
-            Tier::Unproven => HALF4.get_ptr_mut(key),
-        }?;
-        // SAFETY: map memory stays mapped while the program runs (RCU), as this flow's or as another's.
-        NonNull::new(flow).map(|flow| unsafe { FlowRef::new(flow) })
-    }
-
-    #[inline(always)]
-    fn claim(&self, tier: Tier, key: &FlowKey, flow: &Flow) -> Claim {
-        let flags = u64::from(BPF_NOEXIST);
-        let result = match tier {
-            Tier::Proven => FLOW4.insert(key, flow, flags),
-            Tier::Unproven => HALF4.insert(key, flow, flags),
-        };
-        match result {
-            Ok(()) => Claim::Ok,
-            Err(EEXIST) => Claim::Exists,
-            Err(_) => Claim::Full,
-        }
-    }
-
-    #[inline(always)]
-    fn claim_copy(&self, tier: Tier, key: &FlowKey, flow: FlowRef) -> Claim {
-        // SAFETY: map memory, which the kernel copies from; a change meanwhile is a change that came too late.
-        self.claim(tier, key, unsafe { &*flow.as_ptr() })
-    }
-
-    #[inline(always)]
-    fn remove(&self, tier: Tier, key: &FlowKey) {
-        // A missing key is what was wanted.
-        let _ = match tier {
-            Tier::Proven => FLOW4.remove(key),
-            Tier::Unproven => HALF4.remove(key),
-        };
-    }
-
-    #[inline(always)]
-    fn touch(&self, flow: FlowRef, now: u64, packets: u32, bytes: u32) {
-        let record = flow.as_ptr();
-        // SAFETY: the fields of a flow in map memory.
-        unsafe {
-            atomic_add(&raw mut (*record).packets, u64::from(packets));
-            atomic_add(&raw mut (*record).bytes, u64::from(bytes));
-        }
-        flow.set_last_seen(now);
-    }
-
-    #[inline(always)]
-    fn generation(&self, slot: u32) -> Option<u32> {
-        RULE.get(slot).map(|rule| rule.generation)
+    fn rule(&self, slot: u32) -> Option<Rule> {
+        RULE.get(slot).copied()
     }
 
     #[inline(always)]
@@ -117,58 +95,6 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn forward(&self, key: &ForwardKey) -> Option<Forward> {
-        // SAFETY: read at once; the agent replaces entries whole, and an old one is as good as a new one here.
-        unsafe { FORWARD4.get(key) }.copied()
-    }
-
-    #[inline(always)]
-    fn masquerade(&self, uplink: u32, address: [u8; 4]) -> Option<Masquerade> {
-        MASQUERADE4.get(&Key::new(64, MasqueradeKey { uplink, address })).copied()
-    }
-
-    #[inline(always)]
-    fn uplink_address(&self, uplink: u32) -> Option<[u8; 4]> {
-        // SAFETY: four bytes, read at once.
-        unsafe { UPLINK4.get(uplink) }.map(|uplink| uplink.address)
-    }
-
-    #[inline(always)]
-    fn is_local(&self, address: [u8; 4]) -> bool {
-        LOCAL4.get_ptr(address).is_some()
-    }
-
-    #[inline(always)]
-    fn host_socket(&self, protocol: u8, remote: ([u8; 4], u16), local: ([u8; 4], u16)) -> bool {
-        // The lookup sees the packet that the socket would receive: from the remote to the local address.
-        let mut tuple = bpf_sock_tuple {
-            __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 {
-                ipv4: bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
-                    saddr: u32::from_ne_bytes(remote.0),
-                    daddr: u32::from_ne_bytes(local.0),
-                    sport: remote.1.to_be(),
-                    dport: local.1.to_be(),
-                },
-            },
-        };
-        let len = size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1>() as u32;
-        let netns = BPF_F_CURRENT_NETNS as u64;
-        // SAFETY: the context of the program that runs, a tuple on our stack, and the reference is given back.
-        unsafe {
-            let socket = if protocol == proto::TCP {
-                bpf_skc_lookup_tcp(self.0.cast(), &raw mut tuple, len, netns, 0)
-            } else {
-                bpf_sk_lookup_udp(self.0.cast(), &raw mut tuple, len, netns, 0)
-            };
-            if socket.is_null() {
-                return false;
-            }
-            bpf_sk_release(socket.cast());
-        }
-        true
-    }
-
-    #[inline(always)]
     fn now(&self) -> u64 {
         // SAFETY: reads a clock.
         unsafe { bpf_ktime_get_coarse_ns() }
@@ -179,6 +105,129 @@ impl Tables for Kernel {
         // SAFETY: no arguments.
         unsafe { bpf_get_prandom_u32() }
     }
+}
+
+/// The tables of one family: the same code over its own maps. `$family` is its place in `half_next`.
+macro_rules! tables {
+    ($address:ty, $prefix:literal, $flow:ident, $half:ident, $family:literal, $work:ident, $forward:ident,
+     $masquerade:ident, $uplink:ident, $local:ident, $tuple:expr) => {
+        impl Tables<$address> for Kernel {
+            #[inline(always)]
+            fn flow(&self, key: &FlowKey<$address>) -> Option<FlowRef<$address>> {
+                let flow = $flow.get_ptr_mut(key)?;
+                // SAFETY: map memory stays mapped while the program runs (RCU), as this flow's or as another's.
+                NonNull::new(flow).map(|flow| unsafe { FlowRef::new(flow) })
+            }
+
+            #[inline(always)]
+            fn claim(&self, key: &FlowKey<$address>, flow: &Flow<$address>) -> Claim {
+                match $flow.insert(key, flow, u64::from(BPF_NOEXIST)) {
+                    Ok(()) => Claim::Ok,
+                    Err(EEXIST) => Claim::Exists,
+                    Err(_) => Claim::Full,
+                }
+            }
+
+            #[inline(always)]
+            fn remove(&self, key: &FlowKey<$address>) {
+                // A missing key is what was wanted.
+                let _ = $flow.remove(key);
+            }
+
+            #[inline(always)]
+            fn touch(&self, flow: FlowRef<$address>, now: u64, packets: u32, bytes: u32) {
+                let record = flow.as_ptr();
+                // SAFETY: the fields of a flow in map memory.
+                unsafe {
+                    atomic_add(&raw mut (*record).packets, u64::from(packets));
+                    atomic_add(&raw mut (*record).bytes, u64::from(bytes));
+                }
+                flow.see(now);
+            }
+
+            #[inline(always)]
+            fn exchange(&self, key: &mut FlowKey<$address>) -> bool {
+                let Some(next) = HALF_NEXT.get_ptr_mut($family) else {
+                    return false;
+                };
+                // SAFETY: this CPU's own slots; the hooks run with softirqs off, so nothing interrupts.
+                unsafe {
+                    let place = *next & (HALF_SIZE.load() - 1);
+                    *next = (*next).wrapping_add(1);
+                    let Some(place) = $half.get_ptr_mut(place) else {
+                        return false;
+                    };
+                    core::ptr::swap(place, key);
+                }
+                true
+            }
+
+            #[inline(always)]
+            fn work(&self) -> Option<NonNull<Work<$address>>> {
+                NonNull::new($work.get_ptr_mut(0)?)
+            }
+
+            #[inline(always)]
+            fn forward(&self, key: &ForwardKey<$address>) -> Option<Forward<$address>> {
+                // SAFETY: read at once; the agent replaces entries whole, and an old one is as good as a new one.
+                unsafe { $forward.get(key) }.copied()
+            }
+
+            #[inline(always)]
+            fn masquerade(&self, uplink: u32, address: $address) -> Option<Masquerade> {
+                $masquerade.get(&Key::new($prefix, MasqueradeKey { uplink, address })).copied()
+            }
+
+            #[inline(always)]
+            fn uplink_address(&self, uplink: u32) -> Option<$address> {
+                // SAFETY: an address, read at once.
+                unsafe { $uplink.get(uplink) }.map(|uplink| uplink.address)
+            }
+
+            #[inline(always)]
+            fn is_local(&self, address: $address) -> bool {
+                $local.get_ptr(address).is_some()
+            }
+
+            #[inline(always)]
+            fn host_socket(&self, protocol: u8, remote: ($address, u16), local: ($address, u16)) -> bool {
+                // The lookup sees the packet that the socket would receive: from the remote to the local address.
+                let (tuple, len) = $tuple(remote, local);
+                self.socket(protocol, tuple, len)
+            }
+        }
+    };
+}
+
+tables!([u8; 4], 64, FLOW4, HALF4, 0, WORK4, FORWARD4, MASQUERADE4, UPLINK4, LOCAL4, tuple4);
+tables!([u8; 16], 160, FLOW6, HALF6, 1, WORK6, FORWARD6, MASQUERADE6, UPLINK6, LOCAL6, tuple6);
+
+#[inline(always)]
+fn tuple4(remote: ([u8; 4], u16), local: ([u8; 4], u16)) -> (bpf_sock_tuple__bindgen_ty_1, usize) {
+    let ipv4 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
+        saddr: u32::from_ne_bytes(remote.0),
+        daddr: u32::from_ne_bytes(local.0),
+        sport: remote.1.to_be(),
+        dport: local.1.to_be(),
+    };
+    (bpf_sock_tuple__bindgen_ty_1 { ipv4 }, size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1>())
+}
+
+#[inline(always)]
+fn tuple6(remote: ([u8; 16], u16), local: ([u8; 16], u16)) -> (bpf_sock_tuple__bindgen_ty_1, usize) {
+    let ipv6 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 {
+        saddr: words(remote.0),
+        daddr: words(local.0),
+        sport: remote.1.to_be(),
+        dport: local.1.to_be(),
+    };
+    (bpf_sock_tuple__bindgen_ty_1 { ipv6 }, size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2>())
+}
+
+#[inline(always)]
+fn words(address: [u8; 16]) -> [u32; 4] {
+    // SAFETY: as many bytes, and every bit pattern is valid.
+    unsafe { core::mem::transmute(address) }
 }
 
 /// The target has no compare-and-swap in Rust's eyes, so `AtomicU64::fetch_add` does not exist there.

@@ -1,40 +1,41 @@
 //! Frames built byte by byte. Checksums are computed from scratch (RFC 1071), not by the code under test.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 pub const ICMP: u8 = 1;
+pub const ICMP6: u8 = 58;
 
 pub const SYN: u8 = 2;
 pub const ACK: u8 = 16;
 pub const FIN: u8 = 1;
 pub const RST: u8 = 4;
 
-/// Ethernet header and the smallest IPv4 header.
-pub const TRANSPORT: usize = 14 + 20;
-
-/// An IPv4 packet in an Ethernet frame, with everything that a test may want to vary.
+/// An IP packet in an Ethernet frame, with everything that a test may want to vary.
 #[derive(Debug, Clone)]
 pub struct Frame {
-    pub src: Ipv4Addr,
-    pub dst: Ipv4Addr,
+    pub src: IpAddr,
+    pub dst: IpAddr,
     pub proto: u8,
-    /// Multiple of four bytes, at most 40.
+    /// IPv4: a multiple of four bytes, at most 40. IPv6: extension headers, of which the last says what follows; the
+    /// first one's number is `proto`.
     pub options: Vec<u8>,
-    /// Flags and offset as they stand in the header.
+    /// IPv4: flags and offset as they stand in the header.
     pub fragment: u16,
     pub transport: Vec<u8>,
 }
 
 impl Frame {
-    pub fn new(src: Ipv4Addr, dst: Ipv4Addr, proto: u8, transport: Vec<u8>) -> Self {
+    pub fn new(src: impl Into<IpAddr>, dst: impl Into<IpAddr>, proto: u8, transport: Vec<u8>) -> Self {
+        let (src, dst) = (src.into(), dst.into());
         Self { src, dst, proto, options: Vec::new(), fragment: 0, transport }
     }
 
     #[must_use]
     pub fn options(mut self, options: &[u8]) -> Self {
-        assert!(options.len().is_multiple_of(4) && options.len() <= 40);
+        let (unit, most) = if self.src.is_ipv4() { (4, 40) } else { (8, 2048) };
+        assert!(options.len().is_multiple_of(unit) && options.len() <= most);
         self.options = options.to_vec();
         self
     }
@@ -45,8 +46,36 @@ impl Frame {
         self
     }
 
+    /// Puts an IPv6 extension header of eight bytes before what there is.
+    #[must_use]
+    pub fn extension(mut self, number: u8) -> Self {
+        self.options.splice(0..0, [self.proto, 0, 1, 4, 0, 0, 0, 0]);
+        self.proto = number;
+        self
+    }
+
     /// The bytes, Ethernet header first.
     pub fn bytes(&self) -> Vec<u8> {
+        match (self.src, self.dst) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => self.bytes4(src, dst),
+            (IpAddr::V6(src), IpAddr::V6(dst)) => self.bytes6(src, dst),
+            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => panic!("two families"),
+        }
+    }
+
+    fn bytes6(&self, src: Ipv6Addr, dst: Ipv6Addr) -> Vec<u8> {
+        let payload = u16::try_from(self.options.len() + self.transport.len()).expect("an IPv6 packet");
+        let mut bytes = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x86, 0xdd, 0x60, 0, 0, 0];
+        bytes.extend(payload.to_be_bytes());
+        bytes.extend([self.proto, 64]);
+        bytes.extend(src.octets());
+        bytes.extend(dst.octets());
+        bytes.extend(&self.options);
+        bytes.extend(&self.transport);
+        bytes
+    }
+
+    fn bytes4(&self, src: Ipv4Addr, dst: Ipv4Addr) -> Vec<u8> {
         let header = 20 + self.options.len();
         let total = u16::try_from(header + self.transport.len()).expect("an IPv4 packet");
         let mut ip = vec![0x40 | u8::try_from(header / 4).expect("60 bytes at most"), 0];
@@ -54,8 +83,8 @@ impl Frame {
         ip.extend([0x12, 0x34]);
         ip.extend(self.fragment.to_be_bytes());
         ip.extend([64, self.proto, 0, 0]);
-        ip.extend(self.src.octets());
-        ip.extend(self.dst.octets());
+        ip.extend(src.octets());
+        ip.extend(dst.octets());
         ip.extend(&self.options);
         let sum = checksum(&ip);
         ip[10..12].copy_from_slice(&sum);
@@ -67,10 +96,19 @@ impl Frame {
     }
 }
 
-type Socket = (Ipv4Addr, u16);
+/// An address and a port, of either family.
+#[derive(Debug, Clone, Copy)]
+pub struct End((IpAddr, u16));
+
+impl<A: Into<IpAddr>> From<(A, u16)> for End {
+    fn from((address, port): (A, u16)) -> Self {
+        Self((address.into(), port))
+    }
+}
 
 /// UDP with a checksum.
-pub fn udp(src: Socket, dst: Socket, payload: &[u8]) -> Frame {
+pub fn udp(src: impl Into<End>, dst: impl Into<End>, payload: &[u8]) -> Frame {
+    let (src, dst) = (src.into().0, dst.into().0);
     let mut udp = udp_header(src.1, dst.1, payload);
     let sum = transport_checksum(src.0, dst.0, UDP, &udp);
     // RFC 768: a sum of zero is sent as all ones
@@ -79,7 +117,8 @@ pub fn udp(src: Socket, dst: Socket, payload: &[u8]) -> Frame {
 }
 
 /// UDP that says it has no checksum.
-pub fn udp_without_checksum(src: Socket, dst: Socket, payload: &[u8]) -> Frame {
+pub fn udp_without_checksum(src: impl Into<End>, dst: impl Into<End>, payload: &[u8]) -> Frame {
+    let (src, dst) = (src.into().0, dst.into().0);
     Frame::new(src.0, dst.0, UDP, udp_header(src.1, dst.1, payload))
 }
 
@@ -93,7 +132,8 @@ fn udp_header(sport: u16, dport: u16, payload: &[u8]) -> Vec<u8> {
     udp
 }
 
-pub fn tcp(src: Socket, dst: Socket, flags: u8, payload: &[u8]) -> Frame {
+pub fn tcp(src: impl Into<End>, dst: impl Into<End>, flags: u8, payload: &[u8]) -> Frame {
+    let (src, dst) = (src.into().0, dst.into().0);
     let mut tcp = Vec::new();
     tcp.extend(src.1.to_be_bytes());
     tcp.extend(dst.1.to_be_bytes());
@@ -105,14 +145,25 @@ pub fn tcp(src: Socket, dst: Socket, flags: u8, payload: &[u8]) -> Frame {
 }
 
 /// ICMP of any type with an identifier.
-pub fn icmp(src: Ipv4Addr, dst: Ipv4Addr, kind: u8, identifier: u16, payload: &[u8]) -> Frame {
+pub fn icmp(
+    src: impl Into<IpAddr>,
+    dst: impl Into<IpAddr>,
+    kind: u8,
+    identifier: u16,
+    payload: &[u8],
+) -> Frame {
+    let (src, dst) = (src.into(), dst.into());
     let mut icmp = vec![kind, 0, 0, 0];
     icmp.extend(identifier.to_be_bytes());
     icmp.extend([0, 1]);
     icmp.extend(payload);
-    let sum = checksum(&icmp);
+    let (proto, sum) = if src.is_ipv4() {
+        (ICMP, checksum(&icmp))
+    } else {
+        (ICMP6, transport_checksum(src, dst, ICMP6, &icmp))
+    };
     icmp[2..4].copy_from_slice(&sum);
-    Frame::new(src, dst, ICMP, icmp)
+    Frame::new(src, dst, proto, icmp)
 }
 
 /// RFC 1071.
@@ -125,12 +176,17 @@ pub fn checksum(data: &[u8]) -> [u8; 2] {
     (!u16::try_from(sum).expect("folded")).to_be_bytes()
 }
 
-fn transport_checksum(src: Ipv4Addr, dst: Ipv4Addr, proto: u8, segment: &[u8]) -> [u8; 2] {
+fn transport_checksum(src: IpAddr, dst: IpAddr, proto: u8, segment: &[u8]) -> [u8; 2] {
     let mut data = Vec::new();
-    data.extend(src.octets());
-    data.extend(dst.octets());
+    for address in [src, dst] {
+        match address {
+            IpAddr::V4(address) => data.extend(address.octets()),
+            IpAddr::V6(address) => data.extend(address.octets()),
+        }
+    }
+    // RFC 8200 section 8.1 has wider fields than RFC 793; the sum is the same
     data.extend([0, proto]);
-    data.extend(u16::try_from(segment.len()).expect("fits IPv4").to_be_bytes());
+    data.extend(u16::try_from(segment.len()).expect("fits IP").to_be_bytes());
     data.extend(segment);
     checksum(&data)
 }

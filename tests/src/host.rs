@@ -3,27 +3,32 @@
 use std::{
     cell::{Cell, RefCell, UnsafeCell},
     collections::HashMap,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     ptr::NonNull,
 };
 
+use ipnet::IpNet;
 use telecluster_common::{
     checksum::{apply, fold},
     drop::DropReason,
-    maps::{Direction, Flow, FlowKey, Forward, ForwardKey, Masquerade, RuleStat},
-    nat::{Verdict, wan_in, wan_out},
+    family::Address,
+    maps::{Direction, Flow, FlowKey, Forward, ForwardKey, Masquerade, Rule as RuleSlot, RuleStat, Timeouts},
+    nat::{Verdict, established, translate, work::Work},
     packet::{ChecksumFix, Packet, Wire},
-    tables::{Claim, FlowRef, Tables, Tier},
+    tables::{self, Claim, FlowRef, Tables},
 };
 
-use crate::vectors::{LOCAL, Machine, Outcome, Rule, UPLINK, UPLINK_ADDRESS};
+use crate::vectors::{LOCAL, Machine, Outcome, Rule, UPLINK, UPLINK_ADDRESS, UPLINK_ADDRESS6};
+
+/// Places for unproven flows: enough that only a test that wants it sees one go.
+pub const HALF_SIZE: usize = 1024;
 
 /// A frame in memory, as complete as a socket buffer without offloads.
 struct Bytes<'a>(&'a mut [u8]);
 
 impl Packet for Bytes<'_> {
-    fn is_untagged_ipv4(&self) -> bool {
-        self.0.get(12..14) == Some(&[8, 0])
+    fn carries(&self, ethertype: u16) -> bool {
+        self.0.get(12..14) == Some(&ethertype.to_be_bytes())
     }
 
     fn interface(&self) -> u32 {
@@ -62,84 +67,124 @@ impl Packet for Bytes<'_> {
     }
 }
 
-/// Tables in memory. Flows are boxed so that a reference to one survives inserts of others.
+/// Tables in memory.
 #[derive(Debug, Default)]
 pub struct HostTables {
-    proven: RefCell<HashMap<FlowKey, Box<UnsafeCell<Flow>>>>,
-    unproven: RefCell<HashMap<FlowKey, Box<UnsafeCell<Flow>>>>,
+    ipv4: Family<[u8; 4]>,
+    ipv6: Family<[u8; 16]>,
     generations: RefCell<HashMap<u32, u32>>,
     stats: RefCell<HashMap<u32, RuleStat>>,
-    forwards: HashMap<ForwardKey, Forward>,
-    masquerades: Vec<(ipnet::Ipv4Net, Masquerade)>,
     /// Sockets of the host: local address and port.
-    pub sockets: Vec<([u8; 4], u16)>,
-    /// Entries that fit in each flow table; 0: as many as there come.
+    pub sockets: Vec<(IpAddr, u16)>,
+    /// Entries that fit in the flow table; 0: as many as there come.
     pub capacity: usize,
     /// Nanoseconds.
     pub clock: Cell<u64>,
     dice: Cell<u32>,
 }
 
-impl HostTables {
-    fn table(&self, tier: Tier) -> &RefCell<HashMap<FlowKey, Box<UnsafeCell<Flow>>>> {
-        match tier {
-            Tier::Proven => &self.proven,
-            Tier::Unproven => &self.unproven,
+/// Where an entry stays until it is removed.
+type Place<A> = Box<UnsafeCell<Flow<A>>>;
+
+/// The tables of one address family. Flows are boxed so that a reference to one survives inserts of others.
+#[derive(Debug)]
+pub struct Family<A> {
+    flows: RefCell<HashMap<FlowKey<A>, Place<A>>>,
+    half: RefCell<Vec<FlowKey<A>>>,
+    half_next: Cell<usize>,
+    work: Box<UnsafeCell<Work<A>>>,
+    forwards: HashMap<ForwardKey<A>, Forward<A>>,
+    masquerades: Vec<(IpNet, Masquerade)>,
+}
+
+impl<A: Address> Default for Family<A> {
+    fn default() -> Self {
+        let key = FlowKey { src: A::ANY, dst: A::ANY, sport: 0, dport: 0, proto: 0, direction: 0, unused: 0 };
+        // SAFETY: integers and byte arrays.
+        let work: Work<A> = unsafe { std::mem::zeroed() };
+        Self {
+            flows: RefCell::default(),
+            half: RefCell::new(vec![key; HALF_SIZE]),
+            half_next: Cell::new(0),
+            work: Box::new(UnsafeCell::new(work)),
+            forwards: HashMap::new(),
+            masquerades: Vec::new(),
         }
-    }
-
-    /// Flow entries of a table, two for a flow.
-    pub fn entries(&self, tier: Tier) -> usize {
-        self.table(tier).borrow().len()
-    }
-
-    /// Forgets one entry, as an LRU table does under a flood.
-    pub fn evict(&self, tier: Tier, key: &FlowKey) -> bool {
-        self.table(tier).borrow_mut().remove(key).is_some()
-    }
-
-    pub fn record(&self, key: &FlowKey) -> Option<Flow> {
-        [Tier::Proven, Tier::Unproven].into_iter().find_map(|tier| self.flow(tier, key)).map(FlowRef::read)
     }
 }
 
-impl Tables for HostTables {
-    fn flow(&self, tier: Tier, key: &FlowKey) -> Option<FlowRef> {
-        let table = self.table(tier).borrow();
-        // SAFETY: the box stays until the entry is removed, and the engine does not use a flow after that.
-        table.get(key).and_then(|flow| NonNull::new(flow.get())).map(|flow| unsafe { FlowRef::new(flow) })
+/// An address that knows its tables.
+pub trait Side: Address {
+    const UPLINK: IpAddr;
+
+    fn of(tables: &HostTables) -> &Family<Self>;
+    fn of_mut(tables: &mut HostTables) -> &mut Family<Self>;
+    fn ip(self) -> IpAddr;
+    fn from_ip(ip: IpAddr) -> Self;
+}
+
+impl Side for [u8; 4] {
+    const UPLINK: IpAddr = IpAddr::V4(UPLINK_ADDRESS);
+
+    fn of(tables: &HostTables) -> &Family<Self> {
+        &tables.ipv4
     }
 
-    fn claim(&self, tier: Tier, key: &FlowKey, flow: &Flow) -> Claim {
-        let mut table = self.table(tier).borrow_mut();
-        if table.contains_key(key) {
-            return Claim::Exists;
-        }
-        if self.capacity != 0 && table.len() >= self.capacity {
-            return Claim::Full;
-        }
-        table.insert(*key, Box::new(UnsafeCell::new(*flow)));
-        Claim::Ok
+    fn of_mut(tables: &mut HostTables) -> &mut Family<Self> {
+        &mut tables.ipv4
     }
 
-    fn claim_copy(&self, tier: Tier, key: &FlowKey, flow: FlowRef) -> Claim {
-        self.claim(tier, key, &flow.read())
+    fn ip(self) -> IpAddr {
+        Ipv4Addr::from(self).into()
     }
 
-    fn remove(&self, tier: Tier, key: &FlowKey) {
-        self.table(tier).borrow_mut().remove(key);
+    fn from_ip(ip: IpAddr) -> Self {
+        let IpAddr::V4(ip) = ip else { panic!("{ip} is no IPv4 address") };
+        ip.octets()
+    }
+}
+
+impl Side for [u8; 16] {
+    const UPLINK: IpAddr = IpAddr::V6(UPLINK_ADDRESS6);
+
+    fn of(tables: &HostTables) -> &Family<Self> {
+        &tables.ipv6
     }
 
-    fn touch(&self, flow: FlowRef, now: u64, packets: u32, bytes: u32) {
-        // SAFETY: see `flow`.
-        let record = unsafe { &mut *flow.as_ptr() };
-        record.packets += u64::from(packets);
-        record.bytes += u64::from(bytes);
-        record.last_seen = now;
+    fn of_mut(tables: &mut HostTables) -> &mut Family<Self> {
+        &mut tables.ipv6
     }
 
-    fn generation(&self, slot: u32) -> Option<u32> {
-        self.generations.borrow().get(&slot).copied()
+    fn ip(self) -> IpAddr {
+        Ipv6Addr::from(self).into()
+    }
+
+    fn from_ip(ip: IpAddr) -> Self {
+        let IpAddr::V6(ip) = ip else { panic!("{ip} is no IPv6 address") };
+        ip.octets()
+    }
+}
+
+impl HostTables {
+    /// Flow entries, two for a flow.
+    pub fn entries<A: Side>(&self) -> usize {
+        A::of(self).flows.borrow().len()
+    }
+
+    /// Forgets one entry.
+    pub fn forget<A: Side>(&self, key: &FlowKey<A>) -> bool {
+        A::of(self).flows.borrow_mut().remove(key).is_some()
+    }
+
+    pub fn record<A: Side>(&self, key: &FlowKey<A>) -> Option<Flow<A>> {
+        self.flow(key).map(FlowRef::read)
+    }
+}
+
+impl tables::Host for HostTables {
+    fn rule(&self, slot: u32) -> Option<RuleSlot> {
+        let generation = *self.generations.borrow().get(&slot)?;
+        Some(RuleSlot { generation, used: 1, uplink: UPLINK, unused: 0, timeouts: Timeouts::RFC })
     }
 
     fn count(&self, slot: u32, direction: Direction, packets: u32, bytes: u32) {
@@ -157,30 +202,6 @@ impl Tables for HostTables {
         self.stats.borrow_mut().entry(slot).or_default().flows += 1;
     }
 
-    fn forward(&self, key: &ForwardKey) -> Option<Forward> {
-        self.forwards.get(key).copied()
-    }
-
-    fn masquerade(&self, uplink: u32, address: [u8; 4]) -> Option<Masquerade> {
-        let covering = self
-            .masquerades
-            .iter()
-            .filter(|(net, _)| uplink == UPLINK && net.contains(&Ipv4Addr::from(address)));
-        covering.max_by_key(|(net, _)| net.prefix_len()).map(|(_, rule)| *rule)
-    }
-
-    fn uplink_address(&self, uplink: u32) -> Option<[u8; 4]> {
-        (uplink == UPLINK).then(|| UPLINK_ADDRESS.octets())
-    }
-
-    fn is_local(&self, address: [u8; 4]) -> bool {
-        LOCAL.iter().any(|local| local.octets() == address)
-    }
-
-    fn host_socket(&self, _protocol: u8, _remote: ([u8; 4], u16), local: ([u8; 4], u16)) -> bool {
-        self.sockets.contains(&local)
-    }
-
     fn now(&self) -> u64 {
         self.clock.get()
     }
@@ -193,40 +214,129 @@ impl Tables for HostTables {
     }
 }
 
+impl<A: Side> Tables<A> for HostTables {
+    fn flow(&self, key: &FlowKey<A>) -> Option<FlowRef<A>> {
+        let table = A::of(self).flows.borrow();
+        // SAFETY: the box stays until the entry is removed, and the engine does not use a flow after that.
+        table.get(key).and_then(|flow| NonNull::new(flow.get())).map(|flow| unsafe { FlowRef::new(flow) })
+    }
+
+    fn claim(&self, key: &FlowKey<A>, flow: &Flow<A>) -> Claim {
+        let mut table = A::of(self).flows.borrow_mut();
+        if table.contains_key(key) {
+            return Claim::Exists;
+        }
+        if self.capacity != 0 && table.len() >= self.capacity {
+            return Claim::Full;
+        }
+        table.insert(*key, Box::new(UnsafeCell::new(*flow)));
+        Claim::Ok
+    }
+
+    fn remove(&self, key: &FlowKey<A>) {
+        A::of(self).flows.borrow_mut().remove(key);
+    }
+
+    fn touch(&self, flow: FlowRef<A>, now: u64, packets: u32, bytes: u32) {
+        // SAFETY: see `flow`.
+        let record = unsafe { &mut *flow.as_ptr() };
+        record.packets += u64::from(packets);
+        record.bytes += u64::from(bytes);
+        flow.see(now);
+    }
+
+    fn exchange(&self, key: &mut FlowKey<A>) -> bool {
+        let side = A::of(self);
+        let place = side.half_next.get();
+        side.half_next.set((place + 1) % HALF_SIZE);
+        std::mem::swap(&mut side.half.borrow_mut()[place], key);
+        true
+    }
+
+    fn work(&self) -> Option<NonNull<Work<A>>> {
+        NonNull::new(A::of(self).work.get())
+    }
+
+    fn forward(&self, key: &ForwardKey<A>) -> Option<Forward<A>> {
+        A::of(self).forwards.get(key).copied()
+    }
+
+    fn masquerade(&self, uplink: u32, address: A) -> Option<Masquerade> {
+        let covering =
+            A::of(self).masquerades.iter().filter(|(net, _)| uplink == UPLINK && net.contains(&address.ip()));
+        covering.max_by_key(|(net, _)| net.prefix_len()).map(|(_, rule)| *rule)
+    }
+
+    fn uplink_address(&self, uplink: u32) -> Option<A> {
+        (uplink == UPLINK).then(|| A::from_ip(A::UPLINK))
+    }
+
+    fn is_local(&self, address: A) -> bool {
+        LOCAL.contains(&address.ip())
+    }
+
+    fn host_socket(&self, _protocol: u8, _remote: (A, u16), local: (A, u16)) -> bool {
+        self.sockets.contains(&(local.0.ip(), local.1))
+    }
+}
+
 /// The engine with its tables, as the vectors want it.
 #[derive(Debug, Default)]
 pub struct Host {
     pub tables: HostTables,
 }
 
+impl Host {
+    fn put_forward<A: Side>(&mut self, slot: u32, rule: (u8, u16, Option<IpAddr>), to: (IpAddr, u16)) {
+        let (proto, port, address) = rule;
+        let address = address.map_or(A::ANY, A::from_ip);
+        let key = ForwardKey { uplink: UPLINK, address, port, proto, unused: 0 };
+        let value = Forward { address: A::from_ip(to.0), port: to.1, unused: 0, rule: slot, generation: 1 };
+        A::of_mut(&mut self.tables).forwards.insert(key, value);
+    }
+
+    fn forget_rule<A: Side>(&mut self, slot: u32) {
+        let side = A::of_mut(&mut self.tables);
+        side.forwards.retain(|_, value| value.rule != slot);
+        side.masquerades.retain(|(_, value)| value.rule != slot);
+    }
+}
+
 impl Machine for Host {
     fn put(&mut self, slot: u32, rule: &Rule) {
         self.tables.generations.borrow_mut().insert(slot, 1);
         match rule {
+            Rule::Forward { proto, port, to, address } if to.0.is_ipv4() => {
+                self.put_forward::<[u8; 4]>(slot, (*proto, *port, *address), *to);
+            }
             Rule::Forward { proto, port, to, address } => {
-                let address = address.map_or([0; 4], |a| a.octets());
-                let key = ForwardKey { uplink: UPLINK, address, port: *port, proto: *proto, unused: 0 };
-                let value =
-                    Forward { address: to.0.octets(), port: to.1, unused: 0, rule: slot, generation: 1 };
-                self.tables.forwards.insert(key, value);
+                self.put_forward::<[u8; 16]>(slot, (*proto, *port, *address), *to);
             }
             Rule::Masquerade { source } => {
-                self.tables.masquerades.push((*source, Masquerade { rule: slot, generation: 1 }));
+                let rule = (*source, Masquerade { rule: slot, generation: 1 });
+                match source {
+                    IpNet::V4(_) => self.tables.ipv4.masquerades.push(rule),
+                    IpNet::V6(_) => self.tables.ipv6.masquerades.push(rule),
+                }
             }
         }
     }
 
     fn remove(&mut self, slot: u32, _rule: &Rule) {
         self.tables.generations.borrow_mut().insert(slot, 2);
-        self.tables.forwards.retain(|_, value| value.rule != slot);
-        self.tables.masquerades.retain(|(_, value)| value.rule != slot);
+        self.forget_rule::<[u8; 4]>(slot);
+        self.forget_rule::<[u8; 16]>(slot);
     }
 
+    /// As the programs do it: the short way first, then the whole one.
     fn run(&mut self, direction: Direction, frame: &[u8]) -> (Outcome, Vec<u8>) {
         let mut frame = frame.to_vec();
-        let verdict = match direction {
-            Direction::In => wan_in(&mut Bytes(&mut frame), &self.tables),
-            Direction::Out => wan_out(&mut Bytes(&mut frame), &self.tables),
+        let tables = &self.tables;
+        let verdict = if Bytes(&mut frame).carries(<[u8; 4]>::ETHERTYPE) {
+            established::<_, _, [u8; 4]>(&mut Bytes(&mut frame), tables, direction)
+                .unwrap_or_else(|| translate::<_, _, [u8; 4]>(&mut Bytes(&mut frame), tables, direction))
+        } else {
+            translate::<_, _, [u8; 16]>(&mut Bytes(&mut frame), tables, direction)
         };
         match verdict {
             Verdict::Pass => (Outcome::Passed, frame),

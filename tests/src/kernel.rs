@@ -17,7 +17,7 @@ use telecluster_worker::kernel::{
 
 use crate::{
     frame::TCP,
-    vectors::{LOCAL, Machine, Outcome, Rule, UPLINK, UPLINK_ADDRESS},
+    vectors::{IPV4, IPV6, LOCAL, Machine, Outcome, Rule, UPLINK},
 };
 
 const NEXT: u32 = u32::MAX; // TCX_NEXT, -1
@@ -38,7 +38,10 @@ impl Kernel {
             log_level: 3,
         };
         let (plane, object) = BpfDataPlane::load(&options).expect("load the programs");
-        let addresses = HostAddresses { local: LOCAL.to_vec(), uplinks: vec![(UPLINK, UPLINK_ADDRESS)] };
+        let addresses = HostAddresses {
+            local: LOCAL.to_vec(),
+            uplinks: vec![(UPLINK, IPV4.uplink), (UPLINK, IPV6.uplink)],
+        };
         plane.set_addresses(&addresses).expect("set the addresses");
         Self { plane, object }
     }

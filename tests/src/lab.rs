@@ -4,13 +4,14 @@
 //!  inside               worker                          outside
 //!  eth0 ---------- lan0 - br-lab   (routing)   wan0 ---------- eth0
 //!  192.168.100.10         192.168.100.1  203.0.113.1    203.0.113.2
+//!  fd00:100::10           fd00:100::1    2001:db8::1    2001:db8::2        after `ipv6`
 //! ```
 //!
 //! The namespaces have no names: they are held by file descriptors and vanish with the test, whatever became of it.
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::{
         fd::{AsFd as _, AsRawFd as _, OwnedFd},
         unix::process::CommandExt as _,
@@ -37,6 +38,12 @@ pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 100, 1);
 pub const WAN: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 pub const INSIDE_NET: &str = "192.168.100.0/24";
+
+pub const INSIDE6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x100, 0, 0, 0, 0, 0, 0x10);
+pub const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x100, 0, 0, 0, 0, 0, 1);
+pub const WAN6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+pub const OUTSIDE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
+pub const INSIDE_NET6: &str = "fd00:100::/64";
 
 /// How long anything may take before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -256,6 +263,21 @@ impl Lab {
         let mounts = hold_mounts(&router);
         let state = tempfile::tempdir().expect("a state directory");
         Self { inside, router, outside, mounts, state, environment: Vec::new() }
+    }
+
+    /// Gives everybody IPv6 addresses too, usable at once.
+    pub fn ipv6(&self) {
+        for (host, device, address, gateway) in [
+            (&self.inside, "eth0", INSIDE6, Some(GATEWAY6)),
+            (&self.router, "br-lab", GATEWAY6, None),
+            (&self.router, "wan0", WAN6, None),
+            (&self.outside, "eth0", OUTSIDE6, None),
+        ] {
+            host.ip(&format!("addr add {address}/64 dev {device} nodad"));
+            if let Some(gateway) = gateway {
+                host.ip(&format!("-6 route add default via {gateway}"));
+            }
+        }
     }
 
     /// A command in the worker's namespaces: its network, its BPF file system.

@@ -1,33 +1,86 @@
 //! Packets in, packets and verdicts out. The host's engine and the loaded programs run the same list and must give
 //! the same bytes.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use telecluster_common::{
     drop::DropReason,
     maps::{Direction, RuleStat},
 };
 
-use crate::frame::{ACK, FIN, Frame, ICMP, RST, SYN, TCP, UDP, icmp, tcp, udp, udp_without_checksum};
+use crate::frame::{ACK, FIN, Frame, ICMP, ICMP6, RST, SYN, TCP, UDP, icmp, tcp, udp, udp_without_checksum};
 
 /// Loopback: the interface that `BPF_PROG_TEST_RUN` pretends a packet is on.
 pub const UPLINK: u32 = 1;
 pub const UPLINK_ADDRESS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+pub const UPLINK_ADDRESS6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
 /// The host's own addresses.
-pub const LOCAL: [Ipv4Addr; 2] = [UPLINK_ADDRESS, Ipv4Addr::new(192, 168, 100, 1)];
+pub const LOCAL: [IpAddr; 4] = [IPV4.uplink, IPV4.gateway, IPV6.uplink, IPV6.gateway];
 
 const INSIDE: Ipv4Addr = Ipv4Addr::new(192, 168, 100, 10);
-const OTHER_INSIDE: Ipv4Addr = Ipv4Addr::new(192, 168, 100, 11);
 const REMOTE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 /// Of no rule.
 const STRANGER: Ipv4Addr = Ipv4Addr::new(10, 9, 8, 7);
 
+/// Who takes part, in one address family.
+#[derive(Debug, Clone, Copy)]
+pub struct Cast {
+    pub uplink: IpAddr,
+    /// The host's address on the inside.
+    pub gateway: IpAddr,
+    pub inside: IpAddr,
+    pub other_inside: IpAddr,
+    pub remote: IpAddr,
+    /// Of no rule.
+    pub stranger: IpAddr,
+    pub echo: u8,
+    pub echo_reply: u8,
+}
+
+pub const IPV4: Cast = Cast {
+    uplink: IpAddr::V4(UPLINK_ADDRESS),
+    gateway: IpAddr::V4(Ipv4Addr::new(192, 168, 100, 1)),
+    inside: IpAddr::V4(INSIDE),
+    other_inside: IpAddr::V4(Ipv4Addr::new(192, 168, 100, 11)),
+    remote: IpAddr::V4(REMOTE),
+    stranger: IpAddr::V4(STRANGER),
+    echo: 8,
+    echo_reply: 0,
+};
+
+pub const IPV6: Cast = Cast {
+    uplink: IpAddr::V6(UPLINK_ADDRESS6),
+    gateway: IpAddr::V6(Ipv6Addr::new(0xfd00, 100, 0, 0, 0, 0, 0, 1)),
+    inside: IpAddr::V6(Ipv6Addr::new(0xfd00, 100, 0, 0, 0x1234, 0x5678, 0x9abc, 10)),
+    other_inside: IpAddr::V6(Ipv6Addr::new(0xfd00, 100, 0, 0, 0, 0, 0, 11)),
+    remote: IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0xeeee, 0xdddd, 0xcccc, 0xbbbb, 7)),
+    stranger: IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 9, 9, 0, 0, 0, 7)),
+    echo: 128,
+    echo_reply: 129,
+};
+
+impl Cast {
+    pub fn masquerade(&self) -> Rule {
+        let prefix = if self.inside.is_ipv4() { 24 } else { 64 };
+        Rule::Masquerade { source: IpNet::new(self.inside, prefix).expect("a network").trunc() }
+    }
+
+    /// A masqueraded UDP exchange: out, and back.
+    pub fn udp_exchange(&self, sport: u16, payload: &[u8]) -> [Step; 2] {
+        let (remote, inside, external) = ((self.remote, 53), (self.inside, sport), (self.uplink, sport));
+        [
+            out(&udp(inside, remote, payload), &udp(external, remote, payload)),
+            inward(&udp(remote, external, payload), &udp(remote, inside, payload)),
+        ]
+    }
+}
+
 /// A rule, in the terms of the vectors.
 #[derive(Debug, Clone)]
 pub enum Rule {
-    Forward { proto: u8, port: u16, to: (Ipv4Addr, u16), address: Option<Ipv4Addr> },
-    Masquerade { source: Ipv4Net },
+    Forward { proto: u8, port: u16, to: (IpAddr, u16), address: Option<IpAddr> },
+    Masquerade { source: IpNet },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,34 +168,35 @@ fn dropped(frame: Vec<u8>, reason: DropReason) -> Step {
 }
 
 pub fn masquerade() -> Rule {
-    Rule::Masquerade { source: Ipv4Net::new(Ipv4Addr::new(192, 168, 100, 0), 24).expect("a network") }
+    IPV4.masquerade()
 }
 
-pub fn forward(proto: u8, port: u16, to: (Ipv4Addr, u16)) -> Rule {
+pub fn forward(proto: u8, port: u16, to: (IpAddr, u16)) -> Rule {
     Rule::Forward { proto, port, to, address: None }
 }
 
-/// A masqueraded UDP exchange: out, and back.
+/// A masqueraded UDP exchange of IPv4.
 pub fn udp_exchange(sport: u16, payload: &[u8]) -> [Step; 2] {
-    let remote = (REMOTE, 53);
-    [
-        out(&udp((INSIDE, sport), remote, payload), &udp((UPLINK_ADDRESS, sport), remote, payload)),
-        inward(&udp(remote, (UPLINK_ADDRESS, sport), payload), &udp(remote, (INSIDE, sport), payload)),
-    ]
+    IPV4.udp_exchange(sport, payload)
 }
 
 /// Every story.
 pub fn all() -> Vec<Vector> {
-    let mut all = masquerade_vectors();
-    all.extend(forward_vectors());
+    let mut all = Vec::new();
+    for cast in [IPV4, IPV6] {
+        all.extend(masquerade_vectors(cast));
+        all.extend(forward_vectors(cast));
+    }
+    all.extend(options_vectors());
     all.extend(untouched_vectors());
     all.extend(refused_vectors());
     all
 }
 
-fn masquerade_vectors() -> Vec<Vector> {
-    let external = |port| (UPLINK_ADDRESS, port);
-    let (inside, remote) = ((INSIDE, 40000), (REMOTE, 443));
+fn masquerade_vectors(cast: Cast) -> Vec<Vector> {
+    let masquerade = || cast.masquerade();
+    let external = |port| (cast.uplink, port);
+    let (inside, remote) = ((cast.inside, 40000), (cast.remote, 443));
     let handshake = [
         out(&tcp(inside, remote, SYN, b""), &tcp(external(40000), remote, SYN, b"")),
         inward(&tcp(remote, external(40000), SYN | ACK, b""), &tcp(remote, inside, SYN | ACK, b"")),
@@ -158,14 +212,12 @@ fn masquerade_vectors() -> Vec<Vector> {
         out(&tcp(inside, remote, ACK, b"x"), &tcp(external(40000), remote, ACK, b"x")),
     ];
     let without = |src, dst| udp_without_checksum(src, dst, b"q");
-    let options = [0x94, 0x04, 0, 0]; // router alert (RFC 2113)
-    let long = [1; 40]; // as many no-operations as fit
-    let with = |frame: Frame, options: &[u8]| frame.options(options);
+    let ping = |src, dst, kind| icmp(src, dst, kind, 77, b"abc");
     let mut vectors = vec![
         Vector {
             name: "a masqueraded datagram goes out with the uplink's address and its answer comes back",
             rules: vec![masquerade()],
-            steps: udp_exchange(40000, b"query").to_vec(),
+            steps: cast.udp_exchange(40000, b"query").to_vec(),
         },
         Vector {
             name: "a datagram without checksum stays without",
@@ -189,33 +241,23 @@ fn masquerade_vectors() -> Vec<Vector> {
             name: "a ping goes out and its answer comes back, by identifier",
             rules: vec![masquerade()],
             steps: vec![
-                out(&icmp(INSIDE, REMOTE, 8, 77, b"abc"), &icmp(UPLINK_ADDRESS, REMOTE, 8, 77, b"abc")),
-                inward(&icmp(REMOTE, UPLINK_ADDRESS, 0, 77, b"abc"), &icmp(REMOTE, INSIDE, 0, 77, b"abc")),
+                out(&ping(cast.inside, cast.remote, cast.echo), &ping(cast.uplink, cast.remote, cast.echo)),
+                inward(
+                    &ping(cast.remote, cast.uplink, cast.echo_reply),
+                    &ping(cast.remote, cast.inside, cast.echo_reply),
+                ),
             ],
-        },
-        Vector {
-            name: "options do not hide the ports behind them",
-            rules: vec![masquerade()],
-            steps: [&options[..], &long[..]]
-                .into_iter()
-                .zip([40000, 40001])
-                .map(|(options, port)| {
-                    out(
-                        &with(udp((INSIDE, port), remote, b"q"), options),
-                        &with(udp(external(port), remote, b"q"), options),
-                    )
-                })
-                .collect(),
         },
         Vector {
             name: "the flows of a removed rule stop at once",
             rules: vec![masquerade()],
-            steps: udp_exchange(40000, b"q")
+            steps: cast
+                .udp_exchange(40000, b"q")
                 .into_iter()
                 .chain([
                     Step::Remove(0),
-                    untouched(Direction::Out, udp(inside, (REMOTE, 53), b"q").bytes()),
-                    untouched(Direction::In, udp((REMOTE, 53), external(40000), b"q").bytes()),
+                    untouched(Direction::Out, udp(inside, (cast.remote, 53), b"q").bytes()),
+                    untouched(Direction::In, udp((cast.remote, 53), external(40000), b"q").bytes()),
                 ])
                 .collect(),
         },
@@ -223,7 +265,7 @@ fn masquerade_vectors() -> Vec<Vector> {
     // every checksum value turns up, the zero that UDP must write as all ones among them
     let sweep = (0..=u8::MAX).flat_map(|byte| {
         let sport = 30000 + u16::from(byte);
-        udp_exchange(sport, &[byte, byte.wrapping_mul(167), 0x5a, byte.rotate_left(3)])
+        cast.udp_exchange(sport, &[byte, byte.wrapping_mul(167), 0x5a, byte.rotate_left(3)])
     });
     vectors.push(Vector {
         name: "checksums are right whatever they were",
@@ -233,15 +275,51 @@ fn masquerade_vectors() -> Vec<Vector> {
     vectors
 }
 
-fn forward_vectors() -> Vec<Vector> {
-    let (ssh, client) = ((INSIDE, 22), (REMOTE, 50000));
-    let external = (UPLINK_ADDRESS, 2222);
+/// What may stand between the IP header and the transport header.
+fn options_vectors() -> Vec<Vector> {
+    let options = [0x94, 0x04, 0, 0]; // router alert (RFC 2113)
+    let long = [1; 40]; // as many no-operations as fit
+    let translated = |cast: Cast, port, with: &dyn Fn(Frame) -> Frame| {
+        let remote = (cast.remote, 443);
+        out(&with(udp((cast.inside, port), remote, b"q")), &with(udp((cast.uplink, port), remote, b"q")))
+    };
+    let [hop_by_hop, routing, destination] = [0, 43, 60];
+    vec![
+        Vector {
+            name: "options do not hide the ports behind them",
+            rules: vec![IPV4.masquerade()],
+            steps: vec![
+                translated(IPV4, 40000, &|frame| frame.options(&options)),
+                translated(IPV4, 40001, &|frame| frame.options(&long)),
+            ],
+        },
+        Vector {
+            name: "extension headers do not hide the ports behind them",
+            rules: vec![IPV6.masquerade()],
+            steps: vec![
+                translated(IPV6, 40000, &|frame| frame.extension(hop_by_hop)),
+                translated(IPV6, 40001, &|frame| {
+                    frame
+                        .extension(destination)
+                        .extension(routing)
+                        .extension(destination)
+                        .extension(hop_by_hop)
+                }),
+            ],
+        },
+    ]
+}
+
+fn forward_vectors(cast: Cast) -> Vec<Vector> {
+    let masquerade = || cast.masquerade();
+    let (ssh, client) = ((cast.inside, 22), (cast.remote, 50000));
+    let external = (cast.uplink, 2222);
     let tcp_forward = vec![
         inward(&tcp(client, external, SYN, b""), &tcp(client, ssh, SYN, b"")),
         out(&tcp(ssh, client, SYN | ACK, b""), &tcp(external, client, SYN | ACK, b"")),
         inward(&tcp(client, external, ACK, b"SSH-2.0"), &tcp(client, ssh, ACK, b"SSH-2.0")),
     ];
-    let dns = (OTHER_INSIDE, 5353);
+    let dns = (cast.other_inside, 5353);
     vec![
         Vector {
             name: "a forwarded TCP port leads inside and the answers come from it",
@@ -252,8 +330,8 @@ fn forward_vectors() -> Vec<Vector> {
             name: "a forwarded UDP port leads inside and the answers come from it",
             rules: vec![forward(UDP, 53, dns)],
             steps: vec![
-                inward(&udp(client, (UPLINK_ADDRESS, 53), b"q"), &udp(client, dns, b"q")),
-                out(&udp(dns, client, b"a"), &udp((UPLINK_ADDRESS, 53), client, b"a")),
+                inward(&udp(client, (cast.uplink, 53), b"q"), &udp(client, dns, b"q")),
+                out(&udp(dns, client, b"a"), &udp((cast.uplink, 53), client, b"a")),
             ],
         },
         Vector {
@@ -271,16 +349,16 @@ fn forward_vectors() -> Vec<Vector> {
         },
         Vector {
             name: "a forward of another address of the host does not match",
-            rules: vec![Rule::Forward { proto: TCP, port: 2222, to: ssh, address: Some(LOCAL[1]) }],
+            rules: vec![Rule::Forward { proto: TCP, port: 2222, to: ssh, address: Some(cast.gateway) }],
             steps: vec![
                 untouched(Direction::In, tcp(client, external, SYN, b"").bytes()),
-                inward(&tcp(client, (LOCAL[1], 2222), SYN, b""), &tcp(client, ssh, SYN, b"")),
+                inward(&tcp(client, (cast.gateway, 2222), SYN, b""), &tcp(client, ssh, SYN, b"")),
             ],
         },
         Vector {
             name: "transit traffic to a forwarded port is nobody's business",
             rules: vec![forward(TCP, 2222, ssh)],
-            steps: vec![untouched(Direction::In, tcp(client, (STRANGER, 2222), SYN, b"").bytes())],
+            steps: vec![untouched(Direction::In, tcp(client, (cast.stranger, 2222), SYN, b"").bytes())],
         },
         Vector {
             name: "a segment of no connection is left to the host to reset",
@@ -294,8 +372,8 @@ fn forward_vectors() -> Vec<Vector> {
             name: "the host's own pings are not forwarded",
             rules: vec![forward(TCP, 2222, ssh), masquerade()],
             steps: vec![
-                untouched(Direction::In, icmp(REMOTE, UPLINK_ADDRESS, 8, 5, b"x").bytes()),
-                untouched(Direction::Out, icmp(UPLINK_ADDRESS, REMOTE, 0, 5, b"x").bytes()),
+                untouched(Direction::In, icmp(cast.remote, cast.uplink, cast.echo, 5, b"x").bytes()),
+                untouched(Direction::Out, icmp(cast.uplink, cast.remote, cast.echo_reply, 5, b"x").bytes()),
             ],
         },
     ]
@@ -304,13 +382,15 @@ fn forward_vectors() -> Vec<Vector> {
 fn untouched_vectors() -> Vec<Vector> {
     let arp = [&[0xff; 6][..], &[2, 0, 0, 0, 0, 2, 8, 6], &[0; 28]].concat();
     let ipv6 = [&[2; 12][..], &[0x86, 0xdd, 0x60], &[0; 59]].concat();
+    // neighbour discovery never has to do with us, whatever its addresses
+    let discovery = (133..=137).map(|kind| icmp(IPV6.inside, IPV6.remote, kind, 0, &[0; 16]).bytes());
     let mut tagged = udp((INSIDE, 1), (REMOTE, 2), b"q").bytes();
     tagged.splice(12..12, [0x81, 0, 0, 100]);
     let mut version = udp((INSIDE, 1), (REMOTE, 2), b"q").bytes();
     version[14] = 0x55;
     let mut short_header = version.clone();
     short_header[14] = 0x44;
-    let frames = vec![
+    let mut frames = vec![
         arp,
         ipv6,
         tagged,
@@ -324,21 +404,22 @@ fn untouched_vectors() -> Vec<Vector> {
         Frame::new(STRANGER, REMOTE, 47, vec![0; 16]).bytes(),
         Frame::new(UPLINK_ADDRESS, REMOTE, 50, vec![0; 16]).bytes(),
     ];
+    frames.extend(discovery);
     let steps = |direction| frames.iter().map(|frame| untouched(direction, frame.clone())).collect();
     vec![
         Vector {
             name: "what leaves from no masqueraded network is left alone",
-            rules: vec![masquerade()],
+            rules: vec![masquerade(), IPV6.masquerade()],
             steps: steps(Direction::Out),
         },
         Vector {
             name: "what arrives for no forward is left alone",
-            rules: vec![masquerade()],
+            rules: vec![masquerade(), IPV6.masquerade()],
             steps: steps(Direction::In),
         },
         Vector {
             name: "fragments and strange protocols from outside are left to the host",
-            rules: vec![masquerade(), forward(UDP, 53, (INSIDE, 53))],
+            rules: vec![masquerade(), forward(UDP, 53, (INSIDE.into(), 53))],
             steps: vec![
                 untouched(
                     Direction::In,
@@ -357,7 +438,25 @@ fn untouched_vectors() -> Vec<Vector> {
 
 fn refused_vectors() -> Vec<Vector> {
     let (inside, remote) = ((INSIDE, 40000), (REMOTE, 443));
-    vec![Vector {
+    let (inside6, remote6) = ((IPV6.inside, 40000), (IPV6.remote, 443));
+    let datagram6 = || udp(inside6, remote6, b"q");
+    // more extension headers than anybody sends
+    let chain = (0..7).fold(datagram6(), |frame, _| frame.extension(60));
+    let ipv6 = vec![
+        dropped(tcp(inside6, remote6, ACK, b"x").bytes(), DropReason::TcpNotSyn),
+        dropped(datagram6().extension(44).bytes(), DropReason::Fragment),
+        dropped(Frame::new(IPV6.inside, IPV6.remote, 50, vec![0; 16]).bytes(), DropReason::Protocol),
+        dropped(icmp(IPV6.inside, IPV6.remote, 139, 7, b"").bytes(), DropReason::Protocol),
+        dropped(Frame::new(IPV6.inside, IPV6.remote, ICMP6, vec![128; 5]).bytes(), DropReason::Malformed),
+        dropped(datagram6().extension(60).bytes()[..14 + 40 + 4].to_vec(), DropReason::Malformed),
+        dropped(chain.bytes(), DropReason::Protocol),
+    ];
+    let mut vectors = vec![Vector {
+        name: "nothing of IPv6 leaves with an inside address",
+        rules: vec![IPV6.masquerade()],
+        steps: ipv6,
+    }];
+    vectors.extend([Vector {
         name: "nothing leaves with an inside address",
         rules: vec![masquerade()],
         steps: vec![
@@ -376,5 +475,6 @@ fn refused_vectors() -> Vec<Vector> {
                 DropReason::Malformed,
             ),
         ],
-    }]
+    }]);
+    vectors
 }

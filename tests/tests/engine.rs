@@ -1,17 +1,18 @@
 //! The engine on the host: the vectors, and what needs a hand on the tables or the clock.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use telecluster_common::{
     drop::DropReason,
-    maps::{Direction, FlowKey},
-    tables::Tier,
+    maps::{Direction, FlowKey, flag},
 };
 use telecluster_tests::{
     frame::{ACK, Frame, SYN, TCP, UDP, tcp, udp},
-    host::Host,
+    host::{HALF_SIZE, Host},
     vectors::{self, Machine as _, Outcome, UPLINK_ADDRESS, forward, masquerade},
 };
+
+type A4 = [u8; 4];
 
 const REMOTE: (Ipv4Addr, u16) = (Ipv4Addr::new(198, 51, 100, 7), 443);
 const SECOND: u64 = 1_000_000_000;
@@ -43,7 +44,7 @@ fn answered(host: &mut Host, port: u16) -> Option<(Ipv4Addr, u16)> {
     (to != UPLINK_ADDRESS).then(|| (to, u16::from_be_bytes([bytes[36], bytes[37]])))
 }
 
-fn out_key(source: (Ipv4Addr, u16)) -> FlowKey {
+fn out_key(source: (Ipv4Addr, u16)) -> FlowKey<A4> {
     FlowKey {
         src: source.0.octets(),
         dst: REMOTE.0.octets(),
@@ -55,7 +56,7 @@ fn out_key(source: (Ipv4Addr, u16)) -> FlowKey {
     }
 }
 
-fn in_key(port: u16) -> FlowKey {
+fn in_key(port: u16) -> FlowKey<A4> {
     FlowKey {
         src: REMOTE.0.octets(),
         dst: UPLINK_ADDRESS.octets(),
@@ -98,8 +99,8 @@ fn a_port_stays_in_its_class() {
 #[test]
 fn a_port_of_the_host_or_of_a_forward_is_not_handed_out() {
     let mut host = machine();
-    host.tables.sockets.push((UPLINK_ADDRESS.octets(), 40000));
-    host.put(1, &forward(UDP, 40001, (inside(12), 1)));
+    host.tables.sockets.push((UPLINK_ADDRESS.into(), 40000));
+    host.put(1, &forward(UDP, 40001, (inside(12).into(), 1)));
     for port in [40000, 40001] {
         assert_ne!(external_port(&mut host, (inside(10), port)), port);
     }
@@ -111,35 +112,80 @@ fn when_every_port_is_taken_a_new_flow_is_refused_and_the_others_go_on() {
     let mut host = machine();
     let first = (inside(10), 40000);
     external_port(&mut host, first);
-    host.tables.sockets = (0..=u16::MAX).map(|port| (UPLINK_ADDRESS.octets(), port)).collect();
+    host.tables.sockets = (0..=u16::MAX).map(|port| (IpAddr::from(UPLINK_ADDRESS), port)).collect();
     let (outcome, _) = host.run(Direction::Out, &udp((inside(11), 40000), REMOTE, b"q").bytes());
     assert_eq!(outcome, Outcome::Dropped(DropReason::PortsExhausted));
     assert_eq!(answered(&mut host, 40000), Some(first));
 }
 
 #[test]
-fn an_answer_moves_both_directions_to_the_table_that_evicts_nothing() {
+fn an_answer_proves_both_directions() {
     let mut host = machine();
     let source = (inside(10), 40000);
     external_port(&mut host, source);
-    assert_eq!((host.tables.entries(Tier::Unproven), host.tables.entries(Tier::Proven)), (2, 0));
+    let proven = |host: &Host| {
+        [out_key(source), in_key(40000)].map(|key| {
+            let record = host.tables.record(&key).expect("the flow");
+            record.flags & flag::PROVEN != 0
+        })
+    };
+    assert_eq!(proven(&host), [false, false]);
     answered(&mut host, 40000);
-    assert_eq!((host.tables.entries(Tier::Unproven), host.tables.entries(Tier::Proven)), (0, 2));
-    let record = host.tables.record(&out_key(source)).expect("the flow");
-    assert_eq!((record.packets, record.bytes), (1, 29), "the counters moved with it");
+    assert_eq!(proven(&host), [true, true]);
 }
 
 #[test]
-fn a_flow_whose_one_direction_was_evicted_heals_with_the_same_port() {
+fn a_flood_of_first_packets_pushes_out_first_packets_only() {
+    let mut host = machine();
+    let (kept, busy, idle) = ((inside(10), 40000), (inside(11), 40001), (inside(12), 40002));
+    external_port(&mut host, kept);
+    answered(&mut host, 40000);
+    for _ in 0..10 {
+        external_port(&mut host, busy);
+    }
+    external_port(&mut host, idle);
+    let before = host.tables.entries::<A4>();
+    for number in 0..u16::try_from(HALF_SIZE).expect("a port") {
+        external_port(&mut host, (inside(20), 1024 + number));
+    }
+    let after = host.tables.entries::<A4>();
+    assert!(after <= before + 2 * HALF_SIZE, "{after} entries");
+    assert_eq!(answered(&mut host, 40000), Some(kept), "it was answered");
+    assert_eq!(answered(&mut host, 40001), Some(busy), "a one-way stream that goes on");
+    assert_eq!(answered(&mut host, 40002), None, "the oldest first packet");
+    let left = [out_key(idle), in_key(40002)].map(|key| host.tables.record(&key).is_some());
+    assert_eq!(left, [false, false], "both directions go");
+}
+
+#[test]
+fn a_server_that_answers_forged_clients_proves_nothing() {
+    let mut host = Host::default();
+    host.put(0, &forward(TCP, 2222, (inside(10).into(), 22)));
+    host.put(1, &forward(UDP, 53, (inside(10).into(), 53)));
+    let external = |port| (UPLINK_ADDRESS, port);
+    host.run(Direction::In, &tcp(REMOTE, external(2222), SYN, b"").bytes());
+    host.run(Direction::Out, &tcp((inside(10), 22), REMOTE, SYN | ACK, b"").bytes());
+    host.run(Direction::In, &udp(REMOTE, external(53), b"q").bytes());
+    host.run(Direction::Out, &udp((inside(10), 53), REMOTE, b"a").bytes());
+    let key = |proto, port| FlowKey { proto, ..in_key(port) };
+    let proven = |host: &Host, key| host.tables.record(&key).expect("the flow").flags & flag::PROVEN != 0;
+    assert!(!proven(&host, key(TCP, 2222)) && !proven(&host, key(UDP, 53)));
+    host.run(Direction::In, &tcp(REMOTE, external(2222), ACK, b"").bytes());
+    host.run(Direction::In, &udp(REMOTE, external(53), b"q").bytes());
+    assert!(proven(&host, key(TCP, 2222)) && proven(&host, key(UDP, 53)), "only a real client goes on");
+}
+
+#[test]
+fn a_flow_whose_one_direction_was_lost_heals_with_the_same_port() {
     let mut host = machine();
     let source = (inside(10), 40000);
     external_port(&mut host, source);
     // the direction out is lost: the next datagram finds its own answers' entry
-    assert!(host.tables.evict(Tier::Unproven, &out_key(source)));
+    assert!(host.tables.forget(&out_key(source)));
     assert_eq!(external_port(&mut host, source), 40000);
-    assert_eq!(host.tables.entries(Tier::Unproven), 2);
-    // the direction in is lost: within a tick of sending, it is there again
-    assert!(host.tables.evict(Tier::Unproven, &in_key(40000)));
+    assert_eq!(host.tables.entries::<A4>(), 2);
+    // the direction in is lost: within a beat of sending, it is there again
+    assert!(host.tables.forget(&in_key(40000)));
     host.tables.clock.set(5 * SECOND);
     external_port(&mut host, source);
     assert_eq!(answered(&mut host, 40000), Some(source));
@@ -180,28 +226,31 @@ fn an_open_tcp_connection_may_be_silent_for_two_hours() {
 }
 
 #[test]
-fn a_full_table_of_answered_flows_leaves_new_ones_where_they_are() {
+fn a_full_table_gives_up_what_is_unproven_and_refuses_the_rest() {
     let mut host = machine();
-    host.tables.capacity = 2;
-    let source = (inside(10), 40000);
-    external_port(&mut host, source);
+    host.tables.capacity = 4;
+    let (first, second, third) = ((inside(10), 40000), (inside(11), 40001), (inside(12), 40002));
+    external_port(&mut host, first);
     answered(&mut host, 40000);
-    assert_eq!(host.tables.entries(Tier::Proven), 2);
-    let second = (inside(11), 40001);
     external_port(&mut host, second);
-    assert_eq!(answered(&mut host, 40001), Some(second));
-    assert_eq!((host.tables.entries(Tier::Proven), host.tables.entries(Tier::Unproven)), (2, 2));
-    let (outcome, _) = host.run(Direction::Out, &udp((inside(12), 40002), REMOTE, b"q").bytes());
+    // the list has come round to the second flow's place again
+    while host.tables.record(&out_key(second)).is_some() {
+        host.run(Direction::Out, &udp(third, REMOTE, b"q").bytes());
+    }
+    assert_eq!(external_port(&mut host, third), 40002);
+    assert_eq!(answered(&mut host, 40002), Some(third));
+    let (outcome, _) = host.run(Direction::Out, &udp((inside(13), 40003), REMOTE, b"q").bytes());
     assert_eq!(outcome, Outcome::Dropped(DropReason::FlowTableFull));
-    assert_eq!(answered(&mut host, 40000), Some(source));
+    assert_eq!(answered(&mut host, 40000), Some(first), "nothing proven is pushed out");
+    assert_eq!(answered(&mut host, 40002), Some(third));
 }
 
 #[test]
 fn one_client_may_use_one_source_port_towards_two_forwards_of_one_server() {
     let mut host = Host::default();
     let server = (inside(10), 22);
-    host.put(0, &forward(TCP, 2222, server));
-    host.put(1, &forward(TCP, 2223, server));
+    host.put(0, &forward(TCP, 2222, (server.0.into(), server.1)));
+    host.put(1, &forward(TCP, 2223, (server.0.into(), server.1)));
     let mut seen = Vec::new();
     for port in [2222, 2223] {
         let (_, bytes) = host.run(Direction::In, &tcp(REMOTE, (UPLINK_ADDRESS, port), SYN, b"").bytes());

@@ -40,8 +40,11 @@ fn damaged_frames_meet_the_same_fate_on_the_host_and_in_the_kernel() {
         let (mut host, mut kernel) = (Host::default(), Kernel::load());
         let rules = [
             masquerade(),
-            forward(TCP, 2222, ([192, 168, 100, 10].into(), 22)),
-            forward(UDP, 53, ([192, 168, 100, 11].into(), 5353)),
+            forward(TCP, 2222, (vectors::IPV4.inside, 22)),
+            forward(UDP, 53, (vectors::IPV4.other_inside, 5353)),
+            vectors::IPV6.masquerade(),
+            forward(TCP, 2222, (vectors::IPV6.inside, 22)),
+            forward(UDP, 53, (vectors::IPV6.other_inside, 5353)),
         ];
         for (slot, rule) in (0..).zip(&rules) {
             host.put(slot, rule);
@@ -70,16 +73,23 @@ fn damaged_frames_meet_the_same_fate_on_the_host_and_in_the_kernel() {
         // the same frames in every run: a failure here must not depend on luck
         let dice = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
         TestRunner::new_with_rng(config, dice).run(&damaged, test).expect("host and kernel agree");
-        for slot in 0..3 {
+        for slot in 0..6 {
             assert_eq!(kernel.borrow_mut().counters(slot), host.borrow_mut().counters(slot), "slot {slot}");
         }
     });
 }
 
-/// Where both had to choose another source port, they choose at random: the port and the checksum may differ.
+/// Where both had to choose another source port or identifier, they choose at random: it and the checksum may differ.
 fn forget_chosen_port(frame: &[u8], host: &mut [u8], kernel: &mut [u8]) {
-    let transport = 14 + 4 * usize::from(frame[14] & 15);
-    let port = transport..transport + 2;
+    let Some((protocol, transport)) = transport(frame) else {
+        return;
+    };
+    let (port, checksum) = match protocol {
+        TCP => (transport, transport + 16),
+        UDP => (transport, transport + 6),
+        _ => (transport + 4, transport + 2),
+    };
+    let port = port..port + 2;
     let (Some(before), Some(a), Some(b)) =
         (frame.get(port.clone()), host.get(port.clone()), kernel.get(port.clone()))
     else {
@@ -88,11 +98,24 @@ fn forget_chosen_port(frame: &[u8], host: &mut [u8], kernel: &mut [u8]) {
     if a == before || b == before {
         return;
     }
-    let checksum = transport + if frame[23] == TCP { 16 } else { 6 };
     for bytes in [host, kernel] {
         bytes[port.clone()].fill(0);
         bytes[checksum..checksum + 2].fill(0);
     }
+}
+
+/// Protocol and place of the transport header of a frame that was translated.
+fn transport(frame: &[u8]) -> Option<(u8, usize)> {
+    if frame[12..14] == [8, 0] {
+        return Some((frame[23], 14 + 4 * usize::from(frame[14] & 15)));
+    }
+    let (mut next, mut place) = (*frame.get(20)?, 54);
+    while matches!(next, 0 | 43 | 60) {
+        let header = frame.get(place..place + 2)?;
+        next = header[0];
+        place += 8 * (usize::from(header[1]) + 1);
+    }
+    Some((next, place))
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 #![expect(unused_qualifications, reason = "what utoipa makes of params() is spelt in full")]
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use axum::{Json, extract::State};
 use serde::Serialize;
@@ -23,7 +23,7 @@ pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(list_flows))
 }
 
-const PROTOCOLS: &[(&str, &str)] = &[("tcp", "tcp"), ("udp", "udp"), ("icmp", "icmp")];
+const PROTOCOLS: &[(&str, &str)] = &[("tcp", "tcp"), ("udp", "udp"), ("icmp", "icmp"), ("icmpv6", "icmpv6")];
 
 const SORTS: &[(&str, FlowSort)] = &[
     ("bytes", FlowSort::Bytes),
@@ -47,14 +47,14 @@ const LIMIT: usize = 1000;
 #[derive(Debug, ToSchema, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct FlowFilter {
-    /// tcp, udp or icmp.
+    /// tcp, udp, icmp or icmpv6.
     pub protocol: Option<String>,
     #[schema(value_type = Option<String>)]
     #[param(value_type = Option<String>)]
-    pub inside_ip: Option<Ipv4Addr>,
+    pub inside_ip: Option<IpAddr>,
     #[schema(value_type = Option<String>)]
     #[param(value_type = Option<String>)]
-    pub remote_ip: Option<Ipv4Addr>,
+    pub remote_ip: Option<IpAddr>,
     pub external_port: Option<u16>,
     pub rule_id: Option<String>,
     /// new, established, half_closed, closed or reset.
@@ -76,8 +76,8 @@ impl FromFields for FlowFilter {
     fn from_fields(fields: &mut Fields) -> Option<Self> {
         Some(Self {
             protocol: fields.optional("protocol", values::choice(PROTOCOLS)).map(str::to_owned),
-            inside_ip: fields.optional("inside_ip", values::ipv4),
-            remote_ip: fields.optional("remote_ip", values::ipv4),
+            inside_ip: fields.optional("inside_ip", values::ip),
+            remote_ip: fields.optional("remote_ip", values::ip),
             // ICMP identifiers may be 0.
             external_port: fields.optional("external_port", values::integer(0, u16::MAX.into())),
             rule_id: fields.optional("rule_id", values::text),

@@ -2,7 +2,7 @@
 
 #![expect(unused_qualifications, reason = "what utoipa makes of params() is spelt in full")]
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use axum::extract::{Path, State};
 use utoipa::{IntoParams, ToSchema};
@@ -36,8 +36,8 @@ const PROTOCOLS: &[(&str, ForwardProtocol)] =
 pub struct CreateForward {
     #[schema(minimum = 1, maximum = 65535, example = 2222)]
     pub external_port: u16,
-    #[schema(value_type = String, format = Ipv4, example = "192.168.100.10")]
-    pub internal_ip: Ipv4Addr,
+    #[schema(value_type = String, example = "192.168.100.10")]
+    pub internal_ip: IpAddr,
     #[schema(minimum = 1, maximum = 65535, example = 22)]
     pub internal_port: u16,
     /// `all` is tcp and udp.
@@ -48,9 +48,9 @@ pub struct CreateForward {
     pub interface: Option<LinkName>,
     #[schema(max_length = 256)]
     pub description: Option<String>,
-    /// One address of the uplink; default: all of them.
-    #[schema(value_type = Option<String>, format = Ipv4)]
-    pub external_ip: Option<Ipv4Addr>,
+    /// One address of the uplink, of the same family as `internal_ip`; default: all of them.
+    #[schema(value_type = Option<String>)]
+    pub external_ip: Option<IpAddr>,
     /// False keeps the rule and forwards nothing.
     #[schema(required = false, default = true)]
     pub enabled: bool,
@@ -59,12 +59,12 @@ pub struct CreateForward {
 impl FromFields for CreateForward {
     fn from_fields(fields: &mut Fields) -> Option<Self> {
         let external_port = fields.required("external_port", values::port);
-        let internal_ip = fields.required("internal_ip", values::host_ipv4);
+        let internal_ip = fields.required("internal_ip", values::host_ip);
         let internal_port = fields.required("internal_port", values::port);
         let protocol = fields.or("protocol", ForwardProtocol::Tcp, values::choice(PROTOCOLS));
         let interface = fields.optional("interface", values::link_name);
         let description = fields.optional("description", values::description);
-        let external_ip = fields.optional("external_ip", values::host_ipv4);
+        let external_ip = fields.optional("external_ip", values::host_ip);
         let enabled = fields.or("enabled", true, values::boolean);
         fields.not_yet("external_port_end", "a range of ports");
         fields.not_yet("source_cidrs", "a list of allowed sources");
@@ -123,9 +123,9 @@ pub struct WhichForward {
     pub rule_id: Option<String>,
     #[schema(minimum = 1, maximum = 65535)]
     pub external_port: Option<u16>,
-    #[schema(value_type = Option<String>, format = Ipv4)]
+    #[schema(value_type = Option<String>)]
     #[param(value_type = Option<String>)]
-    pub internal_ip: Option<Ipv4Addr>,
+    pub internal_ip: Option<IpAddr>,
     #[schema(minimum = 1, maximum = 65535)]
     pub internal_port: Option<u16>,
     /// Only the forward of this protocol.
@@ -144,12 +144,12 @@ impl FromFields for WhichForward {
                 }
             }
             let external_port = fields.optional("external_port", values::port);
-            let internal_ip = fields.optional("internal_ip", values::ipv4);
+            let internal_ip = fields.optional("internal_ip", values::ip);
             let internal_port = fields.optional("internal_port", values::port);
             return Some(Self { rule_id, external_port, internal_ip, internal_port, protocol });
         }
         let external_port = fields.required("external_port", values::port);
-        let internal_ip = fields.required("internal_ip", values::ipv4);
+        let internal_ip = fields.required("internal_ip", values::ip);
         let internal_port = fields.required("internal_port", values::port);
         Some(Self { rule_id, external_port, internal_ip, internal_port, protocol })
     }
@@ -293,7 +293,7 @@ mod tests {
     fn the_readmes_forward_is_understood() {
         let forward = read::<CreateForward>(readme()).unwrap().request(8000).unwrap();
         assert_eq!(forward.external_port, 2222);
-        assert_eq!(forward.internal_ip, Ipv4Addr::new(192, 168, 100, 10));
+        assert_eq!(forward.internal_ip, IpAddr::from([192, 168, 100, 10]));
         assert_eq!(forward.protocol, ForwardProtocol::Tcp);
         assert!(forward.enabled && forward.interface.is_none() && forward.external_ip.is_none());
     }
@@ -305,7 +305,6 @@ mod tests {
         assert_eq!(code(with("source_cidrs", json!([]))), None);
         assert_eq!(code(with("hairpin", json!(true))), Some(Code::Unsupported));
         assert_eq!(code(with("hairpin", json!(false))), None);
-        assert_eq!(code(with("internal_ip", json!("2001:db8::1"))), Some(Code::Unsupported));
     }
 
     #[test]

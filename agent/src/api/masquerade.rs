@@ -3,7 +3,7 @@
 #![expect(unused_qualifications, reason = "what utoipa makes of params() is spelt in full")]
 
 use axum::extract::{Path, State};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -32,7 +32,7 @@ pub fn router() -> OpenApiRouter<App> {
 pub struct CreateMasquerade {
     /// CIDR form; host bits are cleared.
     #[schema(value_type = String, example = "192.168.100.0/24")]
-    pub source_network: Ipv4Net,
+    pub source_network: IpNet,
     /// The uplink.
     #[schema(value_type = String, example = "ens3")]
     pub output_interface: LinkName,
@@ -43,7 +43,7 @@ pub struct CreateMasquerade {
 
 impl FromFields for CreateMasquerade {
     fn from_fields(fields: &mut Fields) -> Option<Self> {
-        let source_network = fields.required("source_network", values::ipv4_network);
+        let source_network = fields.required("source_network", values::host_network);
         let output_interface = fields.required("output_interface", values::link_name);
         let enabled = fields.or("enabled", true, values::boolean);
         Some(Self { source_network: source_network?, output_interface: output_interface?, enabled })
@@ -66,7 +66,7 @@ pub struct WhichMasquerade {
     pub id: Option<String>,
     #[schema(value_type = Option<String>)]
     #[param(value_type = Option<String>)]
-    pub source_network: Option<Ipv4Net>,
+    pub source_network: Option<IpNet>,
     #[schema(value_type = Option<String>)]
     #[param(value_type = Option<String>)]
     pub output_interface: Option<LinkName>,
@@ -85,11 +85,11 @@ impl FromFields for WhichMasquerade {
             if rule_id.is_some() && id.is_some() && rule_id != id {
                 fields.conflict("id", "differs from rule_id");
             }
-            let source_network = fields.optional("source_network", values::ipv4_network);
+            let source_network = fields.optional("source_network", values::host_network);
             let output_interface = fields.optional("output_interface", values::link_name);
             return Some(Self { rule_id, id, source_network, output_interface });
         }
-        let source_network = fields.required("source_network", values::ipv4_network);
+        let source_network = fields.required("source_network", values::host_network);
         let output_interface = fields.required("output_interface", values::link_name);
         Some(Self { rule_id, id, source_network, output_interface })
     }

@@ -3,9 +3,9 @@
 //! Lenient where nothing can be misunderstood (`"2222"` for a number, as query parameters have it), strict
 //! where a guess would open more than was asked for.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv6Addr};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use serde_json::Value;
 
 use super::fields::Fault;
@@ -145,39 +145,47 @@ pub fn netmask(value: &Value) -> Read<u8> {
     integer(0, 128)(&Value::String(text.trim_start_matches('/').to_owned()))
 }
 
-/// Any IPv4 address.
-pub fn ipv4(value: &Value) -> Read<Ipv4Addr> {
-    match as_text(value)?.parse::<IpAddr>() {
-        Ok(IpAddr::V4(address)) => Ok(address),
-        Ok(IpAddr::V6(_)) => Err(Fault::Unsupported("NAT for IPv6 is not in this version".into())),
-        Err(_) => Err(Fault::Value(format!("is {}, not an IP address", shown(value)))),
-    }
+/// Any address of either family.
+pub fn ip(value: &Value) -> Read<IpAddr> {
+    as_text(value)?.parse().map_err(|_| Fault::Value(format!("is {}, not an IP address", shown(value))))
 }
 
-/// An IPv4 address that one other host can have.
-pub fn host_ipv4(value: &Value) -> Read<Ipv4Addr> {
-    let address = ipv4(value)?;
-    let what = if address.octets()[0] == 0 {
+/// An address that one other host can have, and that routers carry.
+pub fn host_ip(value: &Value) -> Read<IpAddr> {
+    let address = ip(value)?;
+    let zero_network = matches!(address, IpAddr::V4(ip) if ip.octets()[0] == 0);
+    let reserved = matches!(address, IpAddr::V4(ip) if ip.octets()[0] >= 240);
+    let link_local = matches!(address, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    let mapped = matches!(address, IpAddr::V6(ip) if is_mapped(ip));
+    let what = if address.is_unspecified() || zero_network {
         "no host's address"
     } else if address.is_loopback() {
         "a loopback address, which no packet from outside may reach"
     } else if address.is_multicast() {
         "a multicast address"
-    } else if address.octets()[0] >= 240 {
+    } else if reserved {
         "a broadcast or reserved address"
+    } else if link_local {
+        "a link-local address, which no router carries"
+    } else if mapped {
+        "an IPv4 address in IPv6's clothes; write it as IPv4"
     } else {
         return Ok(address);
     };
     Err(Fault::Value(format!("is {address}, {what}")))
 }
 
-/// An IPv4 network; host bits are cleared, an address alone is a network of one.
-pub fn ipv4_network(value: &Value) -> Read<Ipv4Net> {
-    let network = match network(value)? {
-        IpNet::V4(network) => network.trunc(),
-        IpNet::V6(_) => return Err(Fault::Unsupported("NAT for IPv6 is not in this version".into())),
-    };
-    if network.network().is_multicast() || network.network().is_loopback() {
+/// `::ffff:192.0.2.1`, which never appears on a wire.
+fn is_mapped(ip: Ipv6Addr) -> bool {
+    ip.to_ipv4_mapped().is_some()
+}
+
+/// A network of hosts; host bits are cleared, an address alone is a network of one.
+pub fn host_network(value: &Value) -> Read<IpNet> {
+    let network = network(value)?.trunc();
+    let first = network.network();
+    let link_local = matches!(first, IpAddr::V6(ip) if ip.is_unicast_link_local() || is_mapped(ip));
+    if first.is_multicast() || first.is_loopback() || link_local {
         return Err(Fault::Value(format!("is {network}, whose packets no uplink carries")));
     }
     Ok(network)
@@ -304,8 +312,15 @@ mod tests {
 
     #[test]
     fn an_inside_host_is_one_host() {
-        assert_eq!(host_ipv4(&json!("192.168.100.10")).unwrap(), Ipv4Addr::new(192, 168, 100, 10));
+        assert_eq!(host_ip(&json!("192.168.100.10")).unwrap(), IpAddr::from([192, 168, 100, 10]));
+        assert_eq!(host_ip(&json!("2001:db8::1")).unwrap().to_string(), "2001:db8::1");
         for bad in [
+            "::",
+            "::1",
+            "ff02::1",
+            "fe80::1",
+            "::ffff:10.0.0.1",
+            "2001:db8::1/64",
             "0.0.0.0",
             "0.1.2.3",
             "127.0.0.1",
@@ -316,15 +331,8 @@ mod tests {
             "10.0.0.1/24",
             "010.0.0.1",
         ] {
-            assert!(matches!(host_ipv4(&json!(bad)), Err(Fault::Value(_))), "{bad}");
+            assert!(matches!(host_ip(&json!(bad)), Err(Fault::Value(_))), "{bad}");
         }
-    }
-
-    #[test]
-    fn ipv6_is_understood_and_not_in_this_version() {
-        assert!(matches!(host_ipv4(&json!("2001:db8::1")), Err(Fault::Unsupported(_))));
-        assert!(matches!(ipv4_network(&json!("2001:db8::/64")), Err(Fault::Unsupported(_))));
-        assert!(interface_address(&json!("2001:db8::1/64")).is_ok());
     }
 
     #[test]
@@ -361,10 +369,22 @@ mod tests {
 
     #[test]
     fn a_network_loses_its_host_bits() {
-        assert_eq!(ipv4_network(&json!("192.168.100.7/24")).unwrap().to_string(), "192.168.100.0/24");
-        assert_eq!(ipv4_network(&json!("10.1.2.3")).unwrap().to_string(), "10.1.2.3/32");
-        for bad in ["10.0.0.0/33", "10.0.0.0/", "/24", "lan", "224.0.0.0/4", "127.0.0.0/8"] {
-            assert!(matches!(ipv4_network(&json!(bad)), Err(Fault::Value(_))), "{bad}");
+        assert_eq!(host_network(&json!("192.168.100.7/24")).unwrap().to_string(), "192.168.100.0/24");
+        assert_eq!(host_network(&json!("10.1.2.3")).unwrap().to_string(), "10.1.2.3/32");
+        assert_eq!(host_network(&json!("fd00:1::5/64")).unwrap().to_string(), "fd00:1::/64");
+        for bad in [
+            "fe80::/10",
+            "ff00::/8",
+            "::1/128",
+            "::ffff:10.0.0.0/120",
+            "10.0.0.0/33",
+            "10.0.0.0/",
+            "/24",
+            "lan",
+            "224.0.0.0/4",
+            "127.0.0.0/8",
+        ] {
+            assert!(matches!(host_network(&json!(bad)), Err(Fault::Value(_))), "{bad}");
         }
     }
 

@@ -60,6 +60,7 @@ fn protocol_name(protocol: u8) -> String {
         1 => "icmp".to_owned(),
         6 => "tcp".to_owned(),
         17 => "udp".to_owned(),
+        58 => "icmpv6".to_owned(),
         other => other.to_string(),
     }
 }
@@ -99,9 +100,9 @@ mod tests {
     fn flow(port: u16, protocol: u8, bytes: u64) -> Flow {
         Flow {
             protocol,
-            inside: (Ipv4Addr::new(10, 0, 0, 5), port),
-            external: (Ipv4Addr::new(192, 0, 2, 10), port),
-            remote: (Ipv4Addr::new(198, 51, 100, 1), 443),
+            inside: (Ipv4Addr::new(10, 0, 0, 5).into(), port),
+            external: (Ipv4Addr::new(192, 0, 2, 10).into(), port),
+            remote: (Ipv4Addr::new(198, 51, 100, 1).into(), 443),
             counters: Counters { bytes_in: bytes, packets_out: 1, ..Counters::default() },
             state: FlowState::Established,
             proven: true,

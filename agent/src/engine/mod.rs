@@ -9,7 +9,7 @@ mod teardown;
 mod tests;
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
 };
 
@@ -122,7 +122,7 @@ pub enum ForwardSelector {
     /// Exact match of all three, whatever the protocol.
     Ports {
         external_port: u16,
-        internal_ip: Ipv4Addr,
+        internal_ip: IpAddr,
         internal_port: u16,
     },
 }
@@ -131,7 +131,7 @@ pub enum ForwardSelector {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MasqueradeSelector {
     Id(String),
-    Spec { source_network: ipnet::Ipv4Net, output_interface: String },
+    Spec { source_network: ipnet::IpNet, output_interface: String },
 }
 
 /// What a change came to.
@@ -166,8 +166,8 @@ pub enum Object {
 #[derive(Debug, Clone, Default)]
 pub struct FlowQuery {
     pub protocol: Option<String>,
-    pub inside_ip: Option<Ipv4Addr>,
-    pub remote_ip: Option<Ipv4Addr>,
+    pub inside_ip: Option<IpAddr>,
+    pub remote_ip: Option<IpAddr>,
     pub external_port: Option<u16>,
     pub rule_id: Option<String>,
     pub state: Option<String>,

@@ -84,7 +84,7 @@ fn request(port: u16, last: u8) -> ForwardRequest {
         interface: None,
         external_ip: None,
         external_port: port,
-        internal_ip: Ipv4Addr::new(10, 1, 0, last),
+        internal_ip: IpAddr::from([10, 1, 0, last]),
         internal_port: 80,
         protocol: ForwardProtocol::Tcp,
         description: None,
@@ -111,7 +111,7 @@ fn firewall(port: u16) -> Change {
         interface: None,
         description: None,
     };
-    let caller = Caller { address: Ipv4Addr::LOCALHOST.into(), force: false };
+    let caller = Caller { address: IpAddr::from([127, 0, 0, 1]), force: false };
     Change::CreateFirewall(NewFirewallRule { spec, caller })
 }
 
@@ -234,7 +234,7 @@ fn to_namespace(veth: &str, namespace: &str) -> Change {
 fn by_ports(port: u16, last: u8) -> ForwardSelector {
     ForwardSelector::Ports {
         external_port: port,
-        internal_ip: Ipv4Addr::new(10, 1, 0, last),
+        internal_ip: IpAddr::from([10, 1, 0, last]),
         internal_port: 80,
     }
 }
@@ -763,7 +763,7 @@ async fn one_external_port_has_one_owner() {
     for other in [
         request(8080, 6),
         ForwardRequest { protocol: ForwardProtocol::All, ..request(8080, 6) },
-        ForwardRequest { external_ip: Some(Ipv4Addr::new(192, 0, 2, 10)), ..request(8080, 6) },
+        ForwardRequest { external_ip: Some(IpAddr::from([192, 0, 2, 10])), ..request(8080, 6) },
         ForwardRequest { interface: Some(name("ens3")), ..request(8080, 6) },
     ] {
         let (refused, message) = code(&engine, Change::CreateForward(other)).await;
@@ -799,7 +799,7 @@ async fn the_first_rule_attaches_and_the_last_one_detaches() {
     engine.change(masquerade(true)).await.unwrap();
     let nat = fake.dataplane.nat();
     assert_eq!(nat.attached.len(), 1);
-    assert_eq!(nat.addresses.uplinks, [(2, Ipv4Addr::new(192, 0, 2, 10))]);
+    assert_eq!(nat.addresses.uplinks, [(2, IpAddr::from([192, 0, 2, 10]))]);
     assert!(fake.kernel.observe().await.unwrap().ip_forward);
     engine.change(Change::DeleteForward(by_ports(8080, 5))).await.unwrap();
     assert_eq!(fake.dataplane.nat().attached.len(), 1);

@@ -2,9 +2,9 @@
 //!
 //! `kernel::bpf` does it with programs and maps, `kernel::fake` in memory. Nothing here knows aya.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use telecluster_common::{drop::DropReason, tcp::FlowState};
 
 use super::{KernelError, switch::VlanPlane};
@@ -31,19 +31,27 @@ pub enum NatRule {
     Forward {
         uplink: u32,
         /// `None`: any address of the host.
-        external_ip: Option<Ipv4Addr>,
+        external_ip: Option<IpAddr>,
         external_port: u16,
-        internal_ip: Ipv4Addr,
+        internal_ip: IpAddr,
         internal_port: u16,
         transports: Vec<Transport>,
     },
     Masquerade {
         uplink: u32,
-        source: Ipv4Net,
+        source: IpNet,
     },
 }
 
 impl NatRule {
+    /// Whether its packets are IPv6.
+    pub fn is_ipv6(&self) -> bool {
+        match self {
+            Self::Forward { internal_ip, .. } => internal_ip.is_ipv6(),
+            Self::Masquerade { source, .. } => source.addr().is_ipv6(),
+        }
+    }
+
     pub fn uplink(&self) -> u32 {
         match self {
             Self::Forward { uplink, .. } | Self::Masquerade { uplink, .. } => *uplink,
@@ -54,10 +62,10 @@ impl NatRule {
 /// Addresses the programs need: which are the host's own, and what each uplink masquerades to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostAddresses {
-    /// Every IPv4 address of the host.
-    pub local: Vec<Ipv4Addr>,
-    /// (interface index, its primary IPv4 address).
-    pub uplinks: Vec<(u32, Ipv4Addr)>,
+    /// Every address of the host that others can send to.
+    pub local: Vec<IpAddr>,
+    /// (interface index, its address), at most one of each family.
+    pub uplinks: Vec<(u32, IpAddr)>,
 }
 
 /// Packets and bytes of IP, by direction.
@@ -76,11 +84,11 @@ pub struct Counters {
 /// One flow, both directions joined.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Flow {
-    /// IANA protocol number: 6, 17 or 1.
+    /// IANA protocol number: 6, 17, 1 or 58.
     pub protocol: u8,
-    pub inside: (Ipv4Addr, u16),
-    pub external: (Ipv4Addr, u16),
-    pub remote: (Ipv4Addr, u16),
+    pub inside: (IpAddr, u16),
+    pub external: (IpAddr, u16),
+    pub remote: (IpAddr, u16),
     pub counters: Counters,
     pub state: FlowState,
     pub proven: bool,

@@ -98,6 +98,7 @@ impl FakeKernel {
             namespaces: vec![namespace("lab1"), namespace("lab2")],
             default_route: Some(2),
             ip_forward: false,
+            ipv6_forward: Some(false),
         };
         Self { world: Mutex::new(world), faults, listeners: Mutex::new(Vec::new()) }
     }
@@ -357,6 +358,10 @@ fn apply(world: &mut Observed, step: &LinkStep) -> Step {
         }
         LinkStep::SetStp { bridge, stp } => {
             link_mut(world, &At::here(bridge))?.kind = LinkKind::Bridge { stp: *stp };
+            Ok(())
+        }
+        LinkStep::SetIpv6Forwarding(on) => {
+            world.ipv6_forward = Some(*on);
             Ok(())
         }
         LinkStep::SetIpForwarding(on) => {

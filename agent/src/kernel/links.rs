@@ -24,6 +24,8 @@ pub struct Observed {
     pub default_route: Option<u32>,
     /// `net.ipv4.ip_forward`.
     pub ip_forward: bool,
+    /// `net.ipv6.conf.all.forwarding`; `None` where the kernel has no IPv6.
+    pub ipv6_forward: Option<bool>,
 }
 
 /// A named network namespace.
@@ -121,6 +123,11 @@ impl Link {
     }
 
     /// IPv4 addresses, in the order of the kernel.
+    /// Its addresses of both families.
+    pub fn ips(&self) -> impl Iterator<Item = (IpAddr, &Address)> {
+        self.addresses.iter().map(|address| (address.net.addr(), address))
+    }
+
     pub fn ipv4(&self) -> impl Iterator<Item = (Ipv4Addr, &Address)> {
         self.addresses.iter().filter_map(|address| match address.net.addr() {
             IpAddr::V4(ip) => Some((ip, address)),
@@ -270,7 +277,7 @@ pub struct Address {
     pub net: IpNet,
     /// Global scope: usable beyond the link.
     pub global: bool,
-    /// Added after another address of the same network; never chosen as source.
+    /// Added after another address of the same network, or IPv6 and temporary; never chosen for others.
     pub secondary: bool,
 }
 

@@ -4,6 +4,7 @@ pub mod bpf;
 pub mod dataplane;
 pub mod fake;
 pub mod filter;
+mod forwarding;
 pub mod iptables;
 pub mod links;
 pub mod netlink;
@@ -28,7 +29,7 @@ pub trait Kernel: Send + Sync + std::fmt::Debug {
     /// Does one step whole, or changes nothing.
     async fn apply(&self, step: &LinkStep) -> Result<(), KernelError>;
 
-    /// Says that a link, an IPv4 address or a route has changed; what exactly is for `observe` to tell.
+    /// Says that a link, an address or a route has changed; what exactly is for `observe` to tell.
     /// More than one change may come as one message.
     fn events(&self) -> Result<mpsc::Receiver<()>, KernelError>;
 }

@@ -27,7 +27,7 @@ use rtnetlink::{
 use tokio::sync::mpsc;
 
 use super::{
-    Kernel, KernelError,
+    Kernel, KernelError, forwarding,
     links::{ALIAS, At, Link, Observed, OperState, Place, PortState},
     netns, observe,
     rtnl::{Rtnl, io_error},
@@ -36,7 +36,6 @@ use super::{
 };
 use crate::model::VlanProtocol;
 
-const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 /// How long a port that is brought up may take until the kernel says that it is.
 const CARRIER: Duration = Duration::from_secs(2);
 
@@ -122,12 +121,6 @@ impl Kernel for NetlinkKernel {
     }
 }
 
-pub(super) fn read_ip_forward() -> Result<bool, KernelError> {
-    let text = std::fs::read_to_string(IP_FORWARD)
-        .map_err(|error| io_error(&format!("read {IP_FORWARD}"), &error))?;
-    Ok(text.trim() != "0")
-}
-
 impl Inner {
     fn observe(&self) -> Result<Observed, KernelError> {
         let mut rtnl = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
@@ -182,8 +175,8 @@ impl Inner {
                 let message = LinkMessageBuilder::<LinkBridge>::new(bridge).index(index).stp_state(state);
                 rtnl.change(&operation, RouteNetlinkMessage::NewLink(message.build()), 0)
             }),
-            LinkStep::SetIpForwarding(on) => std::fs::write(IP_FORWARD, if *on { "1" } else { "0" })
-                .map_err(|error| io_error(&operation, &error)),
+            LinkStep::SetIpForwarding(on) => forwarding::set_ipv4(&operation, *on),
+            LinkStep::SetIpv6Forwarding(on) => forwarding::set_ipv6(&operation, *on),
         }
     }
 

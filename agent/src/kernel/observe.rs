@@ -17,7 +17,7 @@ use netlink_packet_route::{
 };
 
 use super::{
-    KernelError,
+    KernelError, forwarding,
     links::{
         Address, BridgePort, Link, LinkKind, Mac, Namespace, Observed, OperState, Peer, Place, PortState,
         TunInfo, VlanTag,
@@ -57,7 +57,8 @@ pub(super) fn observe(rtnl: &mut Rtnl, own: &File) -> Result<Observed, KernelErr
         others.push(OtherPlace { name, file, links });
     }
     let default_route = default_route(rtnl)?;
-    let ip_forward = super::netlink::read_ip_forward()?;
+    let ip_forward = forwarding::ipv4()?;
+    let ipv6_forward = forwarding::ipv6()?;
 
     let mut ids = HashMap::new();
     for other in &others {
@@ -78,7 +79,7 @@ pub(super) fn observe(rtnl: &mut Rtnl, own: &File) -> Result<Observed, KernelErr
         let links = resolve(std::mem::take(&mut other.links), &place, &ids);
         namespaces.push(Namespace { name: other.name.clone(), links });
     }
-    Ok(Observed { links, namespaces, default_route, ip_forward })
+    Ok(Observed { links, namespaces, default_route, ip_forward, ipv6_forward })
 }
 
 /// A file under `/run/netns` that no namespace is mounted on: EINVAL of setns.

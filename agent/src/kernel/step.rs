@@ -60,6 +60,8 @@ pub enum LinkStep {
     },
     /// `net.ipv4.ip_forward`.
     SetIpForwarding(bool),
+    /// `net.ipv6.conf.all.forwarding`, without losing what routers have advertised.
+    SetIpv6Forwarding(bool),
 }
 
 /// A bridge to be made. Index and MAC are chosen by the kernel unless it is one that was deleted just now.
@@ -175,6 +177,9 @@ impl LinkStep {
                 _ => Vec::new(),
             },
             Self::SetIpForwarding(_) => vec![Self::SetIpForwarding(before.ip_forward)],
+            Self::SetIpv6Forwarding(_) => {
+                before.ipv6_forward.map(Self::SetIpv6Forwarding).into_iter().collect()
+            }
         }
     }
 }
@@ -306,6 +311,9 @@ impl fmt::Display for LinkStep {
             Self::SetMtu { link, mtu } => write!(f, "set the mtu of {link} to {mtu}"),
             Self::SetStp { bridge, stp: true } => write!(f, "turn on spanning tree of bridge {bridge}"),
             Self::SetStp { bridge, stp: false } => write!(f, "turn off spanning tree of bridge {bridge}"),
+            Self::SetIpv6Forwarding(on) => {
+                write!(f, "set net.ipv6.conf.all.forwarding to {}", u8::from(*on))
+            }
             Self::SetIpForwarding(on) => write!(f, "set net.ipv4.ip_forward to {}", u8::from(*on)),
         }
     }

@@ -1,11 +1,17 @@
 //! Port forwards: a port of the host's own addresses leads to a host inside.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use crate::{
     engine::ForwardSelector,
     error::{Code, Error, Result},
-    kernel::dataplane::{NatRule, Transport},
+    kernel::{
+        dataplane::{NatRule, Transport},
+        links::Link,
+    },
     model::{ForwardProtocol, ForwardRequest, ForwardSpec, LinkName, RuleAction, RuleView},
     plan::{Plan, Subject, World},
     state::{Record, Rule, RuleSpec},
@@ -45,7 +51,12 @@ pub(super) fn create(request: &ForwardRequest, world: World<'_>) -> Result<Plan>
         Some(rule) => (rule.id.clone(), rule.slot),
         None => (format!("fwd-{}", world.fresh_id), rule::free_slot(world)?),
     };
-    let target = format!("{}:{} -> {internal_ip}:{internal_port}", spec.interface, spec.external_port);
+    let target = format!(
+        "{}:{} -> {}",
+        spec.interface,
+        spec.external_port,
+        SocketAddr::new(internal_ip, internal_port)
+    );
     let mut plan = Plan::new(Subject::Rule(id.clone()), format!("port forward {target} is in place"));
     let new = Rule { id, slot, spec: RuleSpec::Forward(spec) };
     let wanted = rule::desired(&new.spec, world.observed);
@@ -54,7 +65,7 @@ pub(super) fn create(request: &ForwardRequest, world: World<'_>) -> Result<Plan>
         plan.put(Record::Rule(new));
     }
     if let Some(ip) = external_ip {
-        let local = world.observed.links.iter().flat_map(|link| link.ipv4()).any(|(own, _)| own == ip);
+        let local = world.observed.links.iter().flat_map(Link::ips).any(|(own, _)| own == ip);
         if !local {
             plan.warnings.push(format!("{ip} is no address of this host; the forward sleeps until it is"));
         }
@@ -75,6 +86,10 @@ fn check(request: &ForwardRequest, world: World<'_>) -> Result<()> {
     if let Some(ip) = request.external_ip.filter(|ip| !is_host(*ip)) {
         return Err(Error::field("external_ip", format!("{ip} is no address of a host")));
     }
+    if request.external_ip.is_some_and(|ip| ip.is_ipv6() != request.internal_ip.is_ipv6()) {
+        return Err(Error::field("external_ip", "is of another address family than internal_ip"));
+    }
+    rule::supported(request.internal_ip.is_ipv6(), world.observed)?;
     let own = world.options.api_port == Some(request.external_port);
     if own && transports(request.protocol).contains(&Transport::Tcp) {
         return Err(Error::new(
@@ -86,8 +101,9 @@ fn check(request: &ForwardRequest, world: World<'_>) -> Result<()> {
     Ok(())
 }
 
-fn is_host(ip: Ipv4Addr) -> bool {
-    !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast())
+fn is_host(ip: IpAddr) -> bool {
+    let broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+    !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || broadcast)
 }
 
 /// The rule that is this one already; an error when the port belongs to another one.
@@ -97,6 +113,7 @@ fn conflict<'a>(spec: &ForwardSpec, owner: u32, world: World<'a>) -> Result<Opti
         let same_target = (other.internal_ip, other.internal_port) == (spec.internal_ip, spec.internal_port);
         if other.external_port != spec.external_port
             || !rule::same_uplink(&rule.spec, &spec.interface, owner, world.observed)
+            || other.internal_ip.is_ipv6() != spec.internal_ip.is_ipv6()
             || !overlap(other, spec)
         {
             continue;
@@ -107,8 +124,11 @@ fn conflict<'a>(spec: &ForwardSpec, owner: u32, world: World<'a>) -> Result<Opti
         return Err(Error::new(
             Code::ForwardPortInUse,
             format!(
-                "port {} on {} is forwarded to {}:{} by rule {}",
-                spec.external_port, other.interface, other.internal_ip, other.internal_port, rule.id
+                "port {} on {} is forwarded to {} by rule {}",
+                spec.external_port,
+                other.interface,
+                SocketAddr::new(other.internal_ip, other.internal_port),
+                rule.id
             ),
         )
         .hint(format!("delete rule {} first, or choose another external port", rule.id)));
@@ -140,7 +160,10 @@ pub(super) fn delete(selector: &ForwardSelector, world: World<'_>) -> Result<Pla
         let what = match selector {
             ForwardSelector::Id(id) => format!("there is no port forward {id}"),
             ForwardSelector::Ports { external_port, internal_ip, internal_port } => {
-                format!("there is no port forward from {external_port} to {internal_ip}:{internal_port}")
+                format!(
+                    "there is no port forward from {external_port} to {}",
+                    SocketAddr::new(*internal_ip, *internal_port)
+                )
             }
         };
         return Err(Error::new(Code::RuleNotFound, what));
@@ -191,7 +214,7 @@ pub(super) fn view(spec: &ForwardSpec) -> RuleView {
         id: String::new(),
         action: RuleAction::Dnat,
         protocol: protocol.to_owned(),
-        source_ip: "0.0.0.0/0".to_owned(),
+        source_ip: if internal_ip.is_ipv6() { "::/0" } else { "0.0.0.0/0" }.to_owned(),
         source_port: Some(*external_port),
         dest_ip: Some(internal_ip.to_string()),
         dest_port: Some(*internal_port),

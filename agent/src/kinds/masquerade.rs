@@ -18,6 +18,7 @@ pub(super) fn create(spec: &MasqueradeSpec, world: World<'_>) -> Result<Plan> {
     if spec.source_network.network().is_multicast() || spec.source_network.network().is_loopback() {
         return Err(Error::field("source_network", format!("{} holds no hosts", spec.source_network)));
     }
+    rule::supported(spec.source_network.addr().is_ipv6(), world.observed)?;
     let link = rule::interface(spec.output_interface.as_str(), world.observed)?;
     let owner = world.observed.l3_owner(link);
     let existing = world.state.rules.values().find(|rule| {
@@ -31,8 +32,10 @@ pub(super) fn create(spec: &MasqueradeSpec, world: World<'_>) -> Result<Plan> {
     };
     let message = format!("{} is masqueraded on {}", spec.source_network, spec.output_interface);
     let mut plan = Plan::new(Subject::Rule(id.clone()), message);
-    if !owner.ipv4().any(|(_, address)| address.global) {
-        plan.warnings.push(format!("{} has no IPv4 address yet to masquerade to", owner.name));
+    let ipv6 = spec.source_network.addr().is_ipv6();
+    if !owner.ips().any(|(ip, address)| address.global && ip.is_ipv6() == ipv6) {
+        let family = if ipv6 { "IPv6" } else { "IPv4" };
+        plan.warnings.push(format!("{} has no {family} address yet to masquerade to", owner.name));
     }
     let new = Rule { id, slot, spec: RuleSpec::Masquerade(spec) };
     let wanted = rule::desired(&new.spec, world.observed);

@@ -2,14 +2,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 use crate::{
     error::{Code, Error, Result},
     kernel::{
         dataplane::{Counters, HostAddresses, NatRule, Slot},
-        links::{Link, Observed},
+        links::{Address, Link, Observed},
         step::LinkStep,
     },
     model::{LinkName, RuleView},
@@ -115,8 +115,12 @@ pub fn steps(changes: &BTreeMap<Slot, Option<NatRule>>, observed: &Observed, nat
         kept.chain(changes.values().filter_map(|rule| rule.as_ref()).map(NatRule::uplink)).collect();
 
     let mut steps = Vec::new();
-    if changes.values().any(|rule| rule.is_some()) && !observed.ip_forward {
+    let needs = |ipv6| changes.values().any(|rule| rule.as_ref().is_some_and(|rule| rule.is_ipv6() == ipv6));
+    if needs(false) && !observed.ip_forward {
         steps.push(Step::Link(LinkStep::SetIpForwarding(true)));
+    }
+    if needs(true) && observed.ipv6_forward == Some(false) {
+        steps.push(Step::Link(LinkStep::SetIpv6Forwarding(true)));
     }
     for uplink in uplinks.difference(&nat.attached) {
         steps.push(Step::Nat(NatStep::Attach(*uplink)));
@@ -157,24 +161,36 @@ pub(super) fn flush(world: World<'_>) -> Plan {
     Plan { message: format!("{} rules were removed", rules.len()), ..remove(&rules, world) }
 }
 
-/// The host's own IPv4 addresses, and what each uplink translates to.
+/// The host's own addresses, and what each uplink translates to.
 pub fn host_addresses(observed: &Observed, uplinks: &BTreeSet<u32>) -> HostAddresses {
-    let mut local: Vec<Ipv4Addr> = observed
+    let mut local: Vec<IpAddr> = observed
         .links
         .iter()
-        .flat_map(Link::ipv4)
+        .flat_map(Link::ips)
         .map(|(ip, _)| ip)
         // Nobody outside can send to 127.0.0.0/8.
         .filter(|ip| !ip.is_loopback())
         .collect();
     local.sort_unstable();
     local.dedup();
-    let primary = |link: &Link| {
-        link.ipv4().find(|(_, address)| address.global && !address.secondary).map(|(ip, _)| (link.index, ip))
+    // Of IPv6, a secondary address is a temporary one (RFC 8981), which goes away with flows still on it.
+    let primary = |link: &Link, ipv6: bool| {
+        let usable =
+            |(ip, address): &(IpAddr, &Address)| ip.is_ipv6() == ipv6 && address.global && !address.secondary;
+        link.ips().find(usable).map(|(ip, _)| (link.index, ip))
     };
-    let uplinks =
-        observed.links.iter().filter(|link| uplinks.contains(&link.index)).filter_map(primary).collect();
+    let links = observed.links.iter().filter(|link| uplinks.contains(&link.index));
+    let uplinks = links.flat_map(|link| [primary(link, false), primary(link, true)]).flatten().collect();
     HostAddresses { local, uplinks }
+}
+
+/// 501 where the kernel has no IPv6.
+pub(super) fn supported(ipv6: bool, observed: &Observed) -> Result<()> {
+    if ipv6 && observed.ipv6_forward.is_none() {
+        return Err(Error::new(Code::Unsupported, "this kernel has IPv6 turned off")
+            .hint("boot without ipv6.disable=1, or use IPv4 addresses"));
+    }
+    Ok(())
 }
 
 /// A rule as callers see it.

@@ -1,90 +1,130 @@
 //! From a flow's second packet to its end: is it alive, has it been answered, how far has TCP come.
 
-use super::{Found, Translation};
+use super::work::{Maker, Translation, Work};
 use crate::{
-    maps::{FlowKey, flag},
-    tables::{Claim, FlowRef, Tables, Tier},
+    family::Address,
+    maps::{Direction, FlowKey, TICK_BITS, flag, ticks},
+    tables::{Claim, FlowRef, Tables},
     tcp::{FlowState, Seen, after_segment, bits, proto, timeout},
 };
 
-/// Bits of a nanosecond count that make a tick: 2^32 ns, about 4.3 s.
-const TICK_BITS: u32 = 32;
+/// Bits of a nanosecond count that make a beat: 2^32 ns, about 4.3 s.
+const BEAT_BITS: u32 = 32;
 
-/// The coarse clock by which the two directions of a flow refresh each other.
+/// One beat of grace: a direction learns only once a beat that the other one was busy.
+const GRACE: u32 = 1 << (BEAT_BITS - TICK_BITS);
+
+/// Unproven flows that are passed over because they are busy before one is given up.
+const SECOND_CHANCES: u32 = 3;
+
+/// Places of the list that are looked at to make room in a full table.
+const ATTEMPTS: u32 = 8;
+
+/// How recently a flow must have been seen to be busy, in ticks: about four seconds.
+const BUSY: i32 = 1 << 12;
+
+/// How many packets make a flow busy that nobody answers.
+const BUSY_PACKETS: u64 = 4;
+
+/// The clock of `last_seen`.
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "it wraps, see `idle`")]
 pub(super) const fn tick(now: u64) -> u32 {
     (now >> TICK_BITS) as u32
 }
 
+/// The clock by which the two directions of a flow refresh each other.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "only compared for equality")]
+pub(super) const fn beat(now: u64) -> u16 {
+    (now >> BEAT_BITS) as u16
+}
+
+/// Ticks since the flow was seen; negative when another CPU has seen it after we looked at the clock.
+#[inline(always)]
+#[expect(clippy::cast_possible_wrap, reason = "a difference on a clock that wraps")]
+fn idle<A: Address>(flow: FlowRef<A>, now: u64) -> i32 {
+    tick(now).wrapping_sub(flow.last_seen()) as i32
+}
+
 /// The live flow of a key. A dead one (its rule gone, its time over) is removed, and its other direction with it.
 #[inline(always)]
-pub(super) fn find<T: Tables>(tables: &T, key: &FlowKey, uplink: u32, now: u64) -> Option<Found> {
-    let found = lookup(tables, key)?;
-    if alive(tables, found.flow, key.proto, uplink, now) {
-        return Some(found);
+pub(super) fn find<T, A>(tables: &T, work: &mut Work<A>, interface: u32, now: u64) -> Option<FlowRef<A>>
+where
+    T: Tables<A>,
+    A: Address,
+{
+    let flow = tables.flow(&work.key)?;
+    if is_alive(tables, flow, work.key.proto, interface, now) {
+        return Some(flow);
     }
-    bury(tables, key, found);
+    bury(tables, &work.key, &mut work.peer, flow);
     None
 }
 
-#[inline(always)]
-fn lookup<T: Tables>(tables: &T, key: &FlowKey) -> Option<Found> {
-    if let Some(flow) = tables.flow(Tier::Proven, key) {
-        return Some(Found { flow, tier: Tier::Proven });
-    }
-    let flow = tables.flow(Tier::Unproven, key)?;
-    Some(Found { flow, tier: Tier::Unproven })
-}
-
 /// Its rule is still the one that made it, it goes through the same uplink, and it is not idle for too long.
-///
-/// One tick of grace: a direction learns only once a tick that the other one was busy.
 #[inline(always)]
-pub(super) fn alive<T: Tables>(tables: &T, flow: FlowRef, protocol: u8, uplink: u32, now: u64) -> bool {
-    let idle = now.saturating_sub(flow.last_seen());
-    tables.generation(flow.rule()) == Some(flow.generation())
-        && flow.uplink() == uplink
-        && idle <= timeout(protocol, FlowState::from_u8(flow.state())) + (1 << TICK_BITS)
-}
-
-/// Removes both directions.
-#[inline(always)]
-pub(super) fn bury<T: Tables>(tables: &T, key: &FlowKey, found: Found) {
-    let peer = found.flow.peer_of(key);
-    tables.remove(found.tier, key);
-    tables.remove(found.tier, &peer);
-}
-
-/// Takes note of what a packet says about its flow. Nearly always nothing.
-#[inline(always)]
-pub(super) fn advance<T: Tables>(tables: &T, key: &FlowKey, found: Found, tcp_bits: u8, now: u64) -> Found {
-    let (state, flags) = (found.flow.state(), found.flow.flags());
-    let from_opener = flags & flag::OPENER != 0;
-    let answer = state == FlowState::New as u8 && (!from_opener || flags & flag::ANSWERED != 0);
-    let turn = tcp_bits & (bits::SYN | bits::FIN | bits::RST) != 0;
-    if !answer && !turn && found.flow.synced() == tick(now) {
-        return found;
-    }
-    take_note(tables, key, found, tcp_bits, now)
-}
-
-#[inline(always)]
-fn take_note<T: Tables>(tables: &T, key: &FlowKey, found: Found, tcp_bits: u8, now: u64) -> Found {
-    let Found { flow, tier } = found;
-    let peer_key = flow.peer_of(key);
-    flow.set_synced(tick(now));
-    let Some(peer) = peer_of(tables, key, found, &peer_key, now) else {
-        return found;
+pub(super) fn is_alive<T, A>(tables: &T, flow: FlowRef<A>, protocol: u8, interface: u32, now: u64) -> bool
+where
+    T: Tables<A>,
+    A: Address,
+{
+    let Some(rule) = tables.rule(flow.rule()) else {
+        return false;
     };
-    peer.flow.set_last_seen(now);
+    let limit = ticks(timeout(&rule.timeouts, protocol, FlowState::from_u8(flow.state()))) + GRACE;
+    rule.generation == flow.generation()
+        && rule.uplink == interface
+        && i64::from(idle(flow, now)) <= i64::from(limit)
+}
+
+/// Removes both directions. `peer`: memory for the other one's key.
+#[inline(always)]
+pub(super) fn bury<T, A>(tables: &T, key: &FlowKey<A>, peer: &mut FlowKey<A>, flow: FlowRef<A>)
+where
+    T: Tables<A>,
+    A: Address,
+{
+    *peer = flow.peer_of(key);
+    tables.remove(key);
+    tables.remove(peer);
+}
+
+/// Whether a packet says something about its flow that has to be written down. Nearly always not.
+#[inline(always)]
+pub(super) fn is_noteworthy<A: Address>(flow: FlowRef<A>, tcp_bits: u8, now: u64) -> bool {
+    let flags = flow.flags();
+    // The first answer, and the opener's first word after it.
+    let progress = flags & flag::PROVEN == 0 && (flags & flag::OPENER == 0) == (flags & flag::ANSWERED == 0);
+    let turn = tcp_bits & (bits::SYN | bits::FIN | bits::RST) != 0;
+    progress || turn || flow.synced() != beat(now)
+}
+
+/// Takes note of what a packet says about its flow.
+#[inline(always)]
+pub(super) fn advance<T, A>(tables: &T, work: &mut Work<A>, flow: FlowRef<A>, now: u64)
+where
+    T: Tables<A>,
+    A: Address,
+{
+    let tcp_bits = work.tcp_bits();
+    if !is_noteworthy(flow, tcp_bits, now) {
+        return;
+    }
+    work.peer = flow.peer_of(&work.key);
+    flow.set_synced(beat(now));
+    let Some(peer) = peer_of(tables, work, flow, now) else {
+        return;
+    };
+    peer.see(now);
 
     let flags = flow.flags();
     let from_opener = flags & flag::OPENER != 0;
     let answered = if from_opener { flags & flag::ANSWERED } else { flag::ANSWERED };
     let mut own_flags = flags | answered;
-    let mut peer_flags = peer.flow.flags() | answered;
+    let mut peer_flags = peer.flags() | answered;
     let before = FlowState::from_u8(flow.state());
-    let state = match key.proto {
+    let state = match work.key.proto {
         proto::TCP => {
             let seen = Seen {
                 from_opener,
@@ -99,58 +139,110 @@ fn take_note<T: Tables>(tables: &T, key: &FlowKey, found: Found, tcp_bits: u8, n
     if tcp_bits & bits::FIN != 0 {
         own_flags |= flag::FINISHED;
     }
+    if is_proof(&work.key, from_opener, answered != 0, state) {
+        own_flags |= flag::PROVEN;
+        peer_flags |= flag::PROVEN;
+    }
     if state == FlowState::New && before != FlowState::New {
         // the ports are used again: who opened is open again, and nothing is finished
         own_flags = flag::OPENER;
         peer_flags = 0;
+        enlist(tables, work, now);
     }
     flow.set_state(state as u8);
     flow.set_flags(own_flags);
-    peer.flow.set_state(state as u8);
-    peer.flow.set_flags(peer_flags);
-
-    if answered != 0 && tier == Tier::Unproven {
-        return promote(tables, key, found, &peer_key, peer);
-    }
-    found
+    peer.set_state(state as u8);
+    peer.set_flags(peer_flags);
 }
 
-/// The other direction. If the table has lost it (it was the least recently used of a flood), it is made anew.
+/// Could nobody have brought this about by forging a source? The opener has spoken again after an answer, or the
+/// outside has answered what came from the inside. A TCP handshake has to be complete.
 #[inline(always)]
-fn peer_of<T: Tables>(tables: &T, key: &FlowKey, own: Found, peer_key: &FlowKey, now: u64) -> Option<Found> {
-    if let Some(found) = lookup(tables, peer_key) {
-        return Some(found);
+fn is_proof<A>(key: &FlowKey<A>, from_opener: bool, answered: bool, state: FlowState) -> bool {
+    if key.proto == proto::TCP {
+        return matches!(state, FlowState::Established | FlowState::HalfClosed) && answered;
     }
-    let back = Translation { src: (key.dst, key.dport), dst: (key.src, key.sport) };
-    let Found { flow: own, tier } = own;
-    let flags = (own.flags() & flag::ANSWERED) | (flag::OPENER & !own.flags());
-    let mut flow = back.record(peer_key, own.rule(), own.generation(), own.uplink(), now, flags);
-    flow.created = own.created();
-    flow.state = own.state();
-    match tables.claim(tier, peer_key, &flow) {
+    answered && (from_opener || key.direction == Direction::In as u8)
+}
+
+/// The other direction, whose key is `work.peer`. If the table has lost it, it is made anew.
+#[inline(always)]
+fn peer_of<T, A>(tables: &T, work: &mut Work<A>, own: FlowRef<A>, now: u64) -> Option<FlowRef<A>>
+where
+    T: Tables<A>,
+    A: Address,
+{
+    if let Some(flow) = tables.flow(&work.peer) {
+        return Some(flow);
+    }
+    let key = &work.key;
+    let back = Translation { src: key.dst, dst: key.src, sport: key.dport, dport: key.sport };
+    let flags = (own.flags() & (flag::ANSWERED | flag::PROVEN)) | (flag::OPENER & !own.flags());
+    let maker = Maker { rule: own.rule(), generation: own.generation() };
+    back.record(&work.peer, &mut work.flow, maker, now, flags);
+    work.flow.created = own.created();
+    work.flow.state = own.state();
+    match tables.claim(&work.peer, &work.flow) {
         Claim::Ok | Claim::Exists => {}
         Claim::Full => return None,
     }
-    lookup(tables, peer_key)
+    tables.flow(&work.peer)
 }
 
-/// Moves both directions to the table from which nothing is pushed out. When that one is full, they stay.
+/// Puts the packet's flow on the list of those that nobody has proven, whose oldest one goes for it.
+///
+/// So a flood of first packets pushes out only first packets, both directions at once, and the number of flows
+/// without proof is bounded by the list. A busy one gets another chance: one-way streams are never answered.
 #[inline(always)]
-fn promote<T: Tables>(tables: &T, key: &FlowKey, found: Found, peer_key: &FlowKey, peer: Found) -> Found {
-    // Room for the other direction first: ours is the one that is used from here on.
-    if peer.tier == Tier::Unproven && tables.claim_copy(Tier::Proven, peer_key, peer.flow) == Claim::Full {
-        return found;
-    }
-    if tables.claim_copy(Tier::Proven, key, found.flow) == Claim::Full {
-        if peer.tier == Tier::Unproven {
-            tables.remove(Tier::Proven, peer_key);
+pub(super) fn enlist<T, A>(tables: &T, work: &mut Work<A>, now: u64)
+where
+    T: Tables<A>,
+    A: Address,
+{
+    work.oldest = work.key;
+    let mut chances = SECOND_CHANCES;
+    loop {
+        if !tables.exchange(&mut work.oldest) || work.oldest.proto == 0 {
+            return;
         }
-        return found;
+        let Some(flow) = tables.flow(&work.oldest) else {
+            return;
+        };
+        if flow.flags() & flag::PROVEN != 0 {
+            return;
+        }
+        let busy = flow.packets() >= BUSY_PACKETS && idle(flow, now) < BUSY;
+        if !busy || chances == 0 {
+            return bury(tables, &work.oldest, &mut work.oldest_peer, flow);
+        }
+        chances -= 1;
     }
-    let Some(flow) = tables.flow(Tier::Proven, key) else {
-        return found;
-    };
-    tables.remove(Tier::Unproven, key);
-    tables.remove(Tier::Unproven, peer_key);
-    Found { flow, tier: Tier::Proven }
+}
+
+/// Gives up the oldest unproven flow that is near, to make room in a full table.
+#[inline(always)]
+pub(super) fn make_room<T, A>(tables: &T, work: &mut Work<A>) -> bool
+where
+    T: Tables<A>,
+    A: Address,
+{
+    let mut attempts = 0;
+    while attempts < ATTEMPTS {
+        attempts += 1;
+        work.oldest = FlowKey { proto: 0, ..work.key };
+        if !tables.exchange(&mut work.oldest) {
+            return false;
+        }
+        if work.oldest.proto == 0 {
+            continue;
+        }
+        let Some(flow) = tables.flow(&work.oldest) else {
+            continue;
+        };
+        if flow.flags() & flag::PROVEN == 0 {
+            bury(tables, &work.oldest, &mut work.oldest_peer, flow);
+            return true;
+        }
+    }
+    false
 }

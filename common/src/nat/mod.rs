@@ -2,18 +2,24 @@
 //!
 //! The first packet of a flow asks the rules ([`open`]); every later one finds its record, and the record says all:
 //! what to write, whose counters to raise, how far the flow has come ([`life`]).
+//!
+//! Nearly every packet only wants its record read: [`established`] does that and nothing else, so that the program on
+//! the hook stays small. What it cannot do, [`translate`] does whole, in a program of its own.
 
 mod life;
 mod open;
+pub mod work;
 
 use crate::{
-    checksum,
     drop::DropReason,
-    maps::{Direction, Flow, FlowKey},
-    packet::{ChecksumFix, Headers, Packet, Parsed, icmp, parse},
-    tables::{FlowRef, Tables, Tier},
+    family::Address,
+    maps::Direction,
+    packet::{ChecksumFix, Headers, Packet, Parsed, headers_at, parse},
+    tables::{FlowRef, Tables},
     tcp::proto,
 };
+
+use self::work::Work;
 
 /// What becomes of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,137 +29,118 @@ pub enum Verdict {
     Drop(DropReason),
 }
 
-/// A flow in the tables, and in which.
-#[derive(Debug, Clone, Copy)]
-struct Found {
-    flow: FlowRef,
-    tier: Tier,
-}
-
-/// A packet that comes in through the uplink.
+/// Translates a packet of a flow that is under way. `None`, and the packet as it was, when there is more to do.
 #[inline(always)]
-pub fn wan_in<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
-    uplink(packet, tables, Direction::In)
-}
-
-/// A packet that is about to leave through the uplink.
-#[inline(always)]
-pub fn wan_out<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
-    uplink(packet, tables, Direction::Out)
-}
-
-#[inline(always)]
-fn uplink<P: Packet, T: Tables>(packet: &mut P, tables: &T, direction: Direction) -> Verdict {
+pub fn established<P, T, A>(packet: &mut P, tables: &T, direction: Direction) -> Option<Verdict>
+where
+    P: Packet,
+    T: Tables<A>,
+    A: Address,
+{
     let (interface, packets, bytes) = (packet.interface(), packet.segments(), packet.network_len());
-    let headers = match parse(packet) {
-        Parsed::Other => return Verdict::Pass,
-        Parsed::Flowless { src, why } => return flowless(tables, interface, direction, src, why),
+    let headers = match parse::<P, A>(packet) {
+        Parsed::Other => return Some(Verdict::Pass),
+        Parsed::Flowless { .. } => return None,
         Parsed::Flow(headers) => headers,
     };
-    let (key, tcp_bits) = (headers.key(direction), headers.tcp_bits);
+    let key = headers.key(direction);
+    let flow = tables.flow(&key)?;
     let now = tables.now();
-    let found = match life::find(tables, &key, interface, now) {
-        Some(found) => life::advance(tables, &key, found, tcp_bits, now),
-        None => match open::open(tables, &key, interface, tcp_bits, now) {
-            Ok(found) => found,
+    if !life::is_alive(tables, flow, key.proto, interface, now)
+        || life::is_noteworthy(flow, headers.tcp_bits, now)
+    {
+        return None;
+    }
+    tables.touch(flow, now, packets, bytes);
+    tables.count(flow.rule(), direction, packets, bytes);
+    let fix = rewrite(headers, flow);
+    Some(commit(packet, fix))
+}
+
+/// Translates whatever packet.
+#[inline(always)]
+pub fn translate<P, T, A>(packet: &mut P, tables: &T, direction: Direction) -> Verdict
+where
+    P: Packet,
+    T: Tables<A>,
+    A: Address,
+{
+    let Some(mut work) = tables.work() else {
+        return Verdict::Drop(DropReason::Program);
+    };
+    // SAFETY: this CPU's own, and nobody else's while this packet is looked at.
+    let work = unsafe { work.as_mut() };
+    let (interface, packets, bytes) = (packet.interface(), packet.segments(), packet.network_len());
+    match parse::<P, A>(packet) {
+        Parsed::Other => return Verdict::Pass,
+        Parsed::Flowless { src, why } => return flowless(tables, interface, direction, src, why),
+        Parsed::Flow(headers) => note(work, &headers, direction),
+    }
+    let now = tables.now();
+    let flow = match life::find(tables, work, interface, now) {
+        Some(flow) => {
+            life::advance(tables, work, flow, now);
+            flow
+        }
+        None => match open::open(tables, work, interface, now) {
+            Ok(flow) => flow,
             Err(verdict) => return verdict,
         },
     };
-    tables.touch(found.flow, now, packets, bytes);
-    tables.count(found.flow.rule(), direction, packets, bytes);
-    let fix = rewrite(headers, found.flow);
-    if !packet.commit(fix) {
-        return Verdict::Drop(DropReason::Rewrite);
-    }
-    Verdict::Pass
+    tables.touch(flow, now, packets, bytes);
+    tables.count(flow.rule(), direction, packets, bytes);
+    let Some(headers) = headers_at::<P, A>(packet, work.transport_offset(), work.key.proto) else {
+        return Verdict::Drop(DropReason::Malformed);
+    };
+    let fix = rewrite(headers, flow);
+    commit(packet, fix)
 }
 
-/// IPv4 without a flow: the host's business, except that nothing may leave with an inside address.
+/// What the rest needs to know of the packet, put where all ways through its headers meet.
 #[inline(always)]
-fn flowless<T: Tables>(
-    tables: &T,
-    interface: u32,
-    direction: Direction,
-    src: [u8; 4],
-    why: DropReason,
-) -> Verdict {
+#[expect(clippy::cast_possible_truncation, reason = "an offset in a packet's headers")]
+fn note<A: Address>(work: &mut Work<A>, headers: &Headers<'_, A>, direction: Direction) {
+    work.key = headers.key(direction);
+    work.transport_offset = headers.transport_offset as u32;
+    work.tcp_bits = u32::from(headers.tcp_bits);
+}
+
+/// Without a flow: the host's business, except that nothing may leave with an inside address.
+#[inline(always)]
+fn flowless<T, A>(tables: &T, interface: u32, direction: Direction, src: A, why: DropReason) -> Verdict
+where
+    T: Tables<A>,
+    A: Address,
+{
     match direction {
         Direction::In => Verdict::Pass,
         Direction::Out if tables.masquerade(interface, src).is_none() => Verdict::Pass,
-        Direction::Out if tables.uplink_address(interface) == Some(src) => Verdict::Pass,
+        Direction::Out if tables.uplink_address(interface).is_some_and(|own| own.same(src)) => Verdict::Pass,
         Direction::Out => Verdict::Drop(why),
     }
 }
 
 /// Writes the translated addresses and ports, and the IP checksum; says what the transport checksum needs.
 #[inline(always)]
-fn rewrite(headers: Headers<'_>, flow: FlowRef) -> ChecksumFix {
-    let Headers { ip, transport, transport_offset, tcp_bits: _ } = headers;
+pub fn rewrite<A: Address>(headers: Headers<'_, A>, flow: FlowRef<A>) -> ChecksumFix {
+    let Headers { ip, transport, transport_offset, protocol, tcp_bits: _ } = headers;
     let (pseudo, body) = (flow.address_difference(), flow.port_difference());
-    ip.src_addr = flow.to_src();
-    ip.dst_addr = flow.to_dst();
-    ip.check = checksum::apply(ip.check, pseudo);
+    A::rewrite(ip, flow.to_src(), flow.to_dst(), pseudo);
     let (sport, dport) = (flow.to_sport().to_be_bytes(), flow.to_dport().to_be_bytes());
-    match ip.proto {
-        proto::ICMP => {
-            transport.third = if transport.first[0] == icmp::ECHO { sport } else { dport };
-            ChecksumFix { offset: transport_offset + 2, pseudo: 0, body, optional: false }
-        }
-        proto::UDP => {
-            transport.first = sport;
-            transport.second = dport;
-            ChecksumFix { offset: transport_offset + 6, pseudo, body, optional: true }
-        }
-        _ => {
-            transport.first = sport;
-            transport.second = dport;
-            ChecksumFix { offset: transport_offset + 16, pseudo, body, optional: false }
-        }
+    if protocol == A::ICMP {
+        transport.third = if transport.first[0] == A::ECHO { sport } else { dport };
+        let pseudo = if A::ICMP_HAS_PSEUDO_HEADER { pseudo } else { 0 };
+        return ChecksumFix { offset: transport_offset + 2, pseudo, body, optional: false };
+    }
+    transport.first = sport;
+    transport.second = dport;
+    match protocol {
+        proto::UDP => ChecksumFix { offset: transport_offset + 6, pseudo, body, optional: true },
+        _ => ChecksumFix { offset: transport_offset + 16, pseudo, body, optional: false },
     }
 }
 
-/// A fresh record that turns `key` into the given addresses and ports.
-#[derive(Debug, Clone, Copy)]
-struct Translation {
-    src: ([u8; 4], u16),
-    dst: ([u8; 4], u16),
-}
-
-impl Translation {
-    /// The key of the packets that answer those of `key`.
-    #[inline(always)]
-    fn answers(self, key: &FlowKey) -> FlowKey {
-        let ((src, sport), (dst, dport)) = (self.dst, self.src);
-        FlowKey { src, dst, sport, dport, proto: key.proto, direction: 1 - (key.direction & 1), unused: 0 }
-    }
-
-    #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "seconds and ticks since boot")]
-    fn record(self, key: &FlowKey, rule: u32, generation: u32, uplink: u32, now: u64, flags: u8) -> Flow {
-        let ((to_src, to_sport), (to_dst, to_dport)) = (self.src, self.dst);
-        Flow {
-            to_src,
-            to_dst,
-            to_sport,
-            to_dport,
-            address_difference: checksum::fold(
-                checksum::difference_address(key.src, to_src) + checksum::difference_address(key.dst, to_dst),
-            ),
-            port_difference: checksum::fold(
-                checksum::difference_port(key.sport, to_sport)
-                    + checksum::difference_port(key.dport, to_dport),
-            ),
-            rule,
-            generation,
-            uplink,
-            created: (now / 1_000_000_000) as u32,
-            synced: life::tick(now),
-            state: 0,
-            flags,
-            unused: 0,
-            packets: 0,
-            bytes: 0,
-            last_seen: now,
-        }
-    }
+#[inline(always)]
+fn commit<P: Packet>(packet: &mut P, fix: ChecksumFix) -> Verdict {
+    if packet.commit(fix) { Verdict::Pass } else { Verdict::Drop(DropReason::Rewrite) }
 }

@@ -93,7 +93,7 @@ async fn what_cannot_be_forwarded_is_refused_with_the_reason() {
         ("external_port", json!(8000), 409, "FORWARD_PORT_RESERVED"),
         ("internal_ip", json!("0.0.0.0"), 422, "INVALID_FIELD"),
         ("internal_ip", json!("vm1"), 422, "INVALID_FIELD"),
-        ("internal_ip", json!("2001:db8::1"), 501, "UNSUPPORTED"),
+        ("internal_ip", json!("fe80::1"), 422, "INVALID_FIELD"),
         ("protocol", json!("icmp"), 422, "INVALID_FIELD"),
         ("interface", json!("ens9"), 404, "LINK_NOT_FOUND"),
         ("source_cidrs", json!(["10.0.0.0/8"]), 501, "UNSUPPORTED"),

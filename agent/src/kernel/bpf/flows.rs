@@ -1,16 +1,17 @@
 //! Flows out of the tables: the two directions joined into one, the dead ones removed.
 
-use std::{collections::HashMap, net::Ipv4Addr, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
 use aya::maps::MapData;
 use nix::time::{ClockId, clock_gettime};
 use telecluster_common::{
-    maps::{Direction, Flow as Record, FlowKey, flag},
+    maps::{Direction, Flow as Record, FlowKey, Rule, TICK_BITS, flag, ticks},
     tcp::{FlowState, timeout},
 };
 
 use super::{
     batch, failed,
+    family::Octets,
     object::{self, Object},
 };
 use crate::kernel::{
@@ -19,14 +20,14 @@ use crate::kernel::{
 };
 
 /// How long after its end a flow's memory is kept. The programs judge for themselves and revive nothing that is
-/// over; the margin keeps the agent away from an entry that a packet may just have found alive.
-const GRACE: u64 = 10_000_000_000;
+/// over; the margin keeps the agent away from an entry that a packet may just have found alive. In ticks.
+const GRACE: u32 = ticks(10);
 
-/// `flow4` and `half4`.
+/// `flow4` and `flow6`.
 #[derive(Debug)]
 pub(super) struct FlowTables {
-    proven: Table,
-    unproven: Table,
+    ipv4: Table,
+    ipv6: Table,
 }
 
 #[derive(Debug)]
@@ -45,65 +46,70 @@ impl Table {
         Ok(Self { name, data, sizes, capacity: info.max_entries() })
     }
 
-    fn for_each(&self, visit: impl FnMut(&FlowKey, &Record)) -> Result<(), KernelError> {
+    fn for_each<A: Octets>(&self, visit: impl FnMut(&FlowKey<A>, &Record<A>)) -> Result<(), KernelError> {
         batch::for_each(self.data.fd(), self.sizes, visit)
             .map_err(|error| failed(format!("read the map {}", self.name), &error))
     }
-}
 
-impl FlowTables {
-    pub(super) fn open(object: &Object) -> Result<Self, KernelError> {
-        Ok(Self { proven: Table::open(object, "flow4")?, unproven: Table::open(object, "half4")? })
-    }
-
-    fn tables(&self) -> [(&Table, bool); 2] {
-        [(&self.proven, true), (&self.unproven, false)]
-    }
-
-    /// Every live flow. `generations`: by slot.
-    pub(super) fn list(&self, generations: &[u32]) -> Result<Vec<Flow>, KernelError> {
-        let now = now()?;
-        let mut join = Join::default();
-        for (table, proven) in self.tables() {
-            table.for_each(|key, record| {
-                if !over(key, record, generations, now, 0) {
-                    join.add(key, record, proven, now);
-                }
-            })?;
-        }
+    /// Every live flow.
+    fn list<A: Octets>(&self, rules: &[Rule], now: u64) -> Result<Vec<Flow>, KernelError> {
+        let mut join = Join::<A>::default();
+        self.for_each(|key, record| {
+            if let Some(rule) = rule_of(key, record, rules, now, 0) {
+                join.add(key, record, rule, now);
+            }
+        })?;
         Ok(join.flows)
     }
 
     /// Frees what is over; returns how many flows.
-    pub(super) fn collect_garbage(&self, generations: &[u32]) -> Result<usize, KernelError> {
-        let now = now()?;
+    fn collect_garbage<A: Octets>(&self, rules: &[Rule], now: u64) -> Result<usize, KernelError> {
+        let mut dead = Vec::new();
+        self.for_each::<A>(|key, record| {
+            if rule_of(key, record, rules, now, GRACE).is_none() {
+                dead.push((*key, record.flags));
+            }
+        })?;
         let mut collected = 0;
-        for (table, _) in self.tables() {
-            let mut dead = Vec::new();
-            table.for_each(|key, record| {
-                if over(key, record, generations, now, GRACE) {
-                    dead.push((*key, record.flags));
-                }
-            })?;
-            for (key, flags) in dead {
-                if batch::delete(table.data.fd(), &key)
-                    .map_err(|error| failed(format!("free an entry of {}", table.name), &error))?
-                {
-                    collected += usize::from(flags & flag::OPENER != 0);
-                }
+        for (key, flags) in dead {
+            if batch::delete(self.data.fd(), &key)
+                .map_err(|error| failed(format!("free an entry of {}", self.name), &error))?
+            {
+                collected += usize::from(flags & flag::OPENER != 0);
             }
         }
         Ok(collected)
     }
 
+    fn pressure<A: Octets>(&self) -> Result<MapPressure, KernelError> {
+        let mut entries = 0;
+        self.for_each::<A>(|_, _| entries += 1)?;
+        Ok(MapPressure { map: self.name, entries, capacity: u64::from(self.capacity) })
+    }
+}
+
+impl FlowTables {
+    pub(super) fn open(object: &Object) -> Result<Self, KernelError> {
+        Ok(Self { ipv4: Table::open(object, "flow4")?, ipv6: Table::open(object, "flow6")? })
+    }
+
+    /// Every live flow. `rules`: what is in each slot.
+    pub(super) fn list(&self, rules: &[Rule]) -> Result<Vec<Flow>, KernelError> {
+        let now = now()?;
+        let mut flows = self.ipv4.list::<[u8; 4]>(rules, now)?;
+        flows.extend(self.ipv6.list::<[u8; 16]>(rules, now)?);
+        Ok(flows)
+    }
+
+    /// Frees what is over; returns how many flows.
+    pub(super) fn collect_garbage(&self, rules: &[Rule]) -> Result<usize, KernelError> {
+        let now = now()?;
+        let (ipv4, ipv6) = (&self.ipv4, &self.ipv6);
+        Ok(ipv4.collect_garbage::<[u8; 4]>(rules, now)? + ipv6.collect_garbage::<[u8; 16]>(rules, now)?)
+    }
+
     pub(super) fn pressure(&self) -> Result<Vec<MapPressure>, KernelError> {
-        let mut pressure = Vec::new();
-        for (table, _) in self.tables() {
-            let mut entries = 0;
-            table.for_each(|_, _| entries += 1)?;
-            pressure.push(MapPressure { map: table.name, entries, capacity: u64::from(table.capacity) });
-        }
-        Ok(pressure)
+        Ok(vec![self.ipv4.pressure::<[u8; 4]>()?, self.ipv6.pressure::<[u8; 16]>()?])
     }
 }
 
@@ -115,50 +121,68 @@ fn now() -> Result<u64, KernelError> {
     Ok(seconds * 1_000_000_000 + nanoseconds)
 }
 
-/// Its rule is gone, or it has been idle for longer than its state allows.
-fn over(key: &FlowKey, record: &Record, generations: &[u32], now: u64, grace: u64) -> bool {
-    if generations.get(record.rule as usize) != Some(&record.generation) {
-        return true;
-    }
-    let idle = now.saturating_sub(record.last_seen);
+/// The rule that made a live flow; `None` when it is over: its rule is gone, or it has been idle for longer than its
+/// state allows.
+fn rule_of<'a, A: Octets>(
+    key: &FlowKey<A>,
+    record: &Record<A>,
+    rules: &'a [Rule],
+    now: u64,
+    grace: u32,
+) -> Option<&'a Rule> {
+    let rule = rules.get(record.rule as usize).filter(|rule| rule.generation == record.generation)?;
+    let allowed = timeout(&rule.timeouts, key.proto, FlowState::from_u8(record.state));
     // The programs' own tick of grace, see `nat::life`.
-    idle > timeout(key.proto, FlowState::from_u8(record.state)) + (1 << 32) + grace
+    let limit = u64::from(ticks(allowed)) + (1 << (32 - TICK_BITS)) + u64::from(grace);
+    (idle(record.last_seen, now) <= limit).then_some(rule)
+}
+
+/// Ticks since a flow was seen; a program may have seen it after we looked at the clock.
+#[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "a clock that wraps")]
+fn idle(last_seen: u32, now: u64) -> u64 {
+    let idle = ((now >> TICK_BITS) as u32).wrapping_sub(last_seen) as i32;
+    u64::try_from(idle).unwrap_or(0)
 }
 
 /// An address and a port.
-type Socket = (Ipv4Addr, u16);
+type Socket<A> = (A, u16);
 
 /// Both directions of a flow meet here, in whichever order the maps give them.
-#[derive(Default)]
-struct Join {
+struct Join<A> {
     flows: Vec<Flow>,
     /// (protocol, external, remote) to its place in `flows`.
-    places: HashMap<(u8, Socket, Socket), usize>,
+    places: HashMap<(u8, Socket<A>, Socket<A>), usize>,
 }
 
-impl Join {
-    fn add(&mut self, key: &FlowKey, record: &Record, proven: bool, now: u64) {
+impl<A> Default for Join<A> {
+    fn default() -> Self {
+        Self { flows: Vec::new(), places: HashMap::new() }
+    }
+}
+
+impl<A: Octets> Join<A> {
+    fn add(&mut self, key: &FlowKey<A>, record: &Record<A>, rule: &Rule, now: u64) {
         let [src, dst, to_src, to_dst] = [
-            (Ipv4Addr::from(key.src), key.sport),
-            (Ipv4Addr::from(key.dst), key.dport),
-            (Ipv4Addr::from(record.to_src), record.to_sport),
-            (Ipv4Addr::from(record.to_dst), record.to_dport),
+            (key.src, key.sport),
+            (key.dst, key.dport),
+            (record.to_src, record.to_sport),
+            (record.to_dst, record.to_dport),
         ];
         let out = key.direction == Direction::Out as u8;
         let (inside, external, remote) = if out { (src, to_src, to_dst) } else { (to_dst, dst, src) };
         let place = *self.places.entry((key.proto, external, remote)).or_insert_with(|| {
             self.flows.push(Flow {
                 protocol: key.proto,
-                inside,
-                external,
-                remote,
+                inside: (inside.0.ip(), inside.1),
+                external: (external.0.ip(), external.1),
+                remote: (remote.0.ip(), remote.1),
                 counters: Counters::default(),
                 state: FlowState::from_u8(record.state),
                 proven: false,
                 age: Duration::ZERO,
                 idle: Duration::MAX,
                 slot: Slot(record.rule),
-                uplink: record.uplink,
+                uplink: rule.uplink,
             });
             self.flows.len() - 1
         });
@@ -172,22 +196,29 @@ impl Join {
             flow.counters.packets_in += record.packets;
             flow.counters.bytes_in += record.bytes;
         }
-        flow.proven |= proven;
+        flow.proven |= record.flags & flag::PROVEN != 0;
         let age = (now / 1_000_000_000).saturating_sub(u64::from(record.created));
         flow.age = flow.age.max(Duration::from_secs(age));
-        flow.idle = flow.idle.min(Duration::from_nanos(now.saturating_sub(record.last_seen)));
+        flow.idle = flow.idle.min(Duration::from_nanos(idle(record.last_seen, now) << TICK_BITS));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use telecluster_common::maps::Timeouts;
+
     use super::*;
 
-    const INSIDE: [u8; 4] = [192, 168, 100, 10];
-    const OUTSIDE: [u8; 4] = [203, 0, 113, 1];
-    const REMOTE: [u8; 4] = [198, 51, 100, 7];
+    type A = [u8; 4];
 
-    fn key(direction: Direction) -> FlowKey {
+    const INSIDE: A = [192, 168, 100, 10];
+    const OUTSIDE: A = [203, 0, 113, 1];
+    const REMOTE: A = [198, 51, 100, 7];
+    const SECOND: u64 = 1_000_000_000;
+
+    fn key(direction: Direction) -> FlowKey<A> {
         let (src, dst, sport, dport) = match direction {
             Direction::Out => (INSIDE, REMOTE, 4000, 53),
             Direction::In => (REMOTE, OUTSIDE, 53, 5000),
@@ -195,7 +226,7 @@ mod tests {
         FlowKey { src, dst, sport, dport, proto: 17, direction: direction as u8, unused: 0 }
     }
 
-    fn record(direction: Direction) -> Record {
+    fn record(direction: Direction) -> Record<A> {
         let (to_src, to_dst, to_sport, to_dport) = match direction {
             Direction::Out => (OUTSIDE, REMOTE, 5000, 53),
             Direction::In => (REMOTE, INSIDE, 53, 4000),
@@ -209,16 +240,25 @@ mod tests {
             port_difference: 0,
             rule: 3,
             generation: 1,
-            uplink: 2,
-            created: 10,
-            synced: 0,
-            state: 1,
-            flags: 0,
-            unused: 0,
+            hop: 0,
+            stamp: 0,
+            lease: 0,
+            last_seen: ticks(12),
             packets: if direction == Direction::Out { 7 } else { 5 },
             bytes: 100,
-            last_seen: 12_000_000_000,
+            created: 10,
+            state: 1,
+            flags: flag::PROVEN,
+            synced: 0,
         }
+    }
+
+    fn rule(generation: u32) -> Rule {
+        Rule { generation, used: 1, uplink: 2, unused: 0, timeouts: Timeouts::RFC }
+    }
+
+    fn socket(address: A, port: u16) -> (IpAddr, u16) {
+        (Ipv4Addr::from(address).into(), port)
     }
 
     #[test]
@@ -226,25 +266,39 @@ mod tests {
         for order in [[Direction::In, Direction::Out], [Direction::Out, Direction::In]] {
             let mut join = Join::default();
             for direction in order {
-                join.add(&key(direction), &record(direction), true, 15_000_000_000);
+                join.add(&key(direction), &record(direction), &rule(1), 15 * SECOND);
             }
             let [flow] = &join.flows[..] else { panic!("{:?}", join.flows) };
-            assert_eq!(flow.inside, (INSIDE.into(), 4000));
-            assert_eq!(flow.external, (OUTSIDE.into(), 5000));
-            assert_eq!(flow.remote, (REMOTE.into(), 53));
+            assert_eq!(flow.inside, socket(INSIDE, 4000));
+            assert_eq!(flow.external, socket(OUTSIDE, 5000));
+            assert_eq!(flow.remote, socket(REMOTE, 53));
             assert_eq!((flow.counters.packets_out, flow.counters.packets_in), (7, 5));
-            assert_eq!((flow.age.as_secs(), flow.idle.as_secs()), (5, 3));
+            assert_eq!(
+                (flow.age.as_secs(), flow.idle.as_millis() / 100),
+                (5, 29),
+                "12 s of ticks are longer"
+            );
+            assert_eq!((flow.proven, flow.uplink), (true, 2));
         }
     }
 
     #[test]
     fn a_flow_ends_with_its_rule_or_with_its_time() {
         let (key, record) = (key(Direction::Out), record(Direction::Out));
-        let now = record.last_seen + 299_000_000_000;
-        assert!(!over(&key, &record, &[0, 0, 0, 1], now, 0));
-        assert!(over(&key, &record, &[0, 0, 0, 2], now, 0), "the slot has another rule now");
-        assert!(over(&key, &record, &[], now, 0), "there is no such slot");
-        assert!(over(&key, &record, &[0, 0, 0, 1], now + 6_000_000_000, 0), "UDP idles 300 s");
-        assert!(!over(&key, &record, &[0, 0, 0, 1], now + 6_000_000_000, GRACE));
+        let rules = |generation| [rule(0), rule(0), rule(0), rule(generation)];
+        let lives = |rules: &[Rule], seconds: u64, grace| {
+            rule_of(&key, &record, rules, (12 + seconds) * SECOND, grace).is_some()
+        };
+        assert!(lives(&rules(1), 299, 0));
+        assert!(!lives(&rules(2), 299, 0), "the slot has another rule now");
+        assert!(!lives(&[], 299, 0), "there is no such slot");
+        assert!(!lives(&rules(1), 306, 0), "UDP idles 300 s");
+        assert!(lives(&rules(1), 306, GRACE));
+    }
+
+    #[test]
+    fn a_flow_that_was_seen_after_we_looked_at_the_clock_is_not_idle() {
+        assert_eq!(idle(ticks(12), 11 * SECOND), 0);
+        assert_eq!(idle(u32::MAX, 0), 1, "the clock of ticks wraps");
     }
 }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`object`] | load the programs, adopt or create the pinned maps |
 //! | [`attach`] | put the programs on an interface: TCX, or clsact below 6.6 |
-//! | [`rules`] | rules and addresses into maps |
+//! | [`rules`], [`family`], [`slots`] | rules and addresses into maps |
 //! | [`switch`] | ports and their VLANs into maps, stations and counters out of them |
 //! | [`flows`] | flows out of maps: joined, aged |
 //! | [`log`] | the programs' messages into the agent's log |
@@ -12,10 +12,12 @@
 
 mod attach;
 mod batch;
+mod family;
 mod flows;
 pub mod log;
 pub mod object;
 mod rules;
+mod slots;
 mod switch;
 
 use std::{
@@ -46,7 +48,7 @@ use super::{
 pub struct Options {
     /// Where maps, links and programs are pinned: `/sys/fs/bpf/telecluster`.
     pub directory: PathBuf,
-    /// Flows that fit in each of the two flow tables; `None`: as many as in the tables that are there.
+    /// Flows that fit in the flow table of each address family; `None`: as many as in the tables that are there.
     pub flow_capacity: Option<u32>,
     /// Messages of the programs that are let through: aya-log's levels, 1 error to 5 trace.
     pub log_level: u8,
@@ -129,8 +131,8 @@ impl DataPlane for BpfDataPlane {
     }
 
     fn flows(&self) -> Result<Vec<Flow>, KernelError> {
-        let generations = self.inner().rules.generations()?;
-        self.flows.list(&generations)
+        let rules = self.inner().rules.slots()?;
+        self.flows.list(&rules)
     }
 
     fn drops(&self) -> Result<Vec<(DropReason, u64)>, KernelError> {
@@ -144,8 +146,8 @@ impl DataPlane for BpfDataPlane {
     }
 
     fn collect_garbage(&self) -> Result<usize, KernelError> {
-        let generations = self.inner().rules.generations()?;
-        self.flows.collect_garbage(&generations)
+        let rules = self.inner().rules.slots()?;
+        self.flows.collect_garbage(&rules)
     }
 }
 
@@ -214,17 +216,17 @@ fn last_words(log: &str) -> Option<&str> {
 struct Plain<T>(T);
 
 macro_rules! plain {
-    ($($kind:ty),*) => {
+    ($($module:ident::$kind:ident $(<$address:ident>)?),* $(,)?) => {
         $(
             // SAFETY: `repr(C)` of integers and byte arrays without padding (asserted in `maps`), so that every
             // bit pattern is valid and every byte is initialised.
-            unsafe impl aya::Pod for Plain<$kind> {}
+            unsafe impl $(<$address: family::Octets>)? aya::Pod for Plain<$module::$kind $(<$address>)?> {}
         )*
     };
 }
 
-plain!(maps::ForwardKey, maps::Forward, maps::MasqueradeKey, maps::Masquerade, maps::Uplink, maps::Rule);
-plain!(maps::RuleStat);
+plain!(maps::ForwardKey<A>, maps::Forward<A>, maps::MasqueradeKey<A>, maps::Masquerade, maps::Uplink<A>);
+plain!(maps::Rule, maps::RuleStat);
 plain!(vlan::PortConfig, vlan::MemberKey, vlan::Member, vlan::FloodKey, vlan::StationKey, vlan::Station);
 plain!(vlan::VlanStat, vlan::PortStat);
 

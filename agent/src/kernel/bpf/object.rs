@@ -4,7 +4,7 @@ use std::{fs, io, os::fd::AsFd as _, path::Path};
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Map, MapData, MapInfo, MapType},
+    maps::{Map, MapData, MapInfo, MapType, ProgramArray},
     programs::SchedClassifier,
 };
 use nix::{
@@ -15,8 +15,9 @@ use telecluster_common::{
     drop::DropReason,
     maps::{
         Flow, FlowKey, Forward, ForwardKey, MAX_RULES, Masquerade, MasqueradeKey, Rule, RuleStat, SCHEMA,
-        Uplink,
+        Uplink, stage,
     },
+    nat::work::Work,
 };
 use tracing::{info, warn};
 
@@ -26,8 +27,16 @@ use crate::kernel::KernelError;
 /// What `build.rs` compiled.
 static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/telecluster"));
 
-/// The programs, in the order in which they are loaded.
+/// The programs that hang on hooks.
 pub const PROGRAM_NAMES: [&str; 4] = ["tc_wan_in", "tc_wan_out", "tc_port_in", "tc_port_out"];
+
+/// The programs that those go on to, with their places in the `stage` map.
+const STAGES: [(&str, u32); 4] = [
+    ("tc_nat4_in", stage::NAT4_IN),
+    ("tc_nat4_out", stage::NAT4_OUT),
+    ("tc_nat6_in", stage::NAT6_IN),
+    ("tc_nat6_out", stage::NAT6_OUT),
+];
 
 /// The programs and maps of this run. Dropping it leaves everything pinned in place.
 pub type Object = Ebpf;
@@ -38,23 +47,53 @@ pub(super) struct Layout {
     kind: MapType,
     key: usize,
     value: usize,
-    /// `None`: set by the operator.
-    entries: Option<u32>,
+    entries: Entries,
 }
 
-const LAYOUTS: [Layout; 9] = [
-    layout::<FlowKey, Flow>("flow4", MapType::Hash, None),
-    layout::<FlowKey, Flow>("half4", MapType::LruHash, None),
-    layout::<ForwardKey, Forward>("forward4", MapType::Hash, Some(2 * MAX_RULES)),
-    layout::<(u32, MasqueradeKey), Masquerade>("masquerade4", MapType::LpmTrie, Some(MAX_RULES)),
-    layout::<u32, Uplink>("uplink4", MapType::Hash, Some(256)),
-    layout::<u32, u32>("local4", MapType::Hash, Some(4096)),
-    layout::<u32, Rule>("rule", MapType::Array, Some(MAX_RULES)),
-    layout::<u32, RuleStat>("rule_stat", MapType::PerCpuArray, Some(MAX_RULES)),
-    layout::<u32, u64>("drop_stat", MapType::PerCpuArray, Some(DropReason::COUNT)),
+/// How many entries a map has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Entries {
+    Fixed(u32),
+    /// Both directions of as many flows as the operator wants.
+    Flows,
+    /// A part of the flows, on each CPU.
+    Unproven,
+}
+
+type A4 = [u8; 4];
+type A6 = [u8; 16];
+
+const LAYOUTS: [Layout; 19] = [
+    layout::<FlowKey<A4>, Flow<A4>>("flow4", MapType::Hash, Entries::Flows),
+    layout::<FlowKey<A6>, Flow<A6>>("flow6", MapType::Hash, Entries::Flows),
+    layout::<u32, FlowKey<A4>>("half4", MapType::PerCpuArray, Entries::Unproven),
+    layout::<u32, FlowKey<A6>>("half6", MapType::PerCpuArray, Entries::Unproven),
+    layout::<u32, u32>("half_next", MapType::PerCpuArray, Entries::Fixed(2)),
+    layout::<u32, Work<A4>>("work4", MapType::PerCpuArray, Entries::Fixed(1)),
+    layout::<u32, Work<A6>>("work6", MapType::PerCpuArray, Entries::Fixed(1)),
+    layout::<ForwardKey<A4>, Forward<A4>>("forward4", MapType::Hash, Entries::Fixed(2 * MAX_RULES)),
+    layout::<ForwardKey<A6>, Forward<A6>>("forward6", MapType::Hash, Entries::Fixed(2 * MAX_RULES)),
+    layout::<(u32, MasqueradeKey<A4>), Masquerade>(
+        "masquerade4",
+        MapType::LpmTrie,
+        Entries::Fixed(MAX_RULES),
+    ),
+    layout::<(u32, MasqueradeKey<A6>), Masquerade>(
+        "masquerade6",
+        MapType::LpmTrie,
+        Entries::Fixed(MAX_RULES),
+    ),
+    layout::<u32, Uplink<A4>>("uplink4", MapType::Hash, Entries::Fixed(256)),
+    layout::<u32, Uplink<A6>>("uplink6", MapType::Hash, Entries::Fixed(256)),
+    layout::<A4, u32>("local4", MapType::Hash, Entries::Fixed(4096)),
+    layout::<A6, u32>("local6", MapType::Hash, Entries::Fixed(4096)),
+    layout::<u32, Rule>("rule", MapType::Array, Entries::Fixed(MAX_RULES)),
+    layout::<u32, RuleStat>("rule_stat", MapType::PerCpuArray, Entries::Fixed(MAX_RULES)),
+    layout::<u32, u64>("drop_stat", MapType::PerCpuArray, Entries::Fixed(DropReason::COUNT)),
+    layout::<u32, u32>("stage", MapType::ProgramArray, Entries::Fixed(stage::COUNT)),
 ];
 
-pub(super) const fn layout<K, V>(name: &'static str, kind: MapType, entries: Option<u32>) -> Layout {
+pub(super) const fn layout<K, V>(name: &'static str, kind: MapType, entries: Entries) -> Layout {
     Layout { name, kind, key: size_of::<K>(), value: size_of::<V>(), entries }
 }
 
@@ -70,33 +109,74 @@ pub fn load(options: &Options) -> Result<Object, KernelError> {
     make_directory(&directory.join(schema_marker()))?;
 
     let mut loader = EbpfLoader::new();
-    // Both directions of a flow are entries of their own.
-    let entries = options.flow_capacity.map(|flows| flows.saturating_mul(2));
+    // Without a wish: what is there, and otherwise as little as possible.
+    let flow_capacity = options.flow_capacity.unwrap_or(1);
+    let asked = options.flow_capacity.map(|flows| flows.saturating_mul(2));
+    let half_size = half_size(flow_capacity)?;
+    let mut adopted_half_size = half_size;
     for layout in LAYOUTS.iter().chain(&switch::LAYOUTS) {
         let path = maps.join(layout.name);
-        let entries = match adopted_entries(layout, &path, entries)? {
-            Some(entries) => entries,
-            None => layout.entries.or(entries).unwrap_or(1),
+        let wanted = match layout.entries {
+            Entries::Fixed(entries) => entries,
+            // Both directions of a flow are entries of their own.
+            Entries::Flows => flow_capacity.saturating_mul(2),
+            Entries::Unproven => half_size,
         };
+        let entries = adopted_entries(layout, &path, asked)?.unwrap_or(wanted);
+        if layout.entries == Entries::Unproven {
+            adopted_half_size = entries;
+        }
         loader.map_max_entries(layout.name, entries).map_pin_path(layout.name, path);
     }
     loader.override_global(aya_log::LEVEL, &options.log_level, false);
+    loader.override_global("HALF_SIZE", &adopted_half_size, true);
     let mut object = loader.load(PROGRAMS).map_err(|error| failed("create the BPF maps", &error))?;
+    fill_stages(&mut object, directory)?;
     for name in PROGRAM_NAMES {
-        let program = classifier(&mut object, name)?;
-        program.load().map_err(|error| failed(format!("load the BPF program {name}"), &error))?;
-        let pin = directory.join("progs").join(name);
-        // The programs are this run's own, the pins of the last run name its.
-        match fs::remove_file(&pin) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(failed(format!("remove {}", pin.display()), &error));
-            }
-            Ok(()) | Err(_) => {}
-        }
-        program.pin(&pin).map_err(|error| failed(format!("pin the BPF program {name}"), &error))?;
+        load_program(&mut object, directory, name)?;
     }
     info!(directory = %directory.display(), "programs loaded");
     Ok(object)
+}
+
+/// The programs that those on hooks go on to. They are in place before anything hangs on a hook; those of an earlier
+/// run are replaced one by one, and each is as good as the one before: the maps have the same layout.
+fn fill_stages(object: &mut Object, directory: &Path) -> Result<(), KernelError> {
+    for (name, _) in STAGES {
+        load_program(object, directory, name)?;
+    }
+    for (name, place) in STAGES {
+        let operation = || format!("put the BPF program {name} into its place");
+        let fd = classifier(object, name)?.fd().map_err(|error| failed(operation(), &error))?;
+        let fd = fd.try_clone().map_err(|error| failed(operation(), &error))?;
+        let stages = object
+            .map_mut("stage")
+            .ok_or_else(|| KernelError::other(operation(), "there is no map for it"))?;
+        let mut stages = ProgramArray::try_from(stages).map_err(|error| failed(operation(), &error))?;
+        stages.set(place, &fd, 0).map_err(|error| failed(operation(), &error))?;
+    }
+    Ok(())
+}
+
+fn load_program(object: &mut Object, directory: &Path, name: &str) -> Result<(), KernelError> {
+    let program = classifier(object, name)?;
+    program.load().map_err(|error| failed(format!("load the BPF program {name}"), &error))?;
+    let pin = directory.join("progs").join(name);
+    // The programs are this run's own, the pins of the last run name its.
+    match fs::remove_file(&pin) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(failed(format!("remove {}", pin.display()), &error));
+        }
+        Ok(()) | Err(_) => {}
+    }
+    program.pin(&pin).map_err(|error| failed(format!("pin the BPF program {name}"), &error))
+}
+
+/// Places on each CPU for flows without proof: on all of them together a quarter of the capacity, and a power of two.
+fn half_size(capacity: u32) -> Result<u32, KernelError> {
+    let cpus = aya::util::nr_cpus().map_err(|(_, error)| failed("count the CPUs", &error))?;
+    let share = capacity / 4 / u32::try_from(cpus).unwrap_or(u32::MAX);
+    Ok(1 << share.max(64).ilog2())
 }
 
 /// Removes every pin, and with the last one the maps and what is in them.
@@ -149,7 +229,11 @@ fn adopted_entries(layout: &Layout, path: &Path, wanted: Option<u32>) -> Result<
     let kind = info.map_type().map_err(|error| failed(&operation, &error))?;
     let found = (kind, info.key_size() as usize, info.value_size() as usize);
     let fits = found == (layout.kind, layout.key, layout.value)
-        && layout.entries.is_none_or(|entries| entries == info.max_entries());
+        && match layout.entries {
+            Entries::Fixed(entries) => entries == info.max_entries(),
+            Entries::Flows => true,
+            Entries::Unproven => info.max_entries().is_power_of_two(),
+        };
     if !fits {
         return Err(KernelError::other(
             operation,
@@ -161,7 +245,7 @@ fn adopted_entries(layout: &Layout, path: &Path, wanted: Option<u32>) -> Result<
             ),
         ));
     }
-    if let (None, Some(wanted)) = (layout.entries, wanted)
+    if let (Entries::Flows, Some(wanted)) = (layout.entries, wanted)
         && info.max_entries() != wanted
     {
         warn!(

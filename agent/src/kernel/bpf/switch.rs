@@ -24,7 +24,7 @@ use super::{
     Plain,
     attach::{Attacher, Role},
     batch, failed,
-    object::{self, Layout, Object, layout, take},
+    object::{self, Entries, Layout, Object, layout, take},
 };
 use crate::{
     kernel::{
@@ -38,13 +38,13 @@ use crate::{
 type Result<T> = std::result::Result<T, KernelError>;
 
 pub(super) const LAYOUTS: [Layout; 7] = [
-    layout::<u32, PortConfig>("port_cfg", MapType::Hash, Some(MAX_PORTS)),
-    layout::<MemberKey, Member>("vlan_member", MapType::Hash, Some(MAX_MEMBERS)),
-    layout::<FloodKey, u32>("vlan_flood", MapType::Hash, Some(MAX_MEMBERS)),
-    layout::<u32, VlanStat>("vlan_stat", MapType::PerCpuArray, Some(MAX_MEMBERS)),
-    layout::<u32, PortStat>("port_stat", MapType::PerCpuHash, Some(MAX_PORTS)),
-    layout::<u32, u64>("port_stations", MapType::Hash, Some(MAX_PORTS)),
-    layout::<StationKey, Record>("fdb", MapType::Hash, Some(MAX_STATIONS)),
+    layout::<u32, PortConfig>("port_cfg", MapType::Hash, Entries::Fixed(MAX_PORTS)),
+    layout::<MemberKey, Member>("vlan_member", MapType::Hash, Entries::Fixed(MAX_MEMBERS)),
+    layout::<FloodKey, u32>("vlan_flood", MapType::Hash, Entries::Fixed(MAX_MEMBERS)),
+    layout::<u32, VlanStat>("vlan_stat", MapType::PerCpuArray, Entries::Fixed(MAX_MEMBERS)),
+    layout::<u32, PortStat>("port_stat", MapType::PerCpuHash, Entries::Fixed(MAX_PORTS)),
+    layout::<u32, u64>("port_stations", MapType::Hash, Entries::Fixed(MAX_PORTS)),
+    layout::<StationKey, Record>("fdb", MapType::Hash, Entries::Fixed(MAX_STATIONS)),
 ];
 
 /// The maps, and what is in those that only we write.

@@ -1,0 +1,301 @@
+//! The rule maps of one address family: `forward4`, `masquerade4`, `uplink4`, `local4`, or those of IPv6.
+
+use std::{
+    collections::{BTreeMap, HashMap as StdHashMap, HashSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use aya::maps::{HashMap, LpmTrie, MapData, MapError, lpm_trie::Key};
+use ipnet::IpNet;
+use telecluster_common::{
+    family::Address,
+    maps::{Forward, ForwardKey, MAX_RULES, Masquerade, MasqueradeKey, Uplink},
+    tcp::proto,
+};
+
+use super::{
+    Plain, failed,
+    object::{Object, take},
+};
+use crate::kernel::{
+    KernelError,
+    dataplane::{MapPressure, NatRule, Slot, Transport},
+};
+
+type Result<T, E = KernelError> = std::result::Result<T, E>;
+
+/// An address as the maps have it.
+pub(super) trait Octets: Address + aya::Pod + Ord {
+    /// `forward4`, `masquerade4`, `uplink4`, `local4`.
+    const MAPS: [&'static str; 4];
+
+    /// `None`: of the other family.
+    fn from_ip(ip: IpAddr) -> Option<Self>;
+    fn ip(self) -> IpAddr;
+}
+
+impl Octets for [u8; 4] {
+    const MAPS: [&'static str; 4] = ["forward4", "masquerade4", "uplink4", "local4"];
+
+    fn from_ip(ip: IpAddr) -> Option<Self> {
+        match ip {
+            IpAddr::V4(ip) => Some(ip.octets()),
+            IpAddr::V6(_) => None,
+        }
+    }
+
+    fn ip(self) -> IpAddr {
+        Ipv4Addr::from(self).into()
+    }
+}
+
+impl Octets for [u8; 16] {
+    const MAPS: [&'static str; 4] = ["forward6", "masquerade6", "uplink6", "local6"];
+
+    fn from_ip(ip: IpAddr) -> Option<Self> {
+        match ip {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(ip) => Some(ip.octets()),
+        }
+    }
+
+    fn ip(self) -> IpAddr {
+        Ipv6Addr::from(self).into()
+    }
+}
+
+/// The maps that the agent writes.
+pub(super) struct FamilyMaps<A: Octets> {
+    forwards: HashMap<MapData, Plain<ForwardKey<A>>, Plain<Forward<A>>>,
+    masquerades: LpmTrie<MapData, Plain<MasqueradeKey<A>>, Plain<Masquerade>>,
+    uplinks: HashMap<MapData, u32, Plain<Uplink<A>>>,
+    local: HashMap<MapData, A, u32>,
+    /// How many entries `forwards` has: counting them would mean to walk the map.
+    forward_count: u64,
+}
+
+/// What the maps hold for a part of a rule.
+pub(super) enum Entry<A> {
+    Forward(ForwardKey<A>, Forward<A>),
+    Masquerade(Key<Plain<MasqueradeKey<A>>>, Masquerade),
+}
+
+impl<A: Octets> FamilyMaps<A> {
+    pub(super) fn take(object: &mut Object) -> Result<Self> {
+        let [forward, masquerade, uplink, local] = A::MAPS;
+        let mut maps = Self {
+            forwards: take(object, forward)?,
+            masquerades: take(object, masquerade)?,
+            uplinks: take(object, uplink)?,
+            local: take(object, local)?,
+            forward_count: 0,
+        };
+        maps.forward_count = maps.forwards.keys().count() as u64;
+        Ok(maps)
+    }
+
+    /// Everything that the maps hold for a slot.
+    pub(super) fn entries_of(&self, slot: Slot) -> Vec<Entry<A>> {
+        let forwards = self
+            .forwards
+            .iter()
+            .filter_map(|entry| entry.ok().filter(|(_, value)| value.0.rule == slot.0))
+            .map(|(key, value)| Entry::Forward(key.0, value.0));
+        let masquerades = self
+            .masquerades
+            .iter()
+            .filter_map(|entry| entry.ok().filter(|(_, value)| value.0.rule == slot.0))
+            .map(|(key, value)| Entry::Masquerade(key, value.0));
+        forwards.chain(masquerades).collect()
+    }
+
+    /// Adds to each slot the rule that the maps hold for it.
+    pub(super) fn list(&self, found: &mut BTreeMap<Slot, Option<NatRule>>) -> Result<()> {
+        for entry in self.forwards.iter() {
+            let (Plain(key), Plain(value)) = entry.map_err(|error| failed("list the forwards", &error))?;
+            add_forward(found.entry(Slot(value.rule)).or_default(), key, value);
+        }
+        for entry in self.masquerades.iter() {
+            let (key, Plain(value)) = entry.map_err(|error| failed("list the masquerade rules", &error))?;
+            let source = network(&key);
+            let uplink = key.data().0.uplink;
+            found.insert(Slot(value.rule), source.map(|source| NatRule::Masquerade { uplink, source }));
+        }
+        Ok(())
+    }
+
+    pub(super) fn set_local(&mut self, wanted: &HashSet<A>) -> Result<()> {
+        let present: HashSet<A> = self.local.keys().filter_map(Result::<_, MapError>::ok).collect();
+        for address in wanted.difference(&present) {
+            self.local.insert(address, 1, 0).map_err(|error| failed("add a local address", &error))?;
+        }
+        for address in present.difference(wanted) {
+            self.local.remove(address).map_err(|error| failed("remove a local address", &error))?;
+        }
+        Ok(())
+    }
+
+    /// Sets what uplinks translate to; returns those that had another address.
+    pub(super) fn set_uplinks(&mut self, wanted: &StdHashMap<u32, A>) -> Result<Vec<u32>> {
+        let present: StdHashMap<u32, A> = self
+            .uplinks
+            .iter()
+            .filter_map(Result::<_, MapError>::ok)
+            .map(|(uplink, value)| (uplink, value.0.address))
+            .collect();
+        let mut changed = Vec::new();
+        for (uplink, address) in wanted {
+            if present.get(uplink) == Some(address) {
+                continue;
+            }
+            self.uplinks
+                .insert(uplink, Plain(Uplink { address: *address }), 0)
+                .map_err(|error| failed("set the address of an uplink", &error))?;
+            if present.contains_key(uplink) {
+                changed.push(*uplink);
+            }
+        }
+        for uplink in present.keys().filter(|uplink| !wanted.contains_key(uplink)) {
+            self.uplinks.remove(uplink).map_err(|error| failed("remove the address of an uplink", &error))?;
+        }
+        Ok(changed)
+    }
+
+    /// The masquerade rules of an uplink.
+    pub(super) fn masquerades_of(&self, uplink: u32) -> Vec<(Key<Plain<MasqueradeKey<A>>>, Masquerade)> {
+        self.masquerades
+            .iter()
+            .filter_map(Result::<_, MapError>::ok)
+            .filter(|(key, _)| key.data().0.uplink == uplink)
+            .map(|(key, value)| (key, value.0))
+            .collect()
+    }
+
+    pub(super) fn holds(&self, entry: &Entry<A>) -> bool {
+        match entry {
+            Entry::Forward(key, value) => {
+                self.forwards.get(&Plain(*key), 0).is_ok_and(|present| present.0 == *value)
+            }
+            Entry::Masquerade(key, value) => self.exact(key).is_some_and(|present| present == *value),
+        }
+    }
+
+    pub(super) fn belongs_to(&self, entry: &Entry<A>, slot: Slot) -> bool {
+        match entry {
+            Entry::Forward(key, _) => {
+                self.forwards.get(&Plain(*key), 0).is_ok_and(|present| present.0.rule == slot.0)
+            }
+            Entry::Masquerade(key, _) => self.exact(key).is_some_and(|present| present.rule == slot.0),
+        }
+    }
+
+    /// The value of this very prefix: a lookup in a trie would find a shorter one too.
+    fn exact(&self, key: &Key<Plain<MasqueradeKey<A>>>) -> Option<Masquerade> {
+        let same = |other: &Key<Plain<MasqueradeKey<A>>>| {
+            other.prefix_len() == key.prefix_len() && other.data().0 == key.data().0
+        };
+        self.masquerades
+            .iter()
+            .filter_map(Result::<_, MapError>::ok)
+            .find_map(|(other, value)| same(&other).then_some(value.0))
+    }
+
+    pub(super) fn insert(&mut self, entry: &Entry<A>) -> Result<()> {
+        match entry {
+            Entry::Forward(key, value) => {
+                self.forwards
+                    .insert(Plain(*key), Plain(*value), 0)
+                    .map_err(|error| failed(format!("forward port {}", key.port), &error))?;
+                self.forward_count += 1;
+                Ok(())
+            }
+            Entry::Masquerade(key, value) => self
+                .masquerades
+                .insert(key, Plain(*value), 0)
+                .map_err(|error| failed(format!("masquerade {}", label(key)), &error)),
+        }
+    }
+
+    pub(super) fn delete(&mut self, entry: &Entry<A>) -> Result<()> {
+        match entry {
+            Entry::Forward(key, _) => {
+                self.forwards
+                    .remove(&Plain(*key))
+                    .map_err(|error| failed(format!("stop forwarding port {}", key.port), &error))?;
+                self.forward_count -= 1;
+                Ok(())
+            }
+            Entry::Masquerade(key, _) => self
+                .masquerades
+                .remove(key)
+                .map_err(|error| failed(format!("stop masquerading {}", label(key)), &error)),
+        }
+    }
+
+    pub(super) fn pressure(&self) -> MapPressure {
+        MapPressure { map: A::MAPS[0], entries: self.forward_count, capacity: u64::from(2 * MAX_RULES) }
+    }
+}
+
+/// A rule as map entries, when it is of this family: a pure function, so that what is put and what is removed cannot
+/// differ.
+pub(super) fn entries<A: Octets>(slot: Slot, generation: u32, rule: &NatRule) -> Vec<Entry<A>> {
+    match rule {
+        NatRule::Forward { uplink, external_ip, external_port, internal_ip, internal_port, transports } => {
+            let Some(address) = A::from_ip(*internal_ip) else {
+                return Vec::new();
+            };
+            let value = Forward { address, port: *internal_port, unused: 0, rule: slot.0, generation };
+            let key = |transport: &Transport| ForwardKey {
+                uplink: *uplink,
+                address: external_ip.and_then(A::from_ip).unwrap_or(A::ANY),
+                port: *external_port,
+                proto: match transport {
+                    Transport::Tcp => proto::TCP,
+                    Transport::Udp => proto::UDP,
+                },
+                unused: 0,
+            };
+            transports.iter().map(|transport| Entry::Forward(key(transport), value)).collect()
+        }
+        NatRule::Masquerade { uplink, source } => {
+            let Some(address) = A::from_ip(source.network()) else {
+                return Vec::new();
+            };
+            let key = MasqueradeKey { uplink: *uplink, address };
+            let key = Key::new(u32::BITS + u32::from(source.prefix_len()), Plain(key));
+            vec![Entry::Masquerade(key, Masquerade { rule: slot.0, generation })]
+        }
+    }
+}
+
+/// Adds an entry of the forwards to the rule that it is part of: tcp and udp are entries of their own.
+fn add_forward<A: Octets>(rule: &mut Option<NatRule>, key: ForwardKey<A>, value: Forward<A>) {
+    let transport = if key.proto == proto::TCP { Transport::Tcp } else { Transport::Udp };
+    match rule {
+        Some(NatRule::Forward { transports, .. }) => {
+            transports.push(transport);
+            transports.sort_unstable();
+        }
+        Some(NatRule::Masquerade { .. }) => {}
+        None => {
+            *rule = Some(NatRule::Forward {
+                uplink: key.uplink,
+                external_ip: (key.address != A::ANY).then(|| key.address.ip()),
+                external_port: key.port,
+                internal_ip: value.address.ip(),
+                internal_port: value.port,
+                transports: vec![transport],
+            });
+        }
+    }
+}
+
+fn network<A: Octets>(key: &Key<Plain<MasqueradeKey<A>>>) -> Option<IpNet> {
+    let prefix = u8::try_from(key.prefix_len().saturating_sub(u32::BITS)).ok()?;
+    IpNet::new(key.data().0.address.ip(), prefix).ok()
+}
+
+fn label<A: Octets>(key: &Key<Plain<MasqueradeKey<A>>>) -> String {
+    network(key).map_or_else(|| "a network".to_owned(), |network| network.to_string())
+}

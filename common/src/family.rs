@@ -1,0 +1,187 @@
+//! The address family: what IPv4 and IPv6 do differently, so that everything else is written once.
+//!
+//! The parameter of the engine is the address itself: `[u8; 4]` or `[u8; 16]`, bytes in the order in which they are
+//! written.
+
+use core::{fmt::Debug, hash::Hash};
+
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+
+use crate::{
+    checksum,
+    packet::{Addressed, Packet, Wire, icmp},
+    tcp::proto,
+};
+
+/// An address of IPv4 or IPv6.
+pub trait Address: Copy + Eq + Hash + Debug {
+    /// The smallest IP header.
+    type Header: Wire + Debug;
+
+    /// As it stands in the Ethernet header.
+    const ETHERTYPE: u16;
+    /// 0.0.0.0 or ::, which stands for "any".
+    const ANY: Self;
+    /// The protocol number of this family's ICMP.
+    const ICMP: u8;
+    const ECHO: u8;
+    const ECHO_REPLY: u8;
+    /// Whether the checksum of ICMP covers the addresses (RFC 4443 section 2.3; not so in RFC 792).
+    const ICMP_HAS_PSEUDO_HEADER: bool;
+
+    /// Reads an address of a map, word by word: LLVM would keep each of its bytes in a register of its own.
+    ///
+    /// # Safety
+    /// Readable, and aligned to four bytes.
+    unsafe fn load(from: *const Self) -> Self;
+
+    /// The same address? By words; a comparison of arrays would be a call.
+    fn same(self, other: Self) -> bool;
+
+    /// What replacing `from` by `to` adds to a checksum that covers it, not folded.
+    fn difference(from: Self, to: Self) -> u32;
+
+    /// Finds the transport header, and says why there is none that names a flow.
+    fn locate<P: Packet>(packet: &mut P) -> Addressed<Self>;
+
+    fn src(header: &Self::Header) -> Self;
+    fn dst(header: &Self::Header) -> Self;
+
+    /// Writes the addresses, whose difference is `difference`, and what the header itself has of a checksum.
+    fn rewrite(header: &mut Self::Header, src: Self, dst: Self, difference: u16);
+}
+
+impl Address for [u8; 4] {
+    type Header = Ipv4Hdr;
+
+    const ETHERTYPE: u16 = 0x0800;
+    const ANY: Self = [0; 4];
+    const ICMP: u8 = proto::ICMP;
+    const ECHO: u8 = icmp::ECHO;
+    const ECHO_REPLY: u8 = icmp::ECHO_REPLY;
+    const ICMP_HAS_PSEUDO_HEADER: bool = false;
+
+    #[inline(always)]
+    unsafe fn load(from: *const Self) -> Self {
+        // SAFETY: by the caller's contract.
+        unsafe { from.cast::<u32>().read_volatile() }.to_ne_bytes()
+    }
+
+    #[inline(always)]
+    fn same(self, other: Self) -> bool {
+        u32::from_ne_bytes(self) == u32::from_ne_bytes(other)
+    }
+
+    #[inline(always)]
+    fn difference(from: Self, to: Self) -> u32 {
+        checksum::difference_word(u32::from_ne_bytes(from), u32::from_ne_bytes(to))
+    }
+
+    #[inline(always)]
+    fn locate<P: Packet>(packet: &mut P) -> Addressed<Self> {
+        crate::packet::locate4(packet)
+    }
+
+    #[inline(always)]
+    fn src(header: &Ipv4Hdr) -> Self {
+        header.src_addr
+    }
+
+    #[inline(always)]
+    fn dst(header: &Ipv4Hdr) -> Self {
+        header.dst_addr
+    }
+
+    #[inline(always)]
+    fn rewrite(header: &mut Ipv4Hdr, src: Self, dst: Self, difference: u16) {
+        header.src_addr = src;
+        header.dst_addr = dst;
+        header.check = checksum::apply(header.check, difference);
+    }
+}
+
+impl Address for [u8; 16] {
+    type Header = Ipv6Hdr;
+
+    const ETHERTYPE: u16 = 0x86dd;
+    const ANY: Self = [0; 16];
+    const ICMP: u8 = proto::ICMP6;
+    const ECHO: u8 = icmp::ECHO6;
+    const ECHO_REPLY: u8 = icmp::ECHO_REPLY6;
+    const ICMP_HAS_PSEUDO_HEADER: bool = true;
+
+    #[inline(always)]
+    unsafe fn load(from: *const Self) -> Self {
+        let from = from.cast::<u32>();
+        // SAFETY: by the caller's contract.
+        let words = unsafe {
+            [
+                from.read_volatile(),
+                from.add(1).read_volatile(),
+                from.add(2).read_volatile(),
+                from.add(3).read_volatile(),
+            ]
+        };
+        bytes(words)
+    }
+
+    #[inline(always)]
+    fn same(self, other: Self) -> bool {
+        let ([a, b, c, d], [e, f, g, h]) = (words(self), words(other));
+        (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) == 0
+    }
+
+    #[inline(always)]
+    fn difference(from: Self, to: Self) -> u32 {
+        let ([a, b, c, d], [e, f, g, h]) = (words(from), words(to));
+        checksum::difference_word(a, e)
+            + checksum::difference_word(b, f)
+            + checksum::difference_word(c, g)
+            + checksum::difference_word(d, h)
+    }
+
+    #[inline(always)]
+    fn locate<P: Packet>(packet: &mut P) -> Addressed<Self> {
+        crate::packet::locate6(packet)
+    }
+
+    #[inline(always)]
+    fn src(header: &Ipv6Hdr) -> Self {
+        by_words(&header.src_addr)
+    }
+
+    #[inline(always)]
+    fn dst(header: &Ipv6Hdr) -> Self {
+        by_words(&header.dst_addr)
+    }
+
+    #[inline(always)]
+    fn rewrite(header: &mut Ipv6Hdr, src: Self, dst: Self, _difference: u16) {
+        header.src_addr = src;
+        header.dst_addr = dst;
+    }
+}
+
+#[inline(always)]
+const fn words(address: [u8; 16]) -> [u32; 4] {
+    // SAFETY: as many bytes, and every bit pattern is valid.
+    unsafe { core::mem::transmute(address) }
+}
+
+#[inline(always)]
+const fn bytes(words: [u32; 4]) -> [u8; 16] {
+    // SAFETY: as many bytes, and every bit pattern is valid.
+    unsafe { core::mem::transmute(words) }
+}
+
+/// A copy out of a packet, where nothing is aligned.
+#[inline(always)]
+fn by_words(address: &[u8; 16]) -> [u8; 16] {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *address;
+    bytes([
+        u32::from_ne_bytes([a, b, c, d]),
+        u32::from_ne_bytes([e, f, g, h]),
+        u32::from_ne_bytes([i, j, k, l]),
+        u32::from_ne_bytes([m, n, o, p]),
+    ])
+}

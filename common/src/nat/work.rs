@@ -1,0 +1,172 @@
+//! What is being made while a packet is looked at.
+//!
+//! It is in a map, for two reasons. Two keys and a record of IPv6 would fill a stack of 512 bytes. And the verifier
+//! follows every way through a program to its end, unless somewhere they all look the same to it: a number that comes
+//! out of memory does.
+
+use super::life;
+use crate::{
+    checksum,
+    family::Address,
+    maps::{Flow, FlowKey},
+};
+
+/// Memory of one CPU.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(8))]
+pub struct Work<A> {
+    /// The packet's.
+    pub key: FlowKey<A>,
+    /// Of the answers to it.
+    pub peer: FlowKey<A>,
+    /// Of another flow, one that may have to go.
+    pub oldest: FlowKey<A>,
+    /// Of the answers to that.
+    pub oldest_peer: FlowKey<A>,
+    /// About to be inserted.
+    pub flow: Flow<A>,
+    /// What a new flow makes of the packet, and who makes it.
+    pub to: Translation<A>,
+    pub maker: Maker,
+    /// Where another source port is looked for.
+    pub range: PortRange,
+    /// How that went.
+    pub search: u32,
+    /// Where the packet's transport header is.
+    pub transport_offset: u32,
+    /// 0 unless TCP.
+    pub tcp_bits: u32,
+}
+
+/// What has come of the search for a port: [`Work::search`].
+pub(super) struct Search;
+
+impl Search {
+    pub(super) const NONE: u32 = 0;
+    pub(super) const CLAIMED: u32 = 1;
+    pub(super) const FULL: u32 = 2;
+}
+
+impl<A: Address> Work<A> {
+    /// The largest offset of a transport header, one less than a power of two: six extension headers of 2048 bytes.
+    const OFFSET_MASK: u32 = 0x3fff;
+
+    /// Where the packet's transport header is, as memory has it.
+    #[inline(always)]
+    pub fn transport_offset(&self) -> usize {
+        // SAFETY: a reference is readable.
+        let offset = unsafe { (&raw const self.transport_offset).read_volatile() };
+        (offset & Self::OFFSET_MASK) as usize
+    }
+
+    /// The TCP flags, as memory has them.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "a byte was written")]
+    pub fn tcp_bits(&self) -> u8 {
+        // SAFETY: a reference is readable.
+        unsafe { (&raw const self.tcp_bits).read_volatile() as u8 }
+    }
+
+    /// How the search for a port went, as memory has it.
+    #[inline(always)]
+    pub fn search(&self) -> u32 {
+        // SAFETY: a reference is readable.
+        unsafe { (&raw const self.search).read_volatile() }
+    }
+}
+
+/// Who made a flow.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct Maker {
+    pub rule: u32,
+    pub generation: u32,
+}
+
+/// The addresses and ports that something is turned into.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(4))]
+pub struct Translation<A> {
+    pub src: A,
+    pub dst: A,
+    pub sport: u16,
+    pub dport: u16,
+}
+
+impl<A: Address> Translation<A> {
+    /// The key of the packets that answer those of `key`.
+    #[inline(always)]
+    pub(super) fn answers(&self, key: &FlowKey<A>) -> FlowKey<A> {
+        FlowKey {
+            src: self.dst,
+            dst: self.src,
+            sport: self.dport,
+            dport: self.sport,
+            proto: key.proto,
+            direction: 1 - (key.direction & 1),
+            unused: 0,
+        }
+    }
+
+    /// Writes the record of the flow's one direction, which turns `key` into this.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "seconds since boot")]
+    pub(super) fn record(&self, key: &FlowKey<A>, flow: &mut Flow<A>, maker: Maker, now: u64, flags: u8) {
+        *flow = Flow {
+            to_src: self.src,
+            to_dst: self.dst,
+            to_sport: self.sport,
+            to_dport: self.dport,
+            address_difference: checksum::fold(
+                A::difference(key.src, self.src) + A::difference(key.dst, self.dst),
+            ),
+            port_difference: checksum::fold(
+                checksum::difference_port(key.sport, self.sport)
+                    + checksum::difference_port(key.dport, self.dport),
+            ),
+            rule: maker.rule,
+            generation: maker.generation,
+            hop: 0,
+            stamp: 0,
+            lease: 0,
+            last_seen: life::tick(now),
+            packets: 0,
+            bytes: 0,
+            created: (now / 1_000_000_000) as u32,
+            state: 0,
+            flags,
+            synced: life::beat(now),
+        };
+    }
+}
+
+/// The ports among which a source port is replaced (RFC 4787 REQ-3: well-known ports among themselves).
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct PortRange {
+    pub first: u16,
+    /// A power of two, less one: a choice is a mask.
+    pub mask: u16,
+}
+
+impl PortRange {
+    #[inline(always)]
+    pub(super) fn around<A: Address>(port: u16, protocol: u8) -> Self {
+        if protocol == A::ICMP {
+            Self { first: 0, mask: (1 << 15) - 1 }
+        } else if port < 1024 {
+            Self { first: 512, mask: 511 }
+        } else {
+            Self { first: 1 << 15, mask: (1 << 15) - 1 }
+        }
+    }
+
+    /// The `attempt`th choice: from a random start in odd strides, which never meet twice.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "masked to the size of the range")]
+    pub(super) fn pick(self, start: u32, attempt: u32) -> u16 {
+        let stride = (start >> 16) | 1;
+        let offset = start.wrapping_add(attempt.wrapping_mul(stride)) as u16;
+        self.first + (offset & self.mask)
+    }
+}
