@@ -19,4 +19,5 @@ pub mod serve;
 pub mod start;
 pub mod state;
 pub mod store;
+pub mod topology;
 pub mod users;

@@ -406,6 +406,25 @@ pub struct InterfaceView {
     pub managed: bool,
 }
 
+/// A route of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct RouteView {
+    /// CIDR form, or `default`.
+    pub destination: String,
+    /// Null when the hosts are on the link itself.
+    pub gateway: Option<String>,
+    /// Null for a route that refuses.
+    pub interface: Option<String>,
+    /// The address that the host itself sends from, where the route says so.
+    pub source: Option<String>,
+    /// inet or inet6.
+    pub family: String,
+    pub metric: u32,
+    /// unicast, blackhole, unreachable or prohibit.
+    #[serde(rename = "type")]
+    pub kind: String,
+}
+
 /// What a rule does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "UPPERCASE")]

@@ -23,6 +23,7 @@ use telecluster_worker::{
         fake::{FakeDataPlane, FakeFilter, Faults},
         links::{At, Link, LinkKind, Observed, OperState, Place, PortState},
         netlink::NetlinkKernel,
+        routes::Route,
         step::{LinkStep, NewBridge, NewTun},
     },
     model::{BridgeSpec, LinkName, MasqueradeSpec, NamespaceName, TunSpec, TunType, VethSpec},
@@ -82,6 +83,10 @@ struct Faulty {
 impl Kernel for Faulty {
     async fn observe(&self) -> Result<Observed, KernelError> {
         self.kernel.observe().await
+    }
+
+    async fn routes(&self) -> Result<Vec<Route>, KernelError> {
+        self.kernel.routes().await
     }
 
     async fn apply(&self, step: &LinkStep) -> Result<(), KernelError> {

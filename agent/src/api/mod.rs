@@ -21,6 +21,7 @@ pub mod network;
 pub mod probe;
 pub mod root;
 pub mod status;
+pub mod topology;
 pub mod trace;
 pub mod tuntap;
 pub mod values;
@@ -142,6 +143,7 @@ fn routes() -> OpenApiRouter<App> {
         .merge(network::router())
         .merge(probe::router())
         .merge(status::router())
+        .merge(topology::router())
         .merge(resources())
         .nest("/network", resources())
 }

@@ -7,6 +7,7 @@ mod reads;
 mod teardown;
 #[cfg(test)]
 mod tests;
+mod topology;
 
 use std::{
     net::IpAddr,

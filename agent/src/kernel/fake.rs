@@ -8,10 +8,12 @@ mod switch;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
+use ipnet::{IpNet, Ipv4Net};
 use nix::errno::Errno;
 use telecluster_common::drop::DropReason;
 use tokio::sync::mpsc;
@@ -24,9 +26,13 @@ use super::{
         ALIAS, Address, At, BridgePort, Link, LinkKind, Mac, Namespace, Observed, OperState, Peer, Place,
         PortState, TunInfo,
     },
+    routes::{Route, RouteKind},
     step::LinkStep,
     switch::SwitchPort,
 };
+
+/// Where the default route goes.
+const GATEWAY: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -134,6 +140,19 @@ impl FakeKernel {
 impl Kernel for FakeKernel {
     async fn observe(&self) -> Result<Observed, KernelError> {
         Ok(lock(&self.world).clone())
+    }
+
+    async fn routes(&self) -> Result<Vec<Route>, KernelError> {
+        let world = lock(&self.world);
+        let default = world.default_route.map(|index| Route {
+            destination: IpNet::V4(Ipv4Net::default()),
+            gateway: Some(GATEWAY),
+            interface: Some(index),
+            source: None,
+            metric: 0,
+            kind: RouteKind::Unicast,
+        });
+        Ok(default.into_iter().collect())
     }
 
     async fn apply(&self, step: &LinkStep) -> Result<(), KernelError> {

@@ -10,6 +10,7 @@ pub mod links;
 pub mod netlink;
 mod netns;
 mod observe;
+pub mod routes;
 mod rtnl;
 pub mod step;
 pub mod switch;
@@ -18,13 +19,16 @@ mod tun;
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
-use self::{links::Observed, step::LinkStep};
+use self::{links::Observed, routes::Route, step::LinkStep};
 
 /// Links, addresses and namespaces of the machine. `netlink` does it for real, `fake` in memory.
 #[async_trait]
 pub trait Kernel: Send + Sync + std::fmt::Debug {
     /// Everything, or an error: a listing that fails half-way has failed.
     async fn observe(&self) -> Result<Observed, KernelError>;
+
+    /// The routes of the worker's own namespace.
+    async fn routes(&self) -> Result<Vec<Route>, KernelError>;
 
     /// Does one step whole, or changes nothing.
     async fn apply(&self, step: &LinkStep) -> Result<(), KernelError>;

@@ -30,6 +30,7 @@ use super::{
     Kernel, KernelError, forwarding,
     links::{ALIAS, At, Link, Observed, OperState, Place, PortState},
     netns, observe,
+    routes::{self, Route},
     rtnl::{Rtnl, io_error},
     step::{LinkStep, NewBridge, NewEnd, NewTun, NewVlan},
     tun::Tun,
@@ -81,6 +82,10 @@ impl Kernel for NetlinkKernel {
         self.blocking("observe", Inner::observe).await
     }
 
+    async fn routes(&self) -> Result<Vec<Route>, KernelError> {
+        self.blocking("list routes", Inner::routes).await
+    }
+
     async fn apply(&self, step: &LinkStep) -> Result<(), KernelError> {
         let step = step.clone();
         self.blocking("change a link", move |inner| inner.apply(&step)).await
@@ -125,6 +130,10 @@ impl Inner {
     fn observe(&self) -> Result<Observed, KernelError> {
         let mut rtnl = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
         observe::observe(&mut rtnl, &self.own)
+    }
+
+    fn routes(&self) -> Result<Vec<Route>, KernelError> {
+        routes::list(&mut self.reader.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn apply(&self, step: &LinkStep) -> Result<(), KernelError> {

@@ -7,6 +7,7 @@ pub mod firewall;
 pub mod forward;
 pub mod interface;
 pub mod masquerade;
+pub mod route;
 pub mod rule;
 pub mod tuntap;
 pub mod veth;

@@ -127,3 +127,45 @@ async fn a_refused_request_leaves_the_host_as_it_was() {
     lab.post("/veth/create", pair).await.refused(409, "KERNEL_REFUSED");
     assert_eq!(lab.get("/network/interfaces").await.json, before);
 }
+
+#[tokio::test]
+async fn the_topology_shows_links_routes_and_forwards_in_every_form() {
+    let (lab, ..) = readme().await;
+    let pair = json!({ "name1": "a1", "name2": "a2", "bridge1": "br-vm", "namespace2": "lab1" });
+    lab.post("/veth/create", pair).await.done(true);
+    let forward =
+        json!({ "external_port": 2222, "internal_ip": "192.0.2.77", "internal_port": 22, "protocol": "tcp" });
+    lab.post("/nat/forward", forward).await.done(true);
+
+    let got = lab.get("/network/topology").await.json;
+    assert_eq!(got["interfaces"], lab.get("/network/interfaces").await.json);
+    assert_eq!(got["bridges"], lab.get("/network/bridges").await.json);
+    assert_eq!(got["routes"], lab.get("/network/routes").await.json);
+    assert_eq!(got["routes"][0]["destination"], "default");
+    assert_eq!(
+        (&got["routes"][0]["gateway"], &got["routes"][0]["interface"]),
+        (&json!("192.0.2.1"), &json!("ens3"))
+    );
+    let edges = got["graph"]["edges"].as_array().unwrap();
+    for edge in [
+        json!({ "from": "if:a1", "to": "if:br-vm", "kind": "port" }),
+        json!({ "from": "if:a1", "to": "if:lab1/a2", "kind": "veth" }),
+        json!({ "from": "if:lab1/a2", "to": "ns:lab1", "kind": "inside" }),
+        json!({ "from": "outside", "to": "if:ens3", "kind": "uplink" }),
+        json!({ "from": "if:ens3", "to": "if:ens3", "kind": "forward", "label": "tcp 2222 → 192.0.2.77:22" }),
+    ] {
+        assert!(edges.contains(&edge), "{edge} is not in {edges:#?}");
+    }
+    for (format, kind, begin) in [
+        ("svg", "image/svg+xml", "<svg"),
+        ("dot", "text/vnd.graphviz", "digraph"),
+        ("mermaid", "text/plain; charset=utf-8", "flowchart"),
+    ] {
+        let path = format!("/network/topology?format={format}");
+        let picture = lab.get(&path).await;
+        assert_eq!((picture.status, picture.headers[header::CONTENT_TYPE].to_str().unwrap()), (200, kind));
+        assert!(picture.text.starts_with(begin) && picture.text.contains("br-vm"), "{}", picture.text);
+        assert_eq!(lab.get(&path).await.text, picture.text, "the same network, the same bytes");
+    }
+    lab.get("/network/topology?format=png").await.refused(422, "INVALID_FIELD");
+}

@@ -1,0 +1,42 @@
+//! Reads that look at everything at once.
+
+use crate::{
+    error::Result,
+    kernel::dataplane::Counters,
+    kinds::{bridge, interface, route, rule},
+    model::RouteView,
+    state::RuleSpec,
+    topology::{self, Topology},
+};
+
+use super::Engine;
+
+impl Engine {
+    pub async fn routes(&self) -> Result<Vec<RouteView>> {
+        let routes = self.shared.kernel.routes().await?;
+        let observed = self.shared.observe().await?;
+        Ok(routes.iter().map(|found| route::view(found, &observed)).collect())
+    }
+
+    /// Everything that is connected with something, from one look.
+    pub async fn topology(&self) -> Result<Topology> {
+        let routes = self.shared.kernel.routes().await?;
+        let observed = self.shared.observe().await?;
+        let state = self.shared.state();
+        let interfaces: Vec<_> =
+            observed.links.iter().map(|link| interface::view(link, &observed, &state)).collect();
+        let bridges = observed.links.iter().filter(|link| link.is_bridge());
+        let bridges = bridges.map(|link| bridge::view(link, &observed, &state)).collect();
+        let rules = state.rules.values().filter(|rule| matches!(rule.spec, RuleSpec::Forward(_)));
+        let forwards: Vec<_> = rules.map(|rule| rule::view(rule, &Counters::default(), 0, "")).collect();
+        let hostname = nix::unistd::gethostname().unwrap_or_default();
+        let graph = topology::graph(topology::Source {
+            hostname: &hostname.to_string_lossy(),
+            observed: &observed,
+            interfaces: &interfaces,
+            forwards: &forwards,
+        });
+        let routes = routes.iter().map(|found| route::view(found, &observed)).collect();
+        Ok(Topology { interfaces, bridges, routes, graph })
+    }
+}
