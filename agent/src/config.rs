@@ -27,6 +27,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     pub dataplane: Dataplane,
     pub ovs: Ovs,
+    /// Where the database of Open vSwitch listens.
+    pub ovs_socket: PathBuf,
     /// How many flows have series of their own on `/metrics`.
     pub flow_metrics_max: usize,
     /// Flows that the tables are made for.
@@ -139,6 +141,9 @@ struct Settings {
     /// auto or require [default: auto]
     #[arg(long, env = "OVS", global = true)]
     ovs: Option<String>,
+    /// Socket of Open vSwitch's database [default: /var/run/openvswitch/db.sock]
+    #[arg(long, env = "OVS_SOCKET", global = true)]
+    ovs_socket: Option<String>,
     /// Flows with series of their own on /metrics, the largest first [default: 500]
     #[arg(long, env = "FLOW_METRICS_MAX", global = true)]
     flow_metrics_max: Option<String>,
@@ -202,6 +207,7 @@ impl Settings {
                 Some("require") => Ovs::Require,
                 Some(text) => return Err(invalid("OVS", text, "use auto or require")),
             },
+            ovs_socket: directory("OVS_SOCKET", self.ovs_socket.as_deref(), "/var/run/openvswitch/db.sock")?,
             flow_metrics_max: number(
                 "FLOW_METRICS_MAX",
                 self.flow_metrics_max.as_deref(),

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use crate::kernel::{
-    links::{Link, LinkKind, Observed, Place, PortState},
+    links::{Link, Observed, Place, PortState},
     step::LinkStep,
 };
 
@@ -56,7 +56,7 @@ impl Groups {
 
 fn plain_bridge(observed: &Observed, place: &Place, link: &Link) -> Option<Node> {
     let master = observed.by_index(place, link.master?)?;
-    matches!(master.kind, LinkKind::Bridge { stp: false }).then(|| (place.clone(), master.index))
+    master.is_plain_bridge().then(|| (place.clone(), master.index))
 }
 
 /// Every pair whose two ends are ports of bridges without spanning tree.
@@ -93,7 +93,9 @@ pub fn connected(observed: &Observed, a: &Node, b: &Node, without: Option<&Link>
 
 /// Whether `port` would close a ring as a port of `bridge`.
 pub fn closes_ring(observed: &Observed, port: &Link, bridge: &Link) -> bool {
-    let LinkKind::Bridge { stp: false } = bridge.kind else { return false };
+    if !bridge.is_plain_bridge() {
+        return false;
+    }
     let Some((place, peer)) = observed.peer_of(port) else { return false };
     let Some(far) = plain_bridge(observed, place, peer) else { return false };
     connected(observed, &(Place::Here, bridge.index), &far, Some(port))

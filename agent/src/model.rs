@@ -20,10 +20,24 @@ pub enum BridgeType {
     Ovs,
 }
 
+impl BridgeType {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Linux => "linux",
+            Self::Ovs => "ovs",
+        }
+    }
+}
+
 /// A bridge as it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BridgeSpec {
     pub name: LinkName,
+    #[serde(default)]
+    pub kind: BridgeType,
+    /// What carries it: without OVS a Linux bridge stands in. Settled when it is made.
+    #[serde(default)]
+    pub backend: BridgeType,
     #[serde(default)]
     pub stp: bool,
     /// Kernel default when absent.

@@ -6,20 +6,22 @@ use anyhow::{Context as _, Result, bail};
 use tracing::{info, warn};
 
 use crate::{
-    config::Config,
+    config::{Config, Ovs},
     engine::{self, Engine},
     kernel::{
         Kernel as _,
         bpf::{self, BpfDataPlane, object::Object},
+        host::HostKernel,
         iptables::Iptables,
         netlink::NetlinkKernel,
+        ovs,
     },
     store::{RedbStore, Store},
 };
 
 /// Opens the store, loads or adopts the data plane, reconciles, and hands out the engine.
 pub async fn start(config: &Config) -> Result<Engine> {
-    let kernel = Arc::new(NetlinkKernel::open()?);
+    let kernel = Arc::new(HostKernel::new(NetlinkKernel::open()?, ovs::Ovs::new(&config.ovs_socket)));
     if let Some(wan) = &config.wan_interface
         && kernel.observe().await?.link(wan.as_str()).is_none()
     {
@@ -33,6 +35,7 @@ pub async fn start(config: &Config) -> Result<Engine> {
     let options = engine::Options {
         wan_interface: config.wan_interface.as_ref().map(ToString::to_string),
         api_port: Some(config.listen.port()),
+        require_ovs: config.ovs == Ovs::Require,
     };
     Ok(Engine::start(kernel, Arc::new(dataplane), Arc::new(Iptables::default()), store, options).await?)
 }
@@ -40,7 +43,7 @@ pub async fn start(config: &Config) -> Result<Engine> {
 /// Removes everything that is the worker's: rules, programs, pins, links, state.
 pub async fn teardown(config: &Config) -> Result<()> {
     let store = open_store(config)?;
-    let kernel = Arc::new(NetlinkKernel::open()?);
+    let kernel = Arc::new(HostKernel::new(NetlinkKernel::open()?, ovs::Ovs::new(&config.ovs_socket)));
     let (dataplane, _object) = load(config, None)?;
     let report = engine::teardown(kernel, Arc::new(dataplane), Arc::new(Iptables::default()), store).await?;
     for removed in &report.removed {

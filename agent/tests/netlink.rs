@@ -26,7 +26,7 @@ use telecluster_worker::{
         routes::Route,
         step::{LinkStep, NewBridge, NewTun},
     },
-    model::{BridgeSpec, LinkName, MasqueradeSpec, NamespaceName, TunSpec, TunType, VethSpec},
+    model::{BridgeSpec, BridgeType, LinkName, MasqueradeSpec, NamespaceName, TunSpec, TunType, VethSpec},
     store::{MemoryStore, Store},
 };
 use tokio::sync::mpsc;
@@ -143,7 +143,14 @@ fn name(name: &str) -> LinkName {
 }
 
 fn bridge(bridge: &str) -> Change {
-    Change::CreateBridge(BridgeSpec { name: name(bridge), stp: false, mtu: None, addresses: Vec::new() })
+    Change::CreateBridge(BridgeSpec {
+        kind: BridgeType::Linux,
+        backend: BridgeType::Linux,
+        name: name(bridge),
+        stp: false,
+        mtu: None,
+        addresses: Vec::new(),
+    })
 }
 
 fn veth(a: &str, b: &str, bridges: [Option<&str>; 2]) -> VethSpec {
@@ -220,6 +227,8 @@ fn a_bridge_is_what_the_kernel_says() {
     in_namespace(|| async {
         let lab = Lab::new().await;
         let spec = BridgeSpec {
+            kind: BridgeType::Linux,
+            backend: BridgeType::Linux,
             name: name("br-vm"),
             stp: true,
             mtu: Some(1400),
@@ -308,6 +317,8 @@ fn a_ring_on_one_bridge_stays_quiet() {
     in_namespace(|| async {
         let lab = Lab::new().await;
         lab.change(Change::CreateBridge(BridgeSpec {
+            kind: BridgeType::Linux,
+            backend: BridgeType::Linux,
             name: name("br-vm"),
             stp: false,
             mtu: None,
@@ -445,6 +456,8 @@ fn a_change_that_fails_at_any_step_leaves_the_kernel_as_it_was() {
             Change::DetachTap { tap: "tap0".into() },
             Change::DeleteTun { name: "tap0".into() },
             Change::CreateBridge(BridgeSpec {
+                kind: BridgeType::Linux,
+                backend: BridgeType::Linux,
                 name: name("br-c"),
                 stp: false,
                 mtu: Some(1300),

@@ -8,6 +8,7 @@
 //! | [`kernel`] | the loaded programs through `BPF_PROG_TEST_RUN` |
 //! | [`lab`] | hosts, worker and sockets in namespaces |
 //! | [`switch`] | frames through the ports of a bridge with VLANs: engine, programs, the kernel's own filter |
+//! | [`ovs`] | Open vSwitch of a test's own |
 //! | [`sandbox`] | namespaces that vanish with the thread that made them |
 //! | [`tap`] | the far side of a TAP |
 
@@ -17,6 +18,7 @@ pub mod frame;
 pub mod host;
 pub mod kernel;
 pub mod lab;
+pub mod ovs;
 pub mod sandbox;
 pub mod switch;
 pub mod tap;

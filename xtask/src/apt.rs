@@ -5,6 +5,7 @@
 //! configuration is read (for the mirror), never changed.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -29,8 +30,38 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
         say(format!("{error:#}; going on with the lists that are there"));
     }
     say(format!("apt-get install {}", packages.join(" ")));
+    let _quiet = NoServices::begin()?;
     let mut install = quiet(Command::new("apt-get"), &["install", "-y", "--no-install-recommends"]);
     run(install.args(packages))
+}
+
+/// While it lives, installing a package starts no service of it: we want its programs only.
+struct NoServices {
+    policy: Option<&'static Path>,
+}
+
+impl NoServices {
+    /// What Debian's packages ask before they start anything (invoke-rc.d(8)).
+    const POLICY: &'static str = "/usr/sbin/policy-rc.d";
+
+    fn begin() -> Result<Self> {
+        let policy = Path::new(Self::POLICY);
+        // A policy of the administrator's stays as it is.
+        if policy.exists() {
+            return Ok(Self { policy: None });
+        }
+        fs::write(policy, "#!/bin/sh\nexit 101\n")?;
+        fs::set_permissions(policy, fs::Permissions::from_mode(0o755))?;
+        Ok(Self { policy: Some(policy) })
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if let Some(policy) = self.policy {
+            let _ = fs::remove_file(policy);
+        }
+    }
 }
 
 fn quiet(mut apt: Command, args: &[&str]) -> Command {

@@ -42,6 +42,12 @@ const TOOLS: &[Tool] = &[
     tool(Set::Test, "curl", "curl", "the README's calls, verbatim"),
     tool(Set::Test, "ethtool", "ethtool", "switches offloads"),
     tool(Set::Test, "python3", "python3-minimal", "small servers and clients"),
+    tool(
+        Set::Test,
+        "ovs-vswitchd",
+        "openvswitch-switch",
+        "a switch of the tests' own; its service is not started",
+    ),
     tool(Set::Test, "nft", "nftables", "proves that no nft rule exists"),
     tool(Set::Test, "iptables", "iptables", "proves that no iptables rule exists"),
     tool(Set::Vm, "qemu-system-x86_64", QEMU, "boots other kernels, without KVM"),

@@ -219,6 +219,8 @@ pub struct Options {
     pub wan_interface: Option<String>,
     /// The TCP port that the worker itself listens on; it is never forwarded.
     pub api_port: Option<u16>,
+    /// `OVS=require`: no Linux bridge stands in where Open vSwitch is missing.
+    pub require_ovs: bool,
 }
 
 /// The handle that everybody holds; cheap to clone. The engine ends when the last one is gone.

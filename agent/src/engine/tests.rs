@@ -23,7 +23,14 @@ fn bridge(bridge: &str) -> Change {
 
 fn bridge_with(bridge: &str, stp: bool) -> Change {
     let addresses = vec!["10.1.0.1/24".parse().unwrap()];
-    Change::CreateBridge(BridgeSpec { name: name(bridge), stp, mtu: Some(1400), addresses })
+    Change::CreateBridge(BridgeSpec {
+        kind: crate::model::BridgeType::Linux,
+        backend: crate::model::BridgeType::Linux,
+        name: name(bridge),
+        stp,
+        mtu: Some(1400),
+        addresses,
+    })
 }
 
 fn veth_spec(a: &str, b: &str) -> VethSpec {

@@ -26,6 +26,7 @@ use super::{
         ALIAS, Address, At, BridgePort, Link, LinkKind, Mac, Namespace, Observed, OperState, Peer, Place,
         PortState, TunInfo,
     },
+    ovs::Presence,
     routes::{Route, RouteKind},
     step::LinkStep,
     switch::SwitchPort,
@@ -100,6 +101,7 @@ impl FakeKernel {
         lo.mac = None;
         let namespace = |name: &str| Namespace { name: name.to_owned(), links: vec![lo.clone()] };
         let world = Observed {
+            ovs: Presence::Absent,
             links: vec![lo.clone(), ens3, device(3, "ens4", LinkKind::Physical)],
             namespaces: vec![namespace("lab1"), namespace("lab2")],
             default_route: Some(2),

@@ -7,6 +7,7 @@ use std::{
 
 use ipnet::IpNet;
 
+use super::ovs::Presence;
 use crate::model::{NamespaceName, VlanProtocol};
 
 /// The alias (`ip link show`: `alias telecluster`) of every link that the worker made. Together with the
@@ -26,6 +27,8 @@ pub struct Observed {
     pub ip_forward: bool,
     /// `net.ipv6.conf.all.forwarding`; `None` where the kernel has no IPv6.
     pub ipv6_forward: Option<bool>,
+    /// Open vSwitch.
+    pub ovs: Presence,
 }
 
 /// A named network namespace.
@@ -136,7 +139,17 @@ impl Link {
     }
 
     pub fn is_bridge(&self) -> bool {
-        matches!(self.kind, LinkKind::Bridge { .. })
+        matches!(self.kind, LinkKind::Bridge { .. } | LinkKind::OvsBridge { .. })
+    }
+
+    /// A bridge on which frames in a ring turn for ever: without spanning tree.
+    pub fn is_plain_bridge(&self) -> bool {
+        self.is_bridge() && !self.stp()
+    }
+
+    /// A bridge with spanning tree.
+    pub fn stp(&self) -> bool {
+        matches!(self.kind, LinkKind::Bridge { stp: true } | LinkKind::OvsBridge { stp: true })
     }
 }
 
@@ -144,6 +157,10 @@ impl Link {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LinkKind {
     Bridge {
+        stp: bool,
+    },
+    /// A bridge of Open vSwitch.
+    OvsBridge {
         stp: bool,
     },
     Veth,
@@ -162,7 +179,7 @@ impl LinkKind {
     /// As `/network/interfaces` names it.
     pub fn label(&self) -> &'static str {
         match self {
-            Self::Bridge { .. } => "bridge",
+            Self::Bridge { .. } | Self::OvsBridge { .. } => "bridge",
             Self::Veth => "veth",
             Self::Vlan => "vlan",
             Self::Bond => "bond",

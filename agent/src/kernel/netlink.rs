@@ -220,7 +220,7 @@ impl Inner {
     }
 
     fn create_bridge(&self, operation: &str, bridge: &NewBridge) -> Result<(), KernelError> {
-        let NewBridge { name, stp, mtu, mac, index } = bridge;
+        let NewBridge { name, stp, mtu, mac, index, ovs: _ } = bridge;
         let stp = if *stp { BridgeStpState::KernelStp } else { BridgeStpState::Disabled };
         let mut message = LinkMessageBuilder::<LinkBridge>::new(name).stp_state(stp);
         if let Some(mtu) = mtu {

@@ -23,6 +23,7 @@ use super::{
         TunInfo, VlanTag,
     },
     netns,
+    ovs::Presence,
     rtnl::Rtnl,
 };
 use crate::model::VlanProtocol;
@@ -79,7 +80,7 @@ pub(super) fn observe(rtnl: &mut Rtnl, own: &File) -> Result<Observed, KernelErr
         let links = resolve(std::mem::take(&mut other.links), &place, &ids);
         namespaces.push(Namespace { name: other.name.clone(), links });
     }
-    Ok(Observed { links, namespaces, default_route, ip_forward, ipv6_forward })
+    Ok(Observed { links, namespaces, default_route, ip_forward, ipv6_forward, ovs: Presence::Absent })
 }
 
 /// A file under `/run/netns` that no namespace is mounted on: EINVAL of setns.

@@ -73,6 +73,8 @@ pub struct NewBridge {
     pub mtu: Option<u32>,
     pub mac: Option<Mac>,
     pub index: Option<u32>,
+    /// Of Open vSwitch, which chooses the index itself.
+    pub ovs: bool,
 }
 
 /// One end of a veth pair to be made.
@@ -173,7 +175,9 @@ impl LinkStep {
                 found.map(|found| Self::SetMtu { link: link.clone(), mtu: found.mtu }).into_iter().collect()
             }
             Self::SetStp { bridge, .. } => match before.link(bridge).map(|link| &link.kind) {
-                Some(LinkKind::Bridge { stp }) => vec![Self::SetStp { bridge: bridge.clone(), stp: *stp }],
+                Some(LinkKind::Bridge { stp } | LinkKind::OvsBridge { stp }) => {
+                    vec![Self::SetStp { bridge: bridge.clone(), stp: *stp }]
+                }
                 _ => Vec::new(),
             },
             Self::SetIpForwarding(_) => vec![Self::SetIpForwarding(before.ip_forward)],
@@ -201,7 +205,7 @@ fn hold_as_before(link: &Link, bridge: &str) -> Option<LinkStep> {
 fn restore(at: &At, before: &Observed) -> Vec<LinkStep> {
     let Some(link) = before.find(at) else { return Vec::new() };
     match &link.kind {
-        LinkKind::Bridge { stp } => {
+        LinkKind::Bridge { stp } | LinkKind::OvsBridge { stp } => {
             let mut steps = vec![LinkStep::CreateBridge(NewBridge {
                 name: link.name.clone(),
                 stp: *stp,
@@ -209,6 +213,7 @@ fn restore(at: &At, before: &Observed) -> Vec<LinkStep> {
                 // With ports it bears the least of their addresses, and would not any more if it were given one.
                 mac: link.mac.filter(|mac| mac.0 != [0; 6] && before.ports_of(link.index).next().is_none()),
                 index: Some(link.index),
+                ovs: matches!(link.kind, LinkKind::OvsBridge { .. }),
             })];
             steps.extend(dress(at, link, before));
             for port in before.ports_of(link.index) {

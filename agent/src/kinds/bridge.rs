@@ -1,9 +1,12 @@
-//! Linux bridges and their ports.
+//! Bridges, of the kernel and of Open vSwitch, and their ports.
+
+use std::collections::BTreeSet;
 
 use crate::{
     error::{Code, Error, Result},
     kernel::{
         links::{At, Link, LinkKind, Observed, Place, PortState},
+        ovs::Presence,
         step::{LinkStep, NewBridge},
     },
     model::{BlockedPort, BridgeSpec, BridgeType, BridgeView, LinkName, TunSpec, VlanLinkSpec},
@@ -25,7 +28,7 @@ pub fn find<'a>(name: &str, observed: &'a Observed) -> Result<&'a Link> {
         return Err(Error::new(Code::BridgeNotFound, format!("there is no bridge {name}")));
     };
     match link.kind {
-        LinkKind::Bridge { .. } => Ok(link),
+        LinkKind::Bridge { .. } | LinkKind::OvsBridge { .. } => Ok(link),
         LinkKind::Veth
         | LinkKind::Vlan
         | LinkKind::Bond
@@ -40,7 +43,7 @@ pub fn find<'a>(name: &str, observed: &'a Observed) -> Result<&'a Link> {
 }
 
 pub(super) fn create(spec: &BridgeSpec, world: World<'_>) -> Result<Plan> {
-    let spec = normal(spec)?;
+    let mut spec = normal(spec)?;
     let name = spec.name.as_str();
     let subject = Subject::Bridge(name.to_owned());
     let stored = world.state.bridges.get(name);
@@ -53,13 +56,17 @@ pub(super) fn create(spec: &BridgeSpec, world: World<'_>) -> Result<Plan> {
                 )
                 .hint("delete it first, or ask for what it is"));
             }
-            return Ok(Plan::new(subject, format!("bridge {name} is there already")));
+            let mut plan = Plan::new(subject, format!("bridge {name} is there already"));
+            warn_of_stand_in(stored, &mut plan);
+            return Ok(plan);
         }
         (Some(link), _) => return Err(name_taken(&At::here(name), link)),
         (None, _) => {}
     }
     require_free_name(name, "bridge", world.state)?;
     let mut plan = Plan::new(subject, format!("bridge {name} was created"));
+    spec.backend = backend(spec.kind, world)?;
+    warn_of_stand_in(&spec, &mut plan);
     for step in make(&spec) {
         plan.link(step);
     }
@@ -67,9 +74,45 @@ pub(super) fn create(spec: &BridgeSpec, world: World<'_>) -> Result<Plan> {
     Ok(plan)
 }
 
+/// What will carry a bridge: OVS where it is asked for and answers.
+fn backend(kind: BridgeType, world: World<'_>) -> Result<BridgeType> {
+    match (kind, &world.observed.ovs) {
+        (BridgeType::Linux, _) => Ok(BridgeType::Linux),
+        (BridgeType::Ovs, Presence::Present(_)) => Ok(BridgeType::Ovs),
+        (BridgeType::Ovs, _) if world.options.require_ovs => Err(no_ovs(&world.observed.ovs)),
+        (BridgeType::Ovs, Presence::Absent | Presence::Broken(_)) => Ok(BridgeType::Linux),
+    }
+}
+
+fn no_ovs(presence: &Presence) -> Error {
+    match presence {
+        Presence::Broken(reason) => {
+            Error::new(Code::Unsupported, format!("Open vSwitch does not answer: {reason}"))
+                .hint("look at ovsdb-server and at the setting OVS_SOCKET")
+        }
+        Presence::Absent | Presence::Present(_) => Error::new(
+            Code::Unsupported,
+            "Open vSwitch is not running on this host",
+        )
+        .hint("install and start the package openvswitch-switch, or set OVS_SOCKET to where its database is"),
+    }
+}
+
+fn warn_of_stand_in(spec: &BridgeSpec, plan: &mut Plan) {
+    if spec.kind == BridgeType::Ovs && spec.backend == BridgeType::Linux {
+        plan.warnings.push(format!(
+            "Open vSwitch is not running on this host: a Linux bridge stands in for {}",
+            spec.name
+        ));
+    }
+}
+
 /// Makes a stored bridge again when it is missing, and what was changed about it as it was.
 pub(super) fn remake(spec: &BridgeSpec, world: World<'_>, plan: &mut Plan) -> Result<()> {
     match world.observed.link(spec.name.as_str()) {
+        None if spec.backend == BridgeType::Ovs && world.observed.ovs.is_away() => {
+            return Err(no_ovs(&world.observed.ovs));
+        }
         None => make(spec).into_iter().for_each(|step| plan.link(step)),
         Some(link) if link.is_bridge() && link.marked() => mend(spec, link, plan),
         Some(link) => return Err(name_taken(&At::here(&link.name), link)),
@@ -79,7 +122,7 @@ pub(super) fn remake(spec: &BridgeSpec, world: World<'_>, plan: &mut Plan) -> Re
 
 /// What is more than was asked for, such as another address, stays.
 fn mend(spec: &BridgeSpec, link: &Link, plan: &mut Plan) {
-    if link.kind != (LinkKind::Bridge { stp: spec.stp }) {
+    if link.stp() != spec.stp {
         plan.link(LinkStep::SetStp { bridge: link.name.clone(), stp: spec.stp });
     }
     mend_mtu(plan, link, spec.mtu);
@@ -113,6 +156,7 @@ fn make(spec: &BridgeSpec) -> Vec<LinkStep> {
         mtu: spec.mtu,
         mac: None,
         index: None,
+        ovs: spec.backend == BridgeType::Ovs,
     })];
     for address in &spec.addresses {
         steps.push(LinkStep::AddAddress { link: at.clone(), address: *address });
@@ -138,8 +182,12 @@ fn normal(spec: &BridgeSpec) -> Result<BridgeSpec> {
 }
 
 fn difference(is: &BridgeSpec, asked: &BridgeSpec) -> Option<String> {
-    let BridgeSpec { name: _, stp, mtu, addresses } = is;
+    // What carries it was settled when it was made.
+    let BridgeSpec { name: _, kind, backend: _, stp, mtu, addresses } = is;
     let mut parts = Vec::new();
+    if *kind != asked.kind {
+        parts.push(format!("type is {}, not {}", kind.name(), asked.kind.name()));
+    }
     if *stp != asked.stp {
         parts.push(format!("stp is {stp}, not {}", asked.stp));
     }
@@ -212,7 +260,7 @@ pub(super) fn add_port(bridge_name: &str, port_name: &str, world: World<'_>) -> 
     let Some(port) = world.observed.link(port_name) else {
         return Err(Error::new(Code::LinkNotFound, format!("there is no interface {port_name}")));
     };
-    if matches!(port.kind, LinkKind::Bridge { .. } | LinkKind::Loopback | LinkKind::Tun) {
+    if port.is_bridge() || matches!(port.kind, LinkKind::Loopback | LinkKind::Tun) {
         return Err(Error::new(
             Code::WrongKind,
             format!("{port_name} is a {} link and cannot be a port of a bridge", port.kind.label()),
@@ -270,16 +318,17 @@ pub(super) fn remove_port(bridge_name: &str, port_name: &str, world: World<'_>) 
 
 /// A bridge as callers see it.
 pub fn view(link: &Link, observed: &Observed, state: &State) -> BridgeView {
-    let stp = matches!(link.kind, LinkKind::Bridge { stp: true });
+    let stp = link.stp();
+    let (kind, backend) = kind_and_backend(link, state);
     let ports: Vec<_> = observed.ports_of(link.index).collect();
     BridgeView {
         name: link.name.clone(),
-        kind: BridgeType::Linux,
-        backend: "linux".to_owned(),
+        kind,
+        backend: backend.name().to_owned(),
         stp,
         ports: ports.iter().map(|port| port.name.clone()).collect(),
         blocked_ports: ports.iter().filter_map(|port| blocked(port, stp)).collect(),
-        vlans: Vec::new(),
+        vlans: vlans(link, observed),
         status: link.operstate.name().to_owned(),
         mtu: link.mtu,
         mac_address: link.mac.map(|mac| mac.to_string()).unwrap_or_default(),
@@ -287,6 +336,28 @@ pub fn view(link: &Link, observed: &Observed, state: &State) -> BridgeView {
         managed: managed(state, &Place::Here, link),
         problems: problems(state, &format!("bridge/{}", link.name)),
     }
+}
+
+/// What was asked for, and what carries it: a Linux bridge may stand in for one of OVS.
+fn kind_and_backend(link: &Link, state: &State) -> (BridgeType, BridgeType) {
+    let backend = match link.kind {
+        LinkKind::OvsBridge { .. } => BridgeType::Ovs,
+        _ => BridgeType::Linux,
+    };
+    let stored = state.bridges.get(&link.name).filter(|_| managed(state, &Place::Here, link));
+    (stored.map_or(backend, |spec| spec.kind), backend)
+}
+
+/// VLAN ids of the ports, as OVS has them.
+fn vlans(link: &Link, observed: &Observed) -> Vec<u16> {
+    let ports = observed.ovs.bridge(&link.name).map(|bridge| bridge.ports.as_slice()).unwrap_or_default();
+    let mut ids = BTreeSet::new();
+    for port in ports {
+        let vlans = port.vlans();
+        ids.extend(vlans.tagged);
+        ids.extend(vlans.native);
+    }
+    ids.into_iter().collect()
 }
 
 /// Why a port that is up does not forward.

@@ -40,6 +40,7 @@ fn kind(link: &Link) -> Option<TunType> {
         LinkKind::Tun => Some(TunType::Tun),
         LinkKind::Tap => Some(TunType::Tap),
         LinkKind::Bridge { .. }
+        | LinkKind::OvsBridge { .. }
         | LinkKind::Veth
         | LinkKind::Vlan
         | LinkKind::Bond

@@ -102,9 +102,10 @@ fn make_in(spec: &VethSpec, world: World<'_>, plan: &mut Plan) -> Result<()> {
         |name: &Option<LinkName>| name.as_ref().map(|name| target_bridge(name.as_str(), world)).transpose();
     let (bridge1, bridge2) = (bridge(&spec.bridge1)?, bridge(&spec.bridge2)?);
     let ring = bridge1.zip(bridge2).is_some_and(|(a, b)| {
-        let plain = |bridge: &Link| bridge.kind == LinkKind::Bridge { stp: false };
         let node = |bridge: &Link| (Place::Here, bridge.index);
-        plain(a) && plain(b) && loops::connected(world.observed, &node(a), &node(b), None)
+        a.is_plain_bridge()
+            && b.is_plain_bridge()
+            && loops::connected(world.observed, &node(a), &node(b), None)
     });
     for step in make(spec, ring) {
         plan.link(step);
@@ -219,6 +220,7 @@ pub fn find<'a>(name: &str, observed: &'a Observed, state: &State) -> Result<Pai
         return match link.kind {
             LinkKind::Veth => Ok(pair(Place::Here, link)),
             LinkKind::Bridge { .. }
+            | LinkKind::OvsBridge { .. }
             | LinkKind::Vlan
             | LinkKind::Bond
             | LinkKind::Tun
@@ -320,9 +322,9 @@ fn bring_here(plan: &mut Plan, world: World<'_>, pair: &Pair<'_>, bridge: &Link)
     let name = &pair.link.name;
     let ring = pair.peer.is_some_and(|(place, peer)| {
         let far = peer.master.and_then(|master| world.observed.by_index(place, master));
-        bridge.kind == LinkKind::Bridge { stp: false }
+        bridge.is_plain_bridge()
             && far.is_some_and(|far| {
-                far.kind == LinkKind::Bridge { stp: false }
+                far.is_plain_bridge()
                     && loops::connected(
                         world.observed,
                         &(Place::Here, bridge.index),

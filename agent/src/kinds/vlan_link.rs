@@ -63,6 +63,7 @@ fn parent<'a>(name: &str, observed: &'a Observed) -> Result<&'a Link> {
             format!("{name} is a {} link and carries no Ethernet frames", parent.kind.label()),
         )),
         LinkKind::Bridge { .. }
+        | LinkKind::OvsBridge { .. }
         | LinkKind::Veth
         | LinkKind::Vlan
         | LinkKind::Bond
