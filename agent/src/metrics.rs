@@ -328,6 +328,8 @@ pub(crate) mod tests {
             active_flows: 2,
             backend: "fake".into(),
             external_ip: None,
+            nat_type: None,
+            port_parity: None,
         }
     }
 

@@ -11,6 +11,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::kernel::dataplane::NatType;
+
 /// `linux`: the kernel's bridge. `ovs`: Open vSwitch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -188,6 +190,11 @@ pub struct MasqueradeSpec {
     pub output_interface: LinkName,
     #[serde(default = "yes")]
     pub enabled: bool,
+    #[serde(default)]
+    pub nat_type: NatType,
+    /// An even port stays even, an odd one odd.
+    #[serde(default)]
+    pub port_parity: bool,
 }
 
 fn yes() -> bool {
@@ -492,6 +499,12 @@ pub struct RuleView {
     /// Forwards only, as in the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub external_ip: Option<String>,
+    /// Masquerade only: `restricted`, `full_cone` or `symmetric`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nat_type: Option<NatType>,
+    /// Masquerade only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port_parity: Option<bool>,
 }
 
 /// `GET /nat/status`.

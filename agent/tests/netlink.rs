@@ -20,6 +20,7 @@ use telecluster_worker::{
     error::Code,
     kernel::{
         Kernel, KernelError,
+        dataplane::NatType,
         fake::{FakeDataPlane, FakeFilter, Faults},
         links::{At, Link, LinkKind, Observed, OperState, Place, PortState},
         netlink::NetlinkKernel,
@@ -473,6 +474,8 @@ fn a_change_that_fails_at_any_step_leaves_the_kernel_as_it_was() {
                 source_network: "10.1.0.0/24".parse().unwrap(),
                 output_interface: name("br-b"),
                 enabled: true,
+                nat_type: NatType::Restricted,
+                port_parity: false,
             }),
         ] {
             let before = essence(lab.kernel.observe().await.unwrap(), &named);
@@ -568,6 +571,8 @@ fn the_data_plane_learns_of_addresses_that_others_set() {
             source_network: "10.1.0.0/24".parse().unwrap(),
             output_interface: name("wan"),
             enabled: true,
+            nat_type: NatType::Restricted,
+            port_parity: false,
         }))
         .await;
         let seen = lab.kernel.observe().await.unwrap();

@@ -22,10 +22,15 @@ pub enum DropReason {
     Rewrite = 7,
     /// The program for this kind of packet is missing: a bug of ours.
     Program = 8,
+    /// From outside, to a port that belongs to an inside host which has not sent to this sender.
+    Filtered = 9,
+    /// From outside: a TCP connection to a port of a masquerading uplink that nobody has. A reset would end what an
+    /// inside host may be about to open to that peer (RFC 5382 REQ-4).
+    Unsolicited = 10,
 }
 
 impl DropReason {
-    pub const COUNT: u32 = 9;
+    pub const COUNT: u32 = 11;
 
     /// Every reason, in the order of its number.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -38,6 +43,8 @@ impl DropReason {
         Self::NoUplinkAddress,
         Self::Rewrite,
         Self::Program,
+        Self::Filtered,
+        Self::Unsolicited,
     ];
 
     /// The label in metrics and logs.
@@ -52,6 +59,8 @@ impl DropReason {
             Self::NoUplinkAddress => "no_uplink_address",
             Self::Rewrite => "rewrite",
             Self::Program => "program",
+            Self::Filtered => "filtered",
+            Self::Unsolicited => "unsolicited",
         }
     }
 }

@@ -8,16 +8,24 @@
 pub const MAX_RULES: u32 = 16384;
 
 /// Version of everything in this file. A pinned map of another version is not touched.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
 /// Places of the programs in the `stage` map, to which those on the hooks go on.
 pub mod stage {
-    pub const COUNT: u32 = 16;
+    pub const COUNT: u32 = 32;
 
     pub const NAT4_IN: u32 = 0;
     pub const NAT4_OUT: u32 = 1;
     pub const NAT6_IN: u32 = 2;
     pub const NAT6_OUT: u32 = 3;
+    pub const FIRST4_IN: u32 = 4;
+    pub const FIRST4_OUT: u32 = 5;
+    pub const FIRST6_IN: u32 = 6;
+    pub const FIRST6_OUT: u32 = 7;
+    pub const MAKE4_IN: u32 = 8;
+    pub const MAKE4_OUT: u32 = 9;
+    pub const MAKE6_IN: u32 = 10;
+    pub const MAKE6_OUT: u32 = 11;
 }
 
 /// Nanoseconds to ticks: 2^20 ns, a little more than a millisecond. 32 bits of ticks are 52 days, and idle times are
@@ -122,6 +130,53 @@ pub mod flag {
     pub const PROVEN: u8 = 8;
 }
 
+/// An address and a port of one protocol. Key of `binding4` (the outside's view of an inside socket) and of `moved4`
+/// (an inside socket), and of their twins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(C, align(4))]
+pub struct EndpointKey<A> {
+    pub address: A,
+    /// ICMP echo: the identifier.
+    pub port: u16,
+    pub proto: u8,
+    /// Always 0.
+    pub unused: u8,
+}
+
+/// Addresses outside that a binding remembers.
+pub const REMOTES: usize = 8;
+
+/// Value of `binding4` and `binding6`: whom an external port belongs to. Its existence is the ownership: it is inserted
+/// only where none is, so two inside hosts never share a port (RFC 4787 REQ-1 and REQ-3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C, align(4))]
+pub struct Binding<A> {
+    pub inside: A,
+    pub port: u16,
+    /// Symmetric rules: the only port outside that it is for.
+    pub remote_port: u16,
+    pub rule: u32,
+    pub generation: u32,
+    /// In ticks of 2^20 ns since boot. Nobody else gets the port until 120 s later.
+    pub expires: u32,
+    /// Flows that it has carried.
+    pub flows: u32,
+    /// Where the next of `remotes` goes.
+    pub next: u32,
+    /// Whom the inside has sent to lately: who may send to it, unless the rule says otherwise.
+    pub remotes: [A; REMOTES],
+}
+
+/// Value of `moved4` and `moved6`: where an inside socket appears outside whose own port was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C, align(4))]
+pub struct Moved<A> {
+    pub address: A,
+    pub port: u16,
+    /// Always 0.
+    pub unused: u16,
+}
+
 /// Key of `forward4` and `forward6`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(C, align(4))]
@@ -164,11 +219,14 @@ pub struct Masquerade {
     pub generation: u32,
 }
 
-/// Value of `uplink4` and `uplink6`, by interface index: the address that masquerade translates to.
+/// Value of `uplink4` and `uplink6`, by interface index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C, align(4))]
 pub struct Uplink<A> {
+    /// What masquerade translates to.
     pub address: A,
+    /// How many masquerade rules it has.
+    pub masquerades: u32,
 }
 
 /// How long a flow may be idle, in seconds.
@@ -198,9 +256,19 @@ pub struct Rule {
     pub used: u32,
     /// Interface index of the uplink that its flows go through.
     pub uplink: u32,
-    /// Always 0.
-    pub unused: u32,
+    /// [`rule`] bits.
+    pub flags: u32,
     pub timeouts: Timeouts,
+}
+
+/// Bits of [`Rule::flags`].
+pub mod rule {
+    /// Masquerade: whoever knows an external port may send to it (RFC 4787 section 5, endpoint-independent filtering).
+    pub const FULL_CONE: u32 = 1;
+    /// Masquerade: a port for each destination, which alone may answer (address and port-dependent, both).
+    pub const SYMMETRIC: u32 = 2;
+    /// Masquerade: an even port stays even, an odd one odd (RFC 4787 REQ-4).
+    pub const PARITY: u32 = 4;
 }
 
 /// Value of `rule_stat`, by slot and CPU.
@@ -229,6 +297,9 @@ const _: () = {
     assert!(size_of::<Forward<A6>>() == 28);
     assert!(size_of::<MasqueradeKey<A4>>() == 8);
     assert!(size_of::<MasqueradeKey<A6>>() == 20);
+    assert!(size_of::<EndpointKey<A4>>() == 8 && size_of::<EndpointKey<A6>>() == 20);
+    assert!(size_of::<Binding<A4>>() == 60 && size_of::<Binding<A6>>() == 168);
+    assert!(size_of::<Moved<A4>>() == 8 && size_of::<Moved<A6>>() == 20);
     assert!(size_of::<Rule>() == 32);
     assert!(size_of::<RuleStat>() == 40);
 };

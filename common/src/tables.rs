@@ -4,7 +4,10 @@ use core::ptr::NonNull;
 
 use crate::{
     family::Address,
-    maps::{Direction, Flow, FlowKey, Forward, ForwardKey, Masquerade, Rule, TICK_BITS},
+    maps::{
+        Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, Masquerade, Moved, REMOTES,
+        Rule, TICK_BITS, Uplink,
+    },
     nat::work::Work,
 };
 
@@ -78,9 +81,65 @@ impl<A: Address> FlowRef<A> {
     }
 }
 
+/// A binding in a table; as with [`FlowRef`], its fields are read and written one by one.
+#[derive(Debug, Clone, Copy)]
+pub struct BindingRef<A>(NonNull<Binding<A>>);
+
+impl<A: Address> BindingRef<A> {
+    /// # Safety
+    /// `binding` must stay readable and writable as a [`Binding`] while the reference is used.
+    #[inline(always)]
+    pub const unsafe fn new(binding: NonNull<Binding<A>>) -> Self {
+        Self(binding)
+    }
+
+    /// A copy of the whole record.
+    #[inline(always)]
+    pub fn read(self) -> Binding<A> {
+        // SAFETY: readable by the contract of `new`; every bit pattern is a Binding.
+        unsafe { self.0.as_ptr().read() }
+    }
+
+    #[inline(always)]
+    pub fn inside(self) -> A {
+        // SAFETY: readable by the contract of `new`; a Binding is aligned to four bytes, and this is its start.
+        unsafe { A::load(&raw const (*self.0.as_ptr()).inside) }
+    }
+
+    /// Has the inside sent to this address lately?
+    #[inline(always)]
+    pub fn knows(self, remote: A) -> bool {
+        let mut place = 0;
+        while place < REMOTES {
+            // SAFETY: as above; the addresses are a multiple of four bytes after the start, and `place` is in bounds.
+            let known = unsafe { A::load((&raw const (*self.0.as_ptr()).remotes).cast::<A>().add(place)) };
+            if known.same(remote) {
+                return true;
+            }
+            place += 1;
+        }
+        false
+    }
+
+    /// The inside sends to this address.
+    #[inline(always)]
+    pub fn remember(self, remote: A) {
+        if self.knows(remote) {
+            return;
+        }
+        let place = self.next();
+        self.set_next(place.wrapping_add(1));
+        // SAFETY: writable by the contract of `new`; the place is in bounds.
+        unsafe {
+            let remotes = (&raw mut (*self.0.as_ptr()).remotes).cast::<A>();
+            remotes.add(place as usize & (REMOTES - 1)).write(remote);
+        }
+    }
+}
+
 macro_rules! field {
-    ($($get:ident, $set:ident: $kind:ty;)*) => {
-        impl<A: Address> FlowRef<A> {
+    ($record:ident: $($get:ident, $set:ident: $kind:ty;)*) => {
+        impl<A: Address> $record<A> {
             $(
                 #[inline(always)]
                 pub fn $get(self) -> $kind {
@@ -99,6 +158,7 @@ macro_rules! field {
 }
 
 field! {
+    FlowRef:
     to_sport, set_to_sport: u16;
     to_dport, set_to_dport: u16;
     address_difference, set_address_difference: u16;
@@ -114,6 +174,17 @@ field! {
     state, set_state: u8;
     flags, set_flags: u8;
     synced, set_synced: u16;
+}
+
+field! {
+    BindingRef:
+    port, set_port: u16;
+    remote_port, set_remote_port: u16;
+    rule, set_rule: u32;
+    generation, set_generation: u32;
+    expires, set_expires: u32;
+    flows, set_flows: u32;
+    next, set_next: u32;
 }
 
 /// What both families share: rules, clock, dice.
@@ -154,13 +225,25 @@ pub trait Tables<A: Address>: Host {
     /// Memory of this CPU's own, see [`Work`].
     fn work(&self) -> Option<NonNull<Work<A>>>;
 
+    fn binding(&self, key: &EndpointKey<A>) -> Option<BindingRef<A>>;
+
+    /// Inserts; an existing key is left alone.
+    fn claim_binding(&self, key: &EndpointKey<A>, binding: &Binding<A>) -> Claim;
+
+    fn remove_binding(&self, key: &EndpointKey<A>);
+
+    fn moved(&self, key: &EndpointKey<A>) -> Option<Moved<A>>;
+
+    /// Inserts or replaces. False: no room.
+    fn set_moved(&self, key: &EndpointKey<A>, moved: &Moved<A>) -> bool;
+
     fn forward(&self, key: &ForwardKey<A>) -> Option<Forward<A>>;
 
     /// The longest masqueraded prefix of this uplink that covers the address.
     fn masquerade(&self, uplink: u32, address: A) -> Option<Masquerade>;
 
-    /// The address that the uplink masquerades to.
-    fn uplink_address(&self, uplink: u32) -> Option<A>;
+    /// The uplink, when it has an address of this family.
+    fn uplink(&self, uplink: u32) -> Option<Uplink<A>>;
 
     /// Is this one of the host's own addresses?
     fn is_local(&self, address: A) -> bool;

@@ -22,7 +22,7 @@ use telecluster_common::{
     drop::DropReason,
     family::Address,
     maps::{Direction, stage},
-    nat::{Verdict, established, translate},
+    nat::{Verdict, established, first, make, translate},
     packet::Packet as _,
     vlan::{self, port_in, port_out},
 };
@@ -47,29 +47,39 @@ pub fn tc_wan_out(ctx: TcContext) -> i32 {
     hook(&ctx, Direction::Out, stage::NAT4_OUT, stage::NAT6_OUT)
 }
 
-/// IPv4 from the outside that is not simply the next packet of a flow.
-#[classifier]
-pub fn tc_nat4_in(ctx: TcContext) -> i32 {
-    act(&ctx, translate::<_, _, A4>(&mut Skb::new(&ctx), &Kernel::new(&ctx), Direction::In))
+/// The programs that those on the hooks go on to, of one family and direction: whatever packet; the first one of a flow;
+/// the making of that flow. Each leaves to the next what it cannot do, in memory of this CPU.
+macro_rules! nat {
+    ($address:ty, $direction:ident, $nat:ident, $first:ident, $first_stage:ident, $make:ident, $make_stage:ident) => {
+        #[classifier]
+        pub fn $nat(ctx: TcContext) -> i32 {
+            let (mut skb, kernel) = (Skb::new(&ctx), Kernel::new(&ctx));
+            match translate::<_, _, $address>(&mut skb, &kernel, Direction::$direction) {
+                Some(verdict) => act(&ctx, verdict),
+                None => go_on(&ctx, stage::$first_stage),
+            }
+        }
+
+        #[classifier]
+        pub fn $first(ctx: TcContext) -> i32 {
+            let (mut skb, kernel) = (Skb::new(&ctx), Kernel::new(&ctx));
+            match first::<_, _, $address>(&mut skb, &kernel, Direction::$direction) {
+                Some(verdict) => act(&ctx, verdict),
+                None => go_on(&ctx, stage::$make_stage),
+            }
+        }
+
+        #[classifier]
+        pub fn $make(ctx: TcContext) -> i32 {
+            act(&ctx, make::<_, _, $address>(&mut Skb::new(&ctx), &Kernel::new(&ctx), Direction::$direction))
+        }
+    };
 }
 
-/// The same from the inside.
-#[classifier]
-pub fn tc_nat4_out(ctx: TcContext) -> i32 {
-    act(&ctx, translate::<_, _, A4>(&mut Skb::new(&ctx), &Kernel::new(&ctx), Direction::Out))
-}
-
-/// IPv6 from the outside.
-#[classifier]
-pub fn tc_nat6_in(ctx: TcContext) -> i32 {
-    act(&ctx, translate::<_, _, A6>(&mut Skb::new(&ctx), &Kernel::new(&ctx), Direction::In))
-}
-
-/// IPv6 from the inside.
-#[classifier]
-pub fn tc_nat6_out(ctx: TcContext) -> i32 {
-    act(&ctx, translate::<_, _, A6>(&mut Skb::new(&ctx), &Kernel::new(&ctx), Direction::Out))
-}
+nat!(A4, In, tc_nat4_in, tc_first4_in, FIRST4_IN, tc_make4_in, MAKE4_IN);
+nat!(A4, Out, tc_nat4_out, tc_first4_out, FIRST4_OUT, tc_make4_out, MAKE4_OUT);
+nat!(A6, In, tc_nat6_in, tc_first6_in, FIRST6_IN, tc_make6_in, MAKE6_IN);
+nat!(A6, Out, tc_nat6_out, tc_first6_out, FIRST6_OUT, tc_make6_out, MAKE6_OUT);
 
 /// Translates the next packet of an IPv4 flow; everything else goes on to a program of its own, with a stack of its
 /// own. IPv6 packets all do: their keys alone would fill this one's.
@@ -86,6 +96,12 @@ fn hook(ctx: &TcContext, direction: Direction, nat4: u32, nat6: u32) -> i32 {
     } else {
         return NEXT;
     };
+    go_on(ctx, next)
+}
+
+/// Goes on with another program.
+#[inline(always)]
+fn go_on(ctx: &TcContext, next: u32) -> i32 {
     // SAFETY: nothing here has to be dropped. It comes back only when the place is empty.
     unsafe { STAGE.tail_call(ctx, next) }
     act(ctx, Verdict::Drop(DropReason::Program))

@@ -8,8 +8,8 @@ use aya_ebpf::{
 use telecluster_common::{
     drop::DropReason,
     maps::{
-        Flow, FlowKey, Forward, ForwardKey, MAX_RULES, Masquerade, MasqueradeKey, Rule, RuleStat, Uplink,
-        stage,
+        Binding, EndpointKey, Flow, FlowKey, Forward, ForwardKey, MAX_RULES, Masquerade, MasqueradeKey,
+        Moved, Rule, RuleStat, Uplink, stage,
     },
     nat::work::Work,
 };
@@ -39,6 +39,20 @@ pub static HALF6: PerCpuArray<FlowKey<A6>, 1024> = PerCpuArray::new();
 /// Where the next one goes: `half4`, `half6`.
 #[btf_map(name = "half_next")]
 pub static HALF_NEXT: PerCpuArray<u32, 2> = PerCpuArray::new();
+
+/// External ports, and whose they are.
+#[btf_map(name = "binding4")]
+pub static BINDING4: HashMap<EndpointKey<A4>, Binding<A4>, 1024> = HashMap::new();
+
+#[btf_map(name = "binding6")]
+pub static BINDING6: HashMap<EndpointKey<A6>, Binding<A6>, 1024> = HashMap::new();
+
+/// Inside sockets whose external port is not their own.
+#[btf_map(name = "moved4")]
+pub static MOVED4: HashMap<EndpointKey<A4>, Moved<A4>, 1024> = HashMap::new();
+
+#[btf_map(name = "moved6")]
+pub static MOVED6: HashMap<EndpointKey<A6>, Moved<A6>, 1024> = HashMap::new();
 
 #[btf_map(name = "work4")]
 pub static WORK4: PerCpuArray<Work<A4>, 1> = PerCpuArray::new();

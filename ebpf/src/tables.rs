@@ -15,15 +15,18 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use telecluster_common::{
-    maps::{Direction, Flow, FlowKey, Forward, ForwardKey, Masquerade, MasqueradeKey, Rule},
+    maps::{
+        Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, Masquerade, MasqueradeKey,
+        Moved, Rule, Uplink,
+    },
     nat::work::Work,
-    tables::{Claim, FlowRef, Host, Tables},
+    tables::{BindingRef, Claim, FlowRef, Host, Tables},
     tcp::proto,
 };
 
 use crate::maps::{
-    FLOW4, FLOW6, FORWARD4, FORWARD6, HALF_NEXT, HALF4, HALF6, LOCAL4, LOCAL6, MASQUERADE4, MASQUERADE6,
-    RULE, RULE_STAT, UPLINK4, UPLINK6, WORK4, WORK6,
+    BINDING4, BINDING6, FLOW4, FLOW6, FORWARD4, FORWARD6, HALF_NEXT, HALF4, HALF6, LOCAL4, LOCAL6,
+    MASQUERADE4, MASQUERADE6, MOVED4, MOVED6, RULE, RULE_STAT, UPLINK4, UPLINK6, WORK4, WORK6,
 };
 
 const EEXIST: i32 = -17;
@@ -109,7 +112,7 @@ impl Host for Kernel {
 
 /// The tables of one family: the same code over its own maps. `$family` is its place in `half_next`.
 macro_rules! tables {
-    ($address:ty, $prefix:literal, $flow:ident, $half:ident, $family:literal, $work:ident, $forward:ident,
+    ($address:ty, $prefix:literal, $flow:ident, $half:ident, $family:literal, $work:ident, $binding:ident, $moved:ident, $forward:ident,
      $masquerade:ident, $uplink:ident, $local:ident, $tuple:expr) => {
         impl Tables<$address> for Kernel {
             #[inline(always)]
@@ -168,6 +171,39 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn binding(&self, key: &EndpointKey<$address>) -> Option<BindingRef<$address>> {
+                let binding = $binding.get_ptr_mut(key)?;
+                // SAFETY: map memory stays mapped while the program runs (RCU), as this binding's or as another's.
+                NonNull::new(binding).map(|binding| unsafe { BindingRef::new(binding) })
+            }
+
+            #[inline(always)]
+            fn claim_binding(&self, key: &EndpointKey<$address>, binding: &Binding<$address>) -> Claim {
+                match $binding.insert(key, binding, u64::from(BPF_NOEXIST)) {
+                    Ok(()) => Claim::Ok,
+                    Err(EEXIST) => Claim::Exists,
+                    Err(_) => Claim::Full,
+                }
+            }
+
+            #[inline(always)]
+            fn remove_binding(&self, key: &EndpointKey<$address>) {
+                // A missing key is what was wanted.
+                let _ = $binding.remove(key);
+            }
+
+            #[inline(always)]
+            fn moved(&self, key: &EndpointKey<$address>) -> Option<Moved<$address>> {
+                // SAFETY: read at once; what it says is checked against the binding.
+                unsafe { $moved.get(key) }.copied()
+            }
+
+            #[inline(always)]
+            fn set_moved(&self, key: &EndpointKey<$address>, moved: &Moved<$address>) -> bool {
+                $moved.insert(key, moved, 0).is_ok()
+            }
+
+            #[inline(always)]
             fn forward(&self, key: &ForwardKey<$address>) -> Option<Forward<$address>> {
                 // SAFETY: read at once; the agent replaces entries whole, and an old one is as good as a new one.
                 unsafe { $forward.get(key) }.copied()
@@ -179,9 +215,9 @@ macro_rules! tables {
             }
 
             #[inline(always)]
-            fn uplink_address(&self, uplink: u32) -> Option<$address> {
-                // SAFETY: an address, read at once.
-                unsafe { $uplink.get(uplink) }.map(|uplink| uplink.address)
+            fn uplink(&self, uplink: u32) -> Option<Uplink<$address>> {
+                // SAFETY: read at once; the agent replaces entries whole.
+                unsafe { $uplink.get(uplink) }.copied()
             }
 
             #[inline(always)]
@@ -199,8 +235,36 @@ macro_rules! tables {
     };
 }
 
-tables!([u8; 4], 64, FLOW4, HALF4, 0, WORK4, FORWARD4, MASQUERADE4, UPLINK4, LOCAL4, tuple4);
-tables!([u8; 16], 160, FLOW6, HALF6, 1, WORK6, FORWARD6, MASQUERADE6, UPLINK6, LOCAL6, tuple6);
+tables!(
+    [u8; 4],
+    64,
+    FLOW4,
+    HALF4,
+    0,
+    WORK4,
+    BINDING4,
+    MOVED4,
+    FORWARD4,
+    MASQUERADE4,
+    UPLINK4,
+    LOCAL4,
+    tuple4
+);
+tables!(
+    [u8; 16],
+    160,
+    FLOW6,
+    HALF6,
+    1,
+    WORK6,
+    BINDING6,
+    MOVED6,
+    FORWARD6,
+    MASQUERADE6,
+    UPLINK6,
+    LOCAL6,
+    tuple6
+);
 
 #[inline(always)]
 fn tuple4(remote: ([u8; 4], u16), local: ([u8; 4], u16)) -> (bpf_sock_tuple__bindgen_ty_1, usize) {

@@ -12,10 +12,13 @@ use telecluster_common::{
     checksum::{apply, fold},
     drop::DropReason,
     family::Address,
-    maps::{Direction, Flow, FlowKey, Forward, ForwardKey, Masquerade, Rule as RuleSlot, RuleStat, Timeouts},
-    nat::{Verdict, established, translate, work::Work},
+    maps::{
+        Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, Masquerade, Moved,
+        Rule as RuleSlot, RuleStat, Timeouts, Uplink,
+    },
+    nat::{Verdict, established, first, make, translate, work::Work},
     packet::{ChecksumFix, Packet, Wire},
-    tables::{self, Claim, FlowRef, Tables},
+    tables::{self, BindingRef, Claim, FlowRef, Tables},
 };
 
 use crate::vectors::{LOCAL, Machine, Outcome, Rule, UPLINK, UPLINK_ADDRESS, UPLINK_ADDRESS6};
@@ -73,6 +76,8 @@ pub struct HostTables {
     ipv4: Family<[u8; 4]>,
     ipv6: Family<[u8; 16]>,
     generations: RefCell<HashMap<u32, u32>>,
+    /// Of each rule: `maps::rule` bits.
+    flags: HashMap<u32, u32>,
     stats: RefCell<HashMap<u32, RuleStat>>,
     /// Sockets of the host: local address and port.
     pub sockets: Vec<(IpAddr, u16)>,
@@ -84,12 +89,14 @@ pub struct HostTables {
 }
 
 /// Where an entry stays until it is removed.
-type Place<A> = Box<UnsafeCell<Flow<A>>>;
+type Place<T> = Box<UnsafeCell<T>>;
 
 /// The tables of one address family. Flows are boxed so that a reference to one survives inserts of others.
 #[derive(Debug)]
 pub struct Family<A> {
-    flows: RefCell<HashMap<FlowKey<A>, Place<A>>>,
+    flows: RefCell<HashMap<FlowKey<A>, Place<Flow<A>>>>,
+    bindings: RefCell<HashMap<EndpointKey<A>, Place<Binding<A>>>>,
+    moved: RefCell<HashMap<EndpointKey<A>, Moved<A>>>,
     half: RefCell<Vec<FlowKey<A>>>,
     half_next: Cell<usize>,
     work: Box<UnsafeCell<Work<A>>>,
@@ -104,6 +111,8 @@ impl<A: Address> Default for Family<A> {
         let work: Work<A> = unsafe { std::mem::zeroed() };
         Self {
             flows: RefCell::default(),
+            bindings: RefCell::default(),
+            moved: RefCell::default(),
             half: RefCell::new(vec![key; HALF_SIZE]),
             half_next: Cell::new(0),
             work: Box::new(UnsafeCell::new(work)),
@@ -184,7 +193,8 @@ impl HostTables {
 impl tables::Host for HostTables {
     fn rule(&self, slot: u32) -> Option<RuleSlot> {
         let generation = *self.generations.borrow().get(&slot)?;
-        Some(RuleSlot { generation, used: 1, uplink: UPLINK, unused: 0, timeouts: Timeouts::RFC })
+        let flags = self.flags.get(&slot).copied().unwrap_or(0);
+        Some(RuleSlot { generation, used: 1, uplink: UPLINK, flags, timeouts: Timeouts::RFC })
     }
 
     fn count(&self, slot: u32, direction: Direction, packets: u32, bytes: u32) {
@@ -257,6 +267,34 @@ impl<A: Side> Tables<A> for HostTables {
         NonNull::new(A::of(self).work.get())
     }
 
+    fn binding(&self, key: &EndpointKey<A>) -> Option<BindingRef<A>> {
+        let table = A::of(self).bindings.borrow();
+        // SAFETY: as in `flow`.
+        table.get(key).and_then(|held| NonNull::new(held.get())).map(|held| unsafe { BindingRef::new(held) })
+    }
+
+    fn claim_binding(&self, key: &EndpointKey<A>, binding: &Binding<A>) -> Claim {
+        let mut table = A::of(self).bindings.borrow_mut();
+        if table.contains_key(key) {
+            return Claim::Exists;
+        }
+        table.insert(*key, Box::new(UnsafeCell::new(*binding)));
+        Claim::Ok
+    }
+
+    fn remove_binding(&self, key: &EndpointKey<A>) {
+        A::of(self).bindings.borrow_mut().remove(key);
+    }
+
+    fn moved(&self, key: &EndpointKey<A>) -> Option<Moved<A>> {
+        A::of(self).moved.borrow().get(key).copied()
+    }
+
+    fn set_moved(&self, key: &EndpointKey<A>, moved: &Moved<A>) -> bool {
+        A::of(self).moved.borrow_mut().insert(*key, *moved);
+        true
+    }
+
     fn forward(&self, key: &ForwardKey<A>) -> Option<Forward<A>> {
         A::of(self).forwards.get(key).copied()
     }
@@ -267,8 +305,9 @@ impl<A: Side> Tables<A> for HostTables {
         covering.max_by_key(|(net, _)| net.prefix_len()).map(|(_, rule)| *rule)
     }
 
-    fn uplink_address(&self, uplink: u32) -> Option<A> {
-        (uplink == UPLINK).then(|| A::from_ip(A::UPLINK))
+    fn uplink(&self, uplink: u32) -> Option<Uplink<A>> {
+        let masquerades = u32::try_from(A::of(self).masquerades.len()).expect("few rules");
+        (uplink == UPLINK).then(|| Uplink { address: A::from_ip(A::UPLINK), masquerades })
     }
 
     fn is_local(&self, address: A) -> bool {
@@ -312,7 +351,8 @@ impl Machine for Host {
             Rule::Forward { proto, port, to, address } => {
                 self.put_forward::<[u8; 16]>(slot, (*proto, *port, *address), *to);
             }
-            Rule::Masquerade { source } => {
+            Rule::Masquerade { source, nat } => {
+                self.tables.flags.insert(slot, nat.flags());
                 let rule = (*source, Masquerade { rule: slot, generation: 1 });
                 match source {
                     IpNet::V4(_) => self.tables.ipv4.masquerades.push(rule),
@@ -332,11 +372,16 @@ impl Machine for Host {
     fn run(&mut self, direction: Direction, frame: &[u8]) -> (Outcome, Vec<u8>) {
         let mut frame = frame.to_vec();
         let tables = &self.tables;
-        let verdict = if Bytes(&mut frame).carries(<[u8; 4]>::ETHERTYPE) {
-            established::<_, _, [u8; 4]>(&mut Bytes(&mut frame), tables, direction)
-                .unwrap_or_else(|| translate::<_, _, [u8; 4]>(&mut Bytes(&mut frame), tables, direction))
+        let mut packet = Bytes(&mut frame);
+        let verdict = if packet.carries(<[u8; 4]>::ETHERTYPE) {
+            established::<_, _, [u8; 4]>(&mut packet, tables, direction)
+                .or_else(|| translate::<_, _, [u8; 4]>(&mut packet, tables, direction))
+                .or_else(|| first::<_, _, [u8; 4]>(&mut packet, tables, direction))
+                .unwrap_or_else(|| make::<_, _, [u8; 4]>(&mut packet, tables, direction))
         } else {
-            translate::<_, _, [u8; 16]>(&mut Bytes(&mut frame), tables, direction)
+            translate::<_, _, [u8; 16]>(&mut packet, tables, direction)
+                .or_else(|| first::<_, _, [u8; 16]>(&mut packet, tables, direction))
+                .unwrap_or_else(|| make::<_, _, [u8; 16]>(&mut packet, tables, direction))
         };
         match verdict {
             Verdict::Pass => (Outcome::Passed, frame),

@@ -69,7 +69,9 @@ fn nat_rule(rule: &Rule) -> NatRule {
             internal_port: to.1,
             transports: vec![if *proto == TCP { Transport::Tcp } else { Transport::Udp }],
         },
-        Rule::Masquerade { source } => NatRule::Masquerade { uplink: UPLINK, source: *source },
+        Rule::Masquerade { source, nat } => {
+            NatRule::Masquerade { uplink: UPLINK, source: *source, nat: *nat, parity: false }
+        }
     }
 }
 

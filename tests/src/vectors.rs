@@ -9,6 +9,8 @@ use telecluster_common::{
     maps::{Direction, RuleStat},
 };
 
+use telecluster_worker::kernel::dataplane::NatType;
+
 use crate::frame::{ACK, FIN, Frame, ICMP, ICMP6, RST, SYN, TCP, UDP, icmp, tcp, udp, udp_without_checksum};
 
 /// Loopback: the interface that `BPF_PROG_TEST_RUN` pretends a packet is on.
@@ -63,7 +65,8 @@ pub const IPV6: Cast = Cast {
 impl Cast {
     pub fn masquerade(&self) -> Rule {
         let prefix = if self.inside.is_ipv4() { 24 } else { 64 };
-        Rule::Masquerade { source: IpNet::new(self.inside, prefix).expect("a network").trunc() }
+        let source = IpNet::new(self.inside, prefix).expect("a network").trunc();
+        Rule::Masquerade { source, nat: NatType::Restricted }
     }
 
     /// A masqueraded UDP exchange: out, and back.
@@ -80,7 +83,7 @@ impl Cast {
 #[derive(Debug, Clone)]
 pub enum Rule {
     Forward { proto: u8, port: u16, to: (IpAddr, u16), address: Option<IpAddr> },
-    Masquerade { source: IpNet },
+    Masquerade { source: IpNet, nat: NatType },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

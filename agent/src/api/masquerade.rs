@@ -18,6 +18,7 @@ use super::{
 use crate::{
     engine::{Change, MasqueradeSelector, Object},
     error::{Error, Result},
+    kernel::dataplane::NatType,
     model::{LinkName, MasqueradeSpec, RuleView},
 };
 
@@ -39,21 +40,44 @@ pub struct CreateMasquerade {
     /// False keeps the rule and translates nothing.
     #[schema(required = false, default = true)]
     pub enabled: bool,
+    /// Who may send to a port outside that an inside socket has. `restricted`: every address that it has sent to;
+    /// `full_cone`: everybody; both give one port for all destinations. `symmetric`: a port for each destination, which
+    /// alone may answer.
+    #[schema(required = false, default = "restricted")]
+    pub nat_type: NatType,
+    /// An even port stays even, an odd one odd (RTP and RTCP).
+    #[schema(required = false, default = false)]
+    pub port_parity: bool,
 }
+
+const NAT_TYPES: &[(&str, NatType)] = &[
+    ("restricted", NatType::Restricted),
+    ("full_cone", NatType::FullCone),
+    ("symmetric", NatType::Symmetric),
+];
 
 impl FromFields for CreateMasquerade {
     fn from_fields(fields: &mut Fields) -> Option<Self> {
         let source_network = fields.required("source_network", values::host_network);
         let output_interface = fields.required("output_interface", values::link_name);
         let enabled = fields.or("enabled", true, values::boolean);
-        Some(Self { source_network: source_network?, output_interface: output_interface?, enabled })
+        let nat_type = fields.or("nat_type", NatType::Restricted, values::choice(NAT_TYPES));
+        let port_parity = fields.or("port_parity", false, values::boolean);
+        let (source_network, output_interface) = (source_network?, output_interface?);
+        Some(Self { source_network, output_interface, enabled, nat_type, port_parity })
     }
 }
 
 impl From<CreateMasquerade> for Change {
     fn from(request: CreateMasquerade) -> Self {
-        let CreateMasquerade { source_network, output_interface, enabled } = request;
-        Self::CreateMasquerade(MasqueradeSpec { source_network, output_interface, enabled })
+        let CreateMasquerade { source_network, output_interface, enabled, nat_type, port_parity } = request;
+        Self::CreateMasquerade(MasqueradeSpec {
+            source_network,
+            output_interface,
+            enabled,
+            nat_type,
+            port_parity,
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 use super::*;
 use crate::{
     kernel::{
+        dataplane::NatType,
         links::{At, LinkKind, Place, PortState},
         step::LinkStep,
     },
@@ -104,6 +105,8 @@ fn masquerade(enabled: bool) -> Change {
         source_network: "10.1.0.0/24".parse().unwrap(),
         output_interface: name("ens3"),
         enabled,
+        nat_type: NatType::Restricted,
+        port_parity: false,
     })
 }
 
@@ -853,8 +856,12 @@ async fn rules_follow_their_uplink_into_a_bridge() {
 #[tokio::test]
 async fn slots_that_the_kernel_uses_are_never_given_away() {
     let fake = Fake::new();
-    let foreign =
-        crate::kernel::dataplane::NatRule::Masquerade { uplink: 2, source: "10.9.0.0/24".parse().unwrap() };
+    let foreign = crate::kernel::dataplane::NatRule::Masquerade {
+        uplink: 2,
+        source: "10.9.0.0/24".parse().unwrap(),
+        nat: NatType::Restricted,
+        parity: false,
+    };
     fake.dataplane.edit(|nat| drop(nat.rules.insert(crate::kernel::dataplane::Slot(0), foreign)));
     let engine = fake.start(Options::default()).await.unwrap();
     // Known by the kernel only: left by a worker that died before its commit, so it goes.

@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
-use telecluster_common::{drop::DropReason, tcp::FlowState};
+use telecluster_common::{drop::DropReason, maps::rule, tcp::FlowState};
 
 use super::{KernelError, switch::VlanPlane};
 
@@ -25,6 +25,44 @@ pub enum Transport {
     Udp,
 }
 
+/// Who outside may send to an external port that an inside socket has, and whether that has one port for all
+/// (RFC 4787 sections 4 and 5).
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, utoipa::ToSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum NatType {
+    /// One port for all destinations; every address that the inside has sent to may send to it.
+    #[default]
+    Restricted,
+    /// One port for all destinations; everybody may send to it.
+    FullCone,
+    /// A port for each destination, which alone may send to it.
+    Symmetric,
+}
+
+impl NatType {
+    /// From a rule's slot.
+    pub const fn from_flags(flags: u32) -> Self {
+        if flags & rule::FULL_CONE != 0 {
+            Self::FullCone
+        } else if flags & rule::SYMMETRIC != 0 {
+            Self::Symmetric
+        } else {
+            Self::Restricted
+        }
+    }
+
+    /// As the maps have it.
+    pub const fn flags(self) -> u32 {
+        match self {
+            Self::Restricted => 0,
+            Self::FullCone => rule::FULL_CONE,
+            Self::Symmetric => rule::SYMMETRIC,
+        }
+    }
+}
+
 /// A rule in the terms of the data plane: interfaces by index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NatRule {
@@ -40,6 +78,9 @@ pub enum NatRule {
     Masquerade {
         uplink: u32,
         source: IpNet,
+        nat: NatType,
+        /// An even port stays even, an odd one odd.
+        parity: bool,
     },
 }
 
@@ -49,6 +90,14 @@ impl NatRule {
         match self {
             Self::Forward { internal_ip, .. } => internal_ip.is_ipv6(),
             Self::Masquerade { source, .. } => source.addr().is_ipv6(),
+        }
+    }
+
+    /// As the rule's slot has it.
+    pub fn flags(&self) -> u32 {
+        match self {
+            Self::Forward { .. } => 0,
+            Self::Masquerade { nat, parity, .. } => nat.flags() | if *parity { rule::PARITY } else { 0 },
         }
     }
 

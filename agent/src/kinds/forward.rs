@@ -230,5 +230,7 @@ pub(super) fn view(spec: &ForwardSpec) -> RuleView {
         active_flows: 0,
         backend: String::new(),
         external_ip: external_ip.map(|ip| ip.to_string()),
+        nat_type: None,
+        port_parity: None,
     }
 }

@@ -71,12 +71,13 @@ fn selects(selector: &MasqueradeSelector, rule: &Rule) -> bool {
 }
 
 pub(super) fn nat_rule(spec: &MasqueradeSpec, uplink: u32) -> NatRule {
-    NatRule::Masquerade { uplink, source: spec.source_network }
+    let MasqueradeSpec { source_network, output_interface: _, enabled: _, nat_type, port_parity } = spec;
+    NatRule::Masquerade { uplink, source: *source_network, nat: *nat_type, parity: *port_parity }
 }
 
 /// What of the view comes from the spec.
 pub(super) fn view(spec: &MasqueradeSpec) -> RuleView {
-    let MasqueradeSpec { source_network, output_interface, enabled } = spec;
+    let MasqueradeSpec { source_network, output_interface, enabled, nat_type, port_parity } = spec;
     RuleView {
         id: String::new(),
         action: RuleAction::Masquerade,
@@ -97,5 +98,7 @@ pub(super) fn view(spec: &MasqueradeSpec) -> RuleView {
         active_flows: 0,
         backend: String::new(),
         external_ip: None,
+        nat_type: Some(*nat_type),
+        port_parity: Some(*port_parity),
     }
 }

@@ -1,6 +1,9 @@
 //! From a flow's second packet to its end: is it alive, has it been answered, how far has TCP come.
 
-use super::work::{Maker, Translation, Work};
+use super::{
+    binding,
+    work::{Maker, Translation, Work},
+};
 use crate::{
     family::Address,
     maps::{Direction, FlowKey, TICK_BITS, flag, ticks},
@@ -12,7 +15,7 @@ use crate::{
 const BEAT_BITS: u32 = 32;
 
 /// One beat of grace: a direction learns only once a beat that the other one was busy.
-const GRACE: u32 = 1 << (BEAT_BITS - TICK_BITS);
+pub(super) const GRACE: u32 = 1 << (BEAT_BITS - TICK_BITS);
 
 /// Unproven flows that are passed over because they are busy before one is given up.
 const SECOND_CHANCES: u32 = 3;
@@ -113,16 +116,14 @@ where
     }
     work.peer = flow.peer_of(&work.key);
     flow.set_synced(beat(now));
-    let Some(peer) = peer_of(tables, work, flow, now) else {
-        return;
-    };
-    peer.see(now);
+    let peer = peer_of(tables, work, flow, now);
 
     let flags = flow.flags();
     let from_opener = flags & flag::OPENER != 0;
     let answered = if from_opener { flags & flag::ANSWERED } else { flag::ANSWERED };
     let mut own_flags = flags | answered;
-    let mut peer_flags = peer.flags() | answered;
+    // A direction that nobody has used yet is not there.
+    let mut peer_flags = peer.map_or(0, FlowRef::flags) | answered;
     let before = FlowState::from_u8(flow.state());
     let state = match work.key.proto {
         proto::TCP => {
@@ -151,8 +152,15 @@ where
     }
     flow.set_state(state as u8);
     flow.set_flags(own_flags);
-    peer.set_state(state as u8);
-    peer.set_flags(peer_flags);
+    if let Some(peer) = peer {
+        peer.see(now);
+        peer.set_state(state as u8);
+        peer.set_flags(peer_flags);
+    }
+    // What nobody inside has answered keeps no port open (RFC 4787 REQ-6).
+    if work.key.direction == Direction::Out as u8 || answered != 0 {
+        binding::refresh(tables, work, flow, now);
+    }
 }
 
 /// Could nobody have brought this about by forging a source? The opener has spoken again after an answer, or the
@@ -165,7 +173,7 @@ fn is_proof<A>(key: &FlowKey<A>, from_opener: bool, answered: bool, state: FlowS
     answered && (from_opener || key.direction == Direction::In as u8)
 }
 
-/// The other direction, whose key is `work.peer`. If the table has lost it, it is made anew.
+/// The other direction, whose key is `work.peer`. If it has been there and is lost, it is made anew.
 #[inline(always)]
 fn peer_of<T, A>(tables: &T, work: &mut Work<A>, own: FlowRef<A>, now: u64) -> Option<FlowRef<A>>
 where
@@ -174,6 +182,9 @@ where
 {
     if let Some(flow) = tables.flow(&work.peer) {
         return Some(flow);
+    }
+    if own.flags() & flag::ANSWERED == 0 {
+        return None;
     }
     let key = &work.key;
     let back = Translation { src: key.dst, dst: key.src, sport: key.dport, dport: key.sport };

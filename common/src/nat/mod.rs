@@ -1,14 +1,17 @@
 //! Translation at the uplink: `packet -> parse -> lookup -> rewrite -> verdict`.
 //!
-//! The first packet of a flow asks the rules ([`open`]); every later one finds its record, and the record says all:
+//! The first packet of a flow asks the rules ([`open`]), and from the inside gets a port ([`binding`]); every later one finds its record, and the record says all:
 //! what to write, whose counters to raise, how far the flow has come ([`life`]).
 //!
 //! Nearly every packet only wants its record read: [`established`] does that and nothing else, so that the program on
 //! the hook stays small. What it cannot do, [`translate`] does whole, in a program of its own.
 
+mod binding;
 mod life;
 mod open;
 pub mod work;
+
+pub use self::binding::HOLD_DOWN;
 
 use crate::{
     drop::DropReason,
@@ -57,9 +60,52 @@ where
     Some(commit(packet, fix))
 }
 
-/// Translates whatever packet.
+/// Translates whatever packet, unless it has no flow yet: `None`, and [`Work`] filled in for [`first`].
 #[inline(always)]
-pub fn translate<P, T, A>(packet: &mut P, tables: &T, direction: Direction) -> Verdict
+pub fn translate<P, T, A>(packet: &mut P, tables: &T, direction: Direction) -> Option<Verdict>
+where
+    P: Packet,
+    T: Tables<A>,
+    A: Address,
+{
+    let Some(mut work) = tables.work() else {
+        return Some(Verdict::Drop(DropReason::Program));
+    };
+    // SAFETY: this CPU's own, and nobody else's while this packet is looked at.
+    let work = unsafe { work.as_mut() };
+    let interface = packet.interface();
+    match parse::<P, A>(packet) {
+        Parsed::Other => return Some(Verdict::Pass),
+        Parsed::Flowless { src, why } => return Some(flowless(tables, interface, direction, src, why)),
+        Parsed::Flow(headers) => note(work, &headers, direction),
+    }
+    let now = tables.now();
+    let flow = life::find(tables, work, interface, now)?;
+    life::advance(tables, work, flow, now);
+    Some(finish(packet, tables, work, flow, direction, now))
+}
+
+/// Decides about the first packet of a flow, of which [`translate`] has filled in what there is to know. `None`: it gets
+/// a flow, and [`Work`] says which.
+#[inline(always)]
+pub fn first<P, T, A>(packet: &mut P, tables: &T, direction: Direction) -> Option<Verdict>
+where
+    P: Packet,
+    T: Tables<A>,
+    A: Address,
+{
+    let Some(mut work) = tables.work() else {
+        return Some(Verdict::Drop(DropReason::Program));
+    };
+    // SAFETY: this CPU's own, and nobody else's while this packet is looked at.
+    let work = unsafe { work.as_mut() };
+    let now = tables.now();
+    open::decide(tables, work, direction, packet.interface(), now).err()
+}
+
+/// Makes the flow that [`first`] has decided on, and translates its packet.
+#[inline(always)]
+pub fn make<P, T, A>(packet: &mut P, tables: &T, direction: Direction) -> Verdict
 where
     P: Packet,
     T: Tables<A>,
@@ -68,25 +114,31 @@ where
     let Some(mut work) = tables.work() else {
         return Verdict::Drop(DropReason::Program);
     };
-    // SAFETY: this CPU's own, and nobody else's while this packet is looked at.
+    // SAFETY: as above.
     let work = unsafe { work.as_mut() };
-    let (interface, packets, bytes) = (packet.interface(), packet.segments(), packet.network_len());
-    match parse::<P, A>(packet) {
-        Parsed::Other => return Verdict::Pass,
-        Parsed::Flowless { src, why } => return flowless(tables, interface, direction, src, why),
-        Parsed::Flow(headers) => note(work, &headers, direction),
-    }
     let now = tables.now();
-    let flow = match life::find(tables, work, interface, now) {
-        Some(flow) => {
-            life::advance(tables, work, flow, now);
-            flow
-        }
-        None => match open::open(tables, work, interface, now) {
-            Ok(flow) => flow,
-            Err(verdict) => return verdict,
-        },
-    };
+    match open::establish(tables, work, packet.interface(), now) {
+        Ok(flow) => finish(packet, tables, work, flow, direction, now),
+        Err(reason) => Verdict::Drop(reason),
+    }
+}
+
+/// Counts the packet and rewrites it.
+#[inline(always)]
+fn finish<P, T, A>(
+    packet: &mut P,
+    tables: &T,
+    work: &Work<A>,
+    flow: FlowRef<A>,
+    direction: Direction,
+    now: u64,
+) -> Verdict
+where
+    P: Packet,
+    T: Tables<A>,
+    A: Address,
+{
+    let (packets, bytes) = (packet.segments(), packet.network_len());
     tables.touch(flow, now, packets, bytes);
     tables.count(flow.rule(), direction, packets, bytes);
     let Some(headers) = headers_at::<P, A>(packet, work.transport_offset(), work.key.proto) else {
@@ -115,7 +167,7 @@ where
     match direction {
         Direction::In => Verdict::Pass,
         Direction::Out if tables.masquerade(interface, src).is_none() => Verdict::Pass,
-        Direction::Out if tables.uplink_address(interface).is_some_and(|own| own.same(src)) => Verdict::Pass,
+        Direction::Out if tables.uplink(interface).is_some_and(|own| own.address.same(src)) => Verdict::Pass,
         Direction::Out => Verdict::Drop(why),
     }
 }

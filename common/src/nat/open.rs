@@ -1,42 +1,102 @@
-//! A flow's first packet: which rule is it for, and which port does it get.
+//! A flow's first packet: which rule is it for, and what does that make of it.
 
 use super::{
-    Verdict, life,
+    Verdict, binding, life,
     work::{Maker, PortRange, Search, Translation, Work},
 };
 use crate::{
     drop::DropReason,
     family::Address,
-    maps::{Direction, FlowKey, Forward, ForwardKey, flag},
+    maps::{Direction, Forward, ForwardKey, Uplink, flag},
     tables::{Claim, FlowRef, Tables},
     tcp::{opens, proto},
 };
 
-/// Ports that are tried before a flow is refused. Each costs a lookup or two; with half of all ports taken towards
-/// one remote socket, one flow in 2^16 is refused.
-const PROBES: u32 = 16;
+/// Ports that are tried before a flow is refused. Each costs a lookup or two; with half of all ports taken, one flow in
+/// 2^16 is refused.
+pub(super) const PROBES: u32 = 16;
 
-/// Makes the flow of a first packet, or says what becomes of a packet that gets none.
+/// Whether the first packet of a flow gets one, and which, or what becomes of it otherwise.
 #[inline(always)]
-pub(super) fn open<T, A>(
+pub(super) fn decide<T, A>(
     tables: &T,
     work: &mut Work<A>,
+    direction: Direction,
     interface: u32,
     now: u64,
-) -> Result<FlowRef<A>, Verdict>
+) -> Result<(), Verdict>
 where
     T: Tables<A>,
     A: Address,
 {
-    let own_port = work.key.direction == Direction::Out as u8;
-    if own_port {
-        masquerade(tables, work, interface)?;
+    if direction == Direction::Out {
+        masquerade(tables, work, interface, now)?;
+        work.peer = work.to.answers(&work.key);
+        Ok(())
+    } else if forward(tables, work, interface) {
+        search_port(tables, work, interface, now);
+        claimed(tables, work)
     } else {
-        forward(tables, work, interface)?;
+        binding::accept(tables, work, interface, now)
     }
-    search_port(tables, work, interface, own_port, now);
+}
+
+/// From the inside out: the source becomes the uplink's address, and a port of it.
+#[inline(always)]
+fn masquerade<T, A>(tables: &T, work: &mut Work<A>, interface: u32, now: u64) -> Result<(), Verdict>
+where
+    T: Tables<A>,
+    A: Address,
+{
+    let Some(Uplink { address, masquerades: _ }) = tables.uplink(interface) else {
+        let wanted = tables.masquerade(interface, work.key.src).is_some();
+        return Err(if wanted { Verdict::Drop(DropReason::NoUplinkAddress) } else { Verdict::Pass });
+    };
+    if address.same(work.key.src) {
+        if !binding::collides(tables, work, interface, now) {
+            return Err(Verdict::Pass); // the host's own
+        }
+    } else {
+        let Some(rule) = tables.masquerade(interface, work.key.src) else {
+            return Err(Verdict::Pass);
+        };
+        work.maker = Maker { rule: rule.rule, generation: rule.generation };
+    }
+    let key = &work.key;
+    // an answer to a ping that did not come through here
+    if key.proto == A::ICMP && key.sport == 0 && key.dport != 0 {
+        return Err(Verdict::Drop(DropReason::Protocol));
+    }
+    work.to = Translation { src: address, dst: key.dst, sport: key.sport, dport: key.dport };
+    work.rule_flags = tables.rule(work.maker.rule).map_or(0, |rule| rule.flags);
+    let may_claim = key.proto != proto::TCP || opens(work.tcp_bits());
+    binding::settle(tables, work, interface, may_claim, now);
+    if !may_claim && !was_asked(tables, work, interface, now) {
+        return Err(Verdict::Drop(DropReason::TcpNotSyn));
+    }
+    claimed(tables, work)
+}
+
+/// A segment that opens nothing is the answer to one that came in.
+#[inline(always)]
+fn was_asked<T, A>(tables: &T, work: &mut Work<A>, interface: u32, now: u64) -> bool
+where
+    T: Tables<A>,
+    A: Address,
+{
+    work.peer = work.to.answers(&work.key);
+    tables.flow(&work.peer).is_some_and(|flow| life::is_alive(tables, flow, work.key.proto, interface, now))
+}
+
+/// How the search for a port went.
+#[inline(always)]
+fn claimed<T, A>(tables: &T, work: &mut Work<A>) -> Result<(), Verdict>
+where
+    T: Tables<A>,
+    A: Address,
+{
     match work.search() {
-        Search::CLAIMED => establish(tables, work, now).map_err(Verdict::Drop),
+        Search::CLAIMED => Ok(()),
         Search::FULL => {
             // This packet comes too early; the next one finds room.
             life::make_room(tables, work);
@@ -46,85 +106,63 @@ where
     }
 }
 
-/// From the inside out: the source becomes the uplink's address.
-#[inline(always)]
-fn masquerade<T, A>(tables: &T, work: &mut Work<A>, interface: u32) -> Result<(), Verdict>
-where
-    T: Tables<A>,
-    A: Address,
-{
-    let tcp_bits = work.tcp_bits();
-    let key = &work.key;
-    let Some(rule) = tables.masquerade(interface, key.src) else {
-        return Err(Verdict::Pass);
-    };
-    let Some(address) = tables.uplink_address(interface) else {
-        return Err(Verdict::Drop(DropReason::NoUplinkAddress));
-    };
-    if key.src.same(address) {
-        return Err(Verdict::Pass); // the host's own
-    }
-    // an answer to a ping that did not come through here
-    if key.proto == A::ICMP && key.sport == 0 && key.dport != 0 {
-        return Err(Verdict::Drop(DropReason::Protocol));
-    }
-    if key.proto == proto::TCP && !opens(tcp_bits) {
-        return Err(Verdict::Drop(DropReason::TcpNotSyn));
-    }
-    work.to = Translation { src: address, dst: key.dst, sport: key.sport, dport: key.dport };
-    work.maker = Maker { rule: rule.rule, generation: rule.generation };
-    Ok(())
-}
-
 /// From the outside in: the destination becomes the inside host. Only for the host's own addresses, never transit.
+/// False: no forward is for this packet.
 #[inline(always)]
-fn forward<T, A>(tables: &T, work: &mut Work<A>, interface: u32) -> Result<(), Verdict>
+fn forward<T, A>(tables: &T, work: &mut Work<A>, interface: u32) -> bool
 where
     T: Tables<A>,
     A: Address,
 {
-    let tcp_bits = work.tcp_bits();
     let key = &work.key;
     match key.proto {
         // no flow of ours: the host answers it, with a reset if it must
-        proto::TCP if !opens(tcp_bits) => return Err(Verdict::Pass),
+        proto::TCP if !opens(work.tcp_bits()) => return false,
         proto::TCP | proto::UDP => {}
-        _ => return Err(Verdict::Pass),
+        _ => return false,
     }
-    let Some(rule) = forward_for(tables, interface, key.dst, key.dport, key.proto) else {
-        return Err(Verdict::Pass);
+    let Some(rule) = forward_for(tables, &mut work.forward, interface, (key.dst, key.dport), key.proto)
+    else {
+        return false;
     };
     if !tables.is_local(key.dst) {
-        return Err(Verdict::Pass);
+        return false;
     }
     work.to = Translation { src: key.src, dst: rule.address, sport: key.sport, dport: rule.port };
     work.maker = Maker { rule: rule.rule, generation: rule.generation };
-    Ok(())
+    true
 }
 
-/// The forward of an external address and port: of this very address, or of any.
+/// The forward of an external address and port: of any address of the host, or of this very one.
 #[inline(always)]
-fn forward_for<T, A>(tables: &T, uplink: u32, address: A, port: u16, protocol: u8) -> Option<Forward<A>>
+pub(super) fn forward_for<T, A>(
+    tables: &T,
+    key: &mut ForwardKey<A>,
+    uplink: u32,
+    external: (A, u16),
+    proto: u8,
+) -> Option<Forward<A>>
 where
     T: Tables<A>,
     A: Address,
 {
-    let mut key = ForwardKey { uplink, address: A::ANY, port, proto: protocol, unused: 0 };
-    if let Some(rule) = tables.forward(&key) {
+    *key = ForwardKey { uplink, address: A::ANY, port: external.1, proto, unused: 0 };
+    if let Some(rule) = tables.forward(key) {
         return Some(rule);
     }
-    key.address = address;
-    tables.forward(&key)
+    key.address = external.0;
+    tables.forward(key)
 }
 
-/// Claims a source port for the answers, by making their direction of the flow.
+/// Claims a source port towards the inside server, by making the answers' direction of the flow. The client's own is
+/// only taken when it uses that port towards another forward of the same server.
 #[inline(always)]
-fn search_port<T, A>(tables: &T, work: &mut Work<A>, interface: u32, own_port: bool, now: u64)
+fn search_port<T, A>(tables: &T, work: &mut Work<A>, interface: u32, now: u64)
 where
     T: Tables<A>,
     A: Address,
 {
-    work.range = PortRange::around::<A>(work.key.sport, work.key.proto);
+    work.range = PortRange::around::<A>(work.key.sport, work.key.proto, false);
     work.search = Search::NONE;
     let start = tables.random();
     let mut attempt = 0;
@@ -134,9 +172,6 @@ where
         }
         attempt += 1;
         work.peer = work.to.answers(&work.key);
-        if own_port && port_is_taken(tables, interface, &work.peer) {
-            continue;
-        }
         match claim_answer(tables, work, interface, now) {
             Claim::Ok => {
                 work.search = Search::CLAIMED;
@@ -151,23 +186,37 @@ where
     }
 }
 
-/// Makes the packet's own direction of the flow. The answers' is there.
+/// Makes the packet's own direction of the flow: the one that opens it, or the answer to one that is there.
 #[inline(always)]
-fn establish<T, A>(tables: &T, work: &mut Work<A>, now: u64) -> Result<FlowRef<A>, DropReason>
+pub(super) fn establish<T, A>(
+    tables: &T,
+    work: &mut Work<A>,
+    interface: u32,
+    now: u64,
+) -> Result<FlowRef<A>, DropReason>
 where
     T: Tables<A>,
     A: Address,
 {
-    work.to.record(&work.key, &mut work.flow, work.maker, now, flag::OPENER);
+    let (mut flags, mut state) = (flag::OPENER, 0);
+    if let Some(peer) = tables.flow(&work.peer) {
+        if !life::is_alive(tables, peer, work.key.proto, interface, now) {
+            life::bury(tables, &work.peer, &mut work.oldest_peer, peer);
+        } else if peer.flags() & flag::OPENER != 0 {
+            (flags, state) = (0, peer.state());
+        }
+    }
+    work.to.record(&work.key, &mut work.flow, work.maker, now, flags);
+    work.flow.state = state;
     match tables.claim(&work.key, &work.flow) {
-        Claim::Ok => {
+        Claim::Ok if flags != 0 => {
             tables.count_flow(work.maker.rule);
             life::enlist(tables, work, now);
         }
-        // Another CPU has just made the same flow; its port is the flow's port.
-        Claim::Exists => {}
+        // Another CPU may just have made the same flow.
+        Claim::Ok | Claim::Exists => {}
         Claim::Full => {
-            tables.remove(&work.peer);
+            life::make_room(tables, work);
             return Err(DropReason::FlowTableFull);
         }
     }
@@ -177,21 +226,10 @@ where
     if flow.to_sport() != work.to.sport {
         tables.remove(&work.peer);
     }
-    Ok(flow)
-}
-
-/// A port of the uplink's address that a forward or a socket of the host holds.
-#[inline(always)]
-fn port_is_taken<T, A>(tables: &T, interface: u32, answer: &FlowKey<A>) -> bool
-where
-    T: Tables<A>,
-    A: Address,
-{
-    if answer.proto == A::ICMP {
-        return false;
+    if flags == 0 {
+        life::advance(tables, work, flow, now);
     }
-    forward_for(tables, interface, answer.dst, answer.dport, answer.proto).is_some()
-        || tables.host_socket(answer.proto, (answer.src, answer.sport), (answer.dst, answer.dport))
+    Ok(flow)
 }
 
 /// Inserts the direction of the answers, `work.peer`, where nobody else has it.

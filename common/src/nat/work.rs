@@ -8,7 +8,7 @@ use super::life;
 use crate::{
     checksum,
     family::Address,
-    maps::{Flow, FlowKey},
+    maps::{Binding, EndpointKey, Flow, FlowKey, ForwardKey, Moved},
 };
 
 /// Memory of one CPU.
@@ -25,9 +25,19 @@ pub struct Work<A> {
     pub oldest_peer: FlowKey<A>,
     /// About to be inserted.
     pub flow: Flow<A>,
+    /// An external port, and whose it is to be.
+    pub external: EndpointKey<A>,
+    pub binding: Binding<A>,
+    /// What a forward would match.
+    pub forward: ForwardKey<A>,
+    /// The inside socket that it is for, and where that is to appear.
+    pub inside: EndpointKey<A>,
+    pub moved: Moved<A>,
     /// What a new flow makes of the packet, and who makes it.
     pub to: Translation<A>,
     pub maker: Maker,
+    /// Of the rule that makes it: [`crate::maps::rule`].
+    pub rule_flags: u32,
     /// Where another source port is looked for.
     pub range: PortRange,
     /// How that went.
@@ -147,18 +157,23 @@ pub struct PortRange {
     pub first: u16,
     /// A power of two, less one: a choice is a mask.
     pub mask: u16,
+    /// What the lowest bits must be, and which: 0 when it does not matter.
+    pub parity: u16,
+    pub parity_mask: u16,
 }
 
 impl PortRange {
     #[inline(always)]
-    pub(super) fn around<A: Address>(port: u16, protocol: u8) -> Self {
-        if protocol == A::ICMP {
-            Self { first: 0, mask: (1 << 15) - 1 }
+    pub(super) fn around<A: Address>(port: u16, protocol: u8, keep_parity: bool) -> Self {
+        let (first, mask) = if protocol == A::ICMP {
+            (0, (1 << 15) - 1)
         } else if port < 1024 {
-            Self { first: 512, mask: 511 }
+            (512, 511)
         } else {
-            Self { first: 1 << 15, mask: (1 << 15) - 1 }
-        }
+            (1 << 15, (1 << 15) - 1)
+        };
+        let parity_mask = u16::from(keep_parity);
+        Self { first, mask, parity: port & parity_mask, parity_mask }
     }
 
     /// The `attempt`th choice: from a random start in odd strides, which never meet twice.
@@ -167,6 +182,6 @@ impl PortRange {
     pub(super) fn pick(self, start: u32, attempt: u32) -> u16 {
         let stride = (start >> 16) | 1;
         let offset = start.wrapping_add(attempt.wrapping_mul(stride)) as u16;
-        self.first + (offset & self.mask)
+        self.first + ((offset & self.mask & !self.parity_mask) | self.parity)
     }
 }

@@ -9,7 +9,7 @@ use aya::maps::{HashMap, LpmTrie, MapData, MapError, lpm_trie::Key};
 use ipnet::IpNet;
 use telecluster_common::{
     family::Address,
-    maps::{Forward, ForwardKey, MAX_RULES, Masquerade, MasqueradeKey, Uplink},
+    maps::{Forward, ForwardKey, MAX_RULES, Masquerade, MasqueradeKey, Rule, Uplink, rule},
     tcp::proto,
 };
 
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::kernel::{
     KernelError,
-    dataplane::{MapPressure, NatRule, Slot, Transport},
+    dataplane::{MapPressure, NatRule, NatType, Slot, Transport},
 };
 
 type Result<T, E = KernelError> = std::result::Result<T, E>;
@@ -110,7 +110,7 @@ impl<A: Octets> FamilyMaps<A> {
     }
 
     /// Adds to each slot the rule that the maps hold for it.
-    pub(super) fn list(&self, found: &mut BTreeMap<Slot, Option<NatRule>>) -> Result<()> {
+    pub(super) fn list(&self, rules: &[Rule], found: &mut BTreeMap<Slot, Option<NatRule>>) -> Result<()> {
         for entry in self.forwards.iter() {
             let (Plain(key), Plain(value)) = entry.map_err(|error| failed("list the forwards", &error))?;
             add_forward(found.entry(Slot(value.rule)).or_default(), key, value);
@@ -119,7 +119,11 @@ impl<A: Octets> FamilyMaps<A> {
             let (key, Plain(value)) = entry.map_err(|error| failed("list the masquerade rules", &error))?;
             let source = network(&key);
             let uplink = key.data().0.uplink;
-            found.insert(Slot(value.rule), source.map(|source| NatRule::Masquerade { uplink, source }));
+            let flags = rules.get(value.rule as usize).map_or(0, |rule| rule.flags);
+            let nat = NatType::from_flags(flags);
+            let parity = flags & rule::PARITY != 0;
+            let rule = source.map(|source| NatRule::Masquerade { uplink, source, nat, parity });
+            found.insert(Slot(value.rule), rule);
         }
         Ok(())
     }
@@ -148,9 +152,7 @@ impl<A: Octets> FamilyMaps<A> {
             if present.get(uplink) == Some(address) {
                 continue;
             }
-            self.uplinks
-                .insert(uplink, Plain(Uplink { address: *address }), 0)
-                .map_err(|error| failed("set the address of an uplink", &error))?;
+            self.set_uplink(*uplink, *address)?;
             if present.contains_key(uplink) {
                 changed.push(*uplink);
             }
@@ -159,6 +161,23 @@ impl<A: Octets> FamilyMaps<A> {
             self.uplinks.remove(uplink).map_err(|error| failed("remove the address of an uplink", &error))?;
         }
         Ok(changed)
+    }
+
+    fn set_uplink(&mut self, uplink: u32, address: A) -> Result<()> {
+        let masquerades = u32::try_from(self.masquerades_of(uplink).len()).unwrap_or(u32::MAX);
+        self.uplinks
+            .insert(uplink, Plain(Uplink { address, masquerades }), 0)
+            .map_err(|error| failed("set the address of an uplink", &error))
+    }
+
+    /// After its masquerade rules have changed.
+    fn count_masquerades(&mut self, uplink: u32) -> Result<()> {
+        match self.uplinks.get(&uplink, 0) {
+            Ok(Plain(present)) => self.set_uplink(uplink, present.address),
+            // It has no address of this family.
+            Err(MapError::KeyNotFound) => Ok(()),
+            Err(error) => Err(failed("read the address of an uplink", &error)),
+        }
     }
 
     /// The masquerade rules of an uplink.
@@ -209,10 +228,12 @@ impl<A: Octets> FamilyMaps<A> {
                 self.forward_count += 1;
                 Ok(())
             }
-            Entry::Masquerade(key, value) => self
-                .masquerades
-                .insert(key, Plain(*value), 0)
-                .map_err(|error| failed(format!("masquerade {}", label(key)), &error)),
+            Entry::Masquerade(key, value) => {
+                self.masquerades
+                    .insert(key, Plain(*value), 0)
+                    .map_err(|error| failed(format!("masquerade {}", label(key)), &error))?;
+                self.count_masquerades(key.data().0.uplink)
+            }
         }
     }
 
@@ -225,10 +246,12 @@ impl<A: Octets> FamilyMaps<A> {
                 self.forward_count -= 1;
                 Ok(())
             }
-            Entry::Masquerade(key, _) => self
-                .masquerades
-                .remove(key)
-                .map_err(|error| failed(format!("stop masquerading {}", label(key)), &error)),
+            Entry::Masquerade(key, _) => {
+                self.masquerades
+                    .remove(key)
+                    .map_err(|error| failed(format!("stop masquerading {}", label(key)), &error))?;
+                self.count_masquerades(key.data().0.uplink)
+            }
         }
     }
 
@@ -258,7 +281,7 @@ pub(super) fn entries<A: Octets>(slot: Slot, generation: u32, rule: &NatRule) ->
             };
             transports.iter().map(|transport| Entry::Forward(key(transport), value)).collect()
         }
-        NatRule::Masquerade { uplink, source } => {
+        NatRule::Masquerade { uplink, source, nat: _, parity: _ } => {
             let Some(address) = A::from_ip(source.network()) else {
                 return Vec::new();
             };

@@ -21,7 +21,7 @@ use crate::kernel::{
 
 /// How long after its end a flow's memory is kept. The programs judge for themselves and revive nothing that is
 /// over; the margin keeps the agent away from an entry that a packet may just have found alive. In ticks.
-const GRACE: u32 = ticks(10);
+pub(super) const GRACE: u32 = ticks(10);
 
 /// `flow4` and `flow6`.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ pub(super) struct FlowTables {
 }
 
 #[derive(Debug)]
-struct Table {
+pub(super) struct Table {
     name: &'static str,
     data: MapData,
     sizes: (usize, usize),
@@ -39,14 +39,14 @@ struct Table {
 }
 
 impl Table {
-    fn open(object: &Object, name: &'static str) -> Result<Self, KernelError> {
+    pub(super) fn open(object: &Object, name: &'static str) -> Result<Self, KernelError> {
         let data = object::duplicate(object, name)?;
         let info = data.info().map_err(|error| failed(format!("describe the map {name}"), &error))?;
         let sizes = (info.key_size() as usize, info.value_size() as usize);
         Ok(Self { name, data, sizes, capacity: info.max_entries() })
     }
 
-    fn for_each<A: Octets>(&self, visit: impl FnMut(&FlowKey<A>, &Record<A>)) -> Result<(), KernelError> {
+    pub(super) fn for_each<K: Copy, V: Copy>(&self, visit: impl FnMut(&K, &V)) -> Result<(), KernelError> {
         batch::for_each(self.data.fd(), self.sizes, visit)
             .map_err(|error| failed(format!("read the map {}", self.name), &error))
     }
@@ -54,7 +54,7 @@ impl Table {
     /// Every live flow.
     fn list<A: Octets>(&self, rules: &[Rule], now: u64) -> Result<Vec<Flow>, KernelError> {
         let mut join = Join::<A>::default();
-        self.for_each(|key, record| {
+        self.for_each(|key: &FlowKey<A>, record: &Record<A>| {
             if let Some(rule) = rule_of(key, record, rules, now, 0) {
                 join.add(key, record, rule, now);
             }
@@ -65,25 +65,29 @@ impl Table {
     /// Frees what is over; returns how many flows.
     fn collect_garbage<A: Octets>(&self, rules: &[Rule], now: u64) -> Result<usize, KernelError> {
         let mut dead = Vec::new();
-        self.for_each::<A>(|key, record| {
+        self.for_each(|key: &FlowKey<A>, record: &Record<A>| {
             if rule_of(key, record, rules, now, GRACE).is_none() {
                 dead.push((*key, record.flags));
             }
         })?;
         let mut collected = 0;
         for (key, flags) in dead {
-            if batch::delete(self.data.fd(), &key)
-                .map_err(|error| failed(format!("free an entry of {}", self.name), &error))?
-            {
+            if self.delete(&key)? {
                 collected += usize::from(flags & flag::OPENER != 0);
             }
         }
         Ok(collected)
     }
 
-    fn pressure<A: Octets>(&self) -> Result<MapPressure, KernelError> {
+    /// Frees an entry; false when it was gone already.
+    pub(super) fn delete<K: Copy>(&self, key: &K) -> Result<bool, KernelError> {
+        batch::delete(self.data.fd(), key)
+            .map_err(|error| failed(format!("free an entry of {}", self.name), &error))
+    }
+
+    pub(super) fn pressure<K: Copy, V: Copy>(&self) -> Result<MapPressure, KernelError> {
         let mut entries = 0;
-        self.for_each::<A>(|_, _| entries += 1)?;
+        self.for_each::<K, V>(|_, _| entries += 1)?;
         Ok(MapPressure { map: self.name, entries, capacity: u64::from(self.capacity) })
     }
 }
@@ -109,12 +113,15 @@ impl FlowTables {
     }
 
     pub(super) fn pressure(&self) -> Result<Vec<MapPressure>, KernelError> {
-        Ok(vec![self.ipv4.pressure::<[u8; 4]>()?, self.ipv6.pressure::<[u8; 16]>()?])
+        Ok(vec![
+            self.ipv4.pressure::<FlowKey<[u8; 4]>, Record<[u8; 4]>>()?,
+            self.ipv6.pressure::<FlowKey<[u8; 16]>, Record<[u8; 16]>>()?,
+        ])
     }
 }
 
 /// The programs' clock.
-fn now() -> Result<u64, KernelError> {
+pub(super) fn now() -> Result<u64, KernelError> {
     let time = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
         .map_err(|errno| KernelError::errno("read the clock", errno as i32))?;
     let (seconds, nanoseconds) = (time.tv_sec().unsigned_abs(), time.tv_nsec().unsigned_abs());
@@ -139,7 +146,7 @@ fn rule_of<'a, A: Octets>(
 
 /// Ticks since a flow was seen; a program may have seen it after we looked at the clock.
 #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "a clock that wraps")]
-fn idle(last_seen: u32, now: u64) -> u64 {
+pub(super) fn idle(last_seen: u32, now: u64) -> u64 {
     let idle = ((now >> TICK_BITS) as u32).wrapping_sub(last_seen) as i32;
     u64::try_from(idle).unwrap_or(0)
 }
@@ -254,7 +261,7 @@ mod tests {
     }
 
     fn rule(generation: u32) -> Rule {
-        Rule { generation, used: 1, uplink: 2, unused: 0, timeouts: Timeouts::RFC }
+        Rule { generation, used: 1, uplink: 2, flags: 0, timeouts: Timeouts::RFC }
     }
 
     fn socket(address: A, port: u16) -> (IpAddr, u16) {

@@ -6,12 +6,13 @@
 //! | [`attach`] | put the programs on an interface: TCX, or clsact below 6.6 |
 //! | [`rules`], [`family`], [`slots`] | rules and addresses into maps |
 //! | [`switch`] | ports and their VLANs into maps, stations and counters out of them |
-//! | [`flows`] | flows out of maps: joined, aged |
+//! | [`flows`], [`bindings`] | flows out of maps: joined, aged; external ports whose time is over |
 //! | [`log`] | the programs' messages into the agent's log |
 //! | [`batch`] | many map entries with one system call |
 
 mod attach;
 mod batch;
+mod bindings;
 mod family;
 mod flows;
 pub mod log;
@@ -32,6 +33,7 @@ use telecluster_common::{drop::DropReason, maps, vlan::maps as vlan};
 pub use self::switch::config as switch_config;
 use self::{
     attach::{Attacher, Role},
+    bindings::BindingTables,
     flows::FlowTables,
     object::Object,
     rules::RuleMaps,
@@ -59,6 +61,7 @@ pub struct Options {
 pub struct BpfDataPlane {
     inner: Mutex<Inner>,
     flows: FlowTables,
+    bindings: BindingTables,
 }
 
 #[derive(Debug)]
@@ -75,12 +78,13 @@ impl BpfDataPlane {
         let mut object = object::load(options)?;
         let rules = RuleMaps::take(&mut object)?;
         let flows = FlowTables::open(&object)?;
+        let bindings = BindingTables::open(&object)?;
         let mut switch = SwitchMaps::take(&mut object)?;
         let mut attacher = Attacher::adopt(&mut object, &options.directory)?;
         for port in switch.stale(&attacher) {
             switch.clear(&mut attacher, port)?;
         }
-        Ok((Self { inner: Mutex::new(Inner { attacher, rules, switch }), flows }, object))
+        Ok((Self { inner: Mutex::new(Inner { attacher, rules, switch }), flows, bindings }, object))
     }
 
     /// A panic elsewhere must not take the data plane with it: every change of the maps is whole by itself.
@@ -141,12 +145,14 @@ impl DataPlane for BpfDataPlane {
 
     fn pressure(&self) -> Result<Vec<MapPressure>, KernelError> {
         let mut pressure = self.flows.pressure()?;
+        pressure.extend(self.bindings.pressure()?);
         pressure.extend(self.inner().rules.pressure()?);
         Ok(pressure)
     }
 
     fn collect_garbage(&self) -> Result<usize, KernelError> {
         let rules = self.inner().rules.slots()?;
+        self.bindings.collect_garbage(&rules)?;
         self.flows.collect_garbage(&rules)
     }
 }

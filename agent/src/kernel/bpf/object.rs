@@ -14,8 +14,8 @@ use nix::{
 use telecluster_common::{
     drop::DropReason,
     maps::{
-        Flow, FlowKey, Forward, ForwardKey, MAX_RULES, Masquerade, MasqueradeKey, Rule, RuleStat, SCHEMA,
-        Uplink, stage,
+        Binding, EndpointKey, Flow, FlowKey, Forward, ForwardKey, MAX_RULES, Masquerade, MasqueradeKey,
+        Moved, Rule, RuleStat, SCHEMA, Uplink, stage,
     },
     nat::work::Work,
 };
@@ -31,11 +31,19 @@ static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/
 pub const PROGRAM_NAMES: [&str; 4] = ["tc_wan_in", "tc_wan_out", "tc_port_in", "tc_port_out"];
 
 /// The programs that those go on to, with their places in the `stage` map.
-const STAGES: [(&str, u32); 4] = [
+const STAGES: [(&str, u32); 12] = [
     ("tc_nat4_in", stage::NAT4_IN),
     ("tc_nat4_out", stage::NAT4_OUT),
     ("tc_nat6_in", stage::NAT6_IN),
     ("tc_nat6_out", stage::NAT6_OUT),
+    ("tc_first4_in", stage::FIRST4_IN),
+    ("tc_first4_out", stage::FIRST4_OUT),
+    ("tc_first6_in", stage::FIRST6_IN),
+    ("tc_first6_out", stage::FIRST6_OUT),
+    ("tc_make4_in", stage::MAKE4_IN),
+    ("tc_make4_out", stage::MAKE4_OUT),
+    ("tc_make6_in", stage::MAKE6_IN),
+    ("tc_make6_out", stage::MAKE6_OUT),
 ];
 
 /// The programs and maps of this run. Dropping it leaves everything pinned in place.
@@ -56,6 +64,8 @@ pub(super) enum Entries {
     Fixed(u32),
     /// Both directions of as many flows as the operator wants.
     Flows,
+    /// As many as flows.
+    Bindings,
     /// A part of the flows, on each CPU.
     Unproven,
 }
@@ -63,9 +73,13 @@ pub(super) enum Entries {
 type A4 = [u8; 4];
 type A6 = [u8; 16];
 
-const LAYOUTS: [Layout; 19] = [
+const LAYOUTS: [Layout; 23] = [
     layout::<FlowKey<A4>, Flow<A4>>("flow4", MapType::Hash, Entries::Flows),
     layout::<FlowKey<A6>, Flow<A6>>("flow6", MapType::Hash, Entries::Flows),
+    layout::<EndpointKey<A4>, Binding<A4>>("binding4", MapType::Hash, Entries::Bindings),
+    layout::<EndpointKey<A6>, Binding<A6>>("binding6", MapType::Hash, Entries::Bindings),
+    layout::<EndpointKey<A4>, Moved<A4>>("moved4", MapType::Hash, Entries::Bindings),
+    layout::<EndpointKey<A6>, Moved<A6>>("moved6", MapType::Hash, Entries::Bindings),
     layout::<u32, FlowKey<A4>>("half4", MapType::PerCpuArray, Entries::Unproven),
     layout::<u32, FlowKey<A6>>("half6", MapType::PerCpuArray, Entries::Unproven),
     layout::<u32, u32>("half_next", MapType::PerCpuArray, Entries::Fixed(2)),
@@ -120,6 +134,7 @@ pub fn load(options: &Options) -> Result<Object, KernelError> {
             Entries::Fixed(entries) => entries,
             // Both directions of a flow are entries of their own.
             Entries::Flows => flow_capacity.saturating_mul(2),
+            Entries::Bindings => flow_capacity,
             Entries::Unproven => half_size,
         };
         let entries = adopted_entries(layout, &path, asked)?.unwrap_or(wanted);
@@ -231,7 +246,7 @@ fn adopted_entries(layout: &Layout, path: &Path, wanted: Option<u32>) -> Result<
     let fits = found == (layout.kind, layout.key, layout.value)
         && match layout.entries {
             Entries::Fixed(entries) => entries == info.max_entries(),
-            Entries::Flows => true,
+            Entries::Flows | Entries::Bindings => true,
             Entries::Unproven => info.max_entries().is_power_of_two(),
         };
     if !fits {

@@ -95,8 +95,9 @@ impl RuleMaps {
     pub(super) fn list(&self) -> Result<BTreeMap<Slot, Option<NatRule>>> {
         let used = |(slot, rule): (u32, Rule)| (rule.used == 1).then_some((Slot(slot), None));
         let mut found: BTreeMap<_, _> = (0..).zip(self.slots.all()?).filter_map(used).collect();
-        self.ipv4.list(&mut found)?;
-        self.ipv6.list(&mut found)?;
+        let rules = self.slots.all()?;
+        self.ipv4.list(&rules, &mut found)?;
+        self.ipv6.list(&rules, &mut found)?;
         Ok(found)
     }
 
@@ -141,11 +142,12 @@ impl RuleMaps {
 fn holds<A: Octets>(maps: &FamilyMaps<A>, slots: &Slots, slot: Slot, rule: &NatRule) -> Result<bool> {
     let present = slots.get(slot)?;
     let entries = entries(slot, present.generation, rule);
-    Ok(present.uplink == rule.uplink() && entries.iter().all(|entry| maps.holds(entry)))
+    let same = (present.uplink, present.flags) == (rule.uplink(), rule.flags());
+    Ok(same && entries.iter().all(|entry| maps.holds(entry)))
 }
 
 fn put<A: Octets>(maps: &mut FamilyMaps<A>, slots: &mut Slots, slot: Slot, rule: &NatRule) -> Result<()> {
-    let generation = slots.begin(slot, rule.uplink())?;
+    let generation = slots.begin(slot, rule.uplink(), rule.flags())?;
     let entries = entries(slot, generation, rule);
     for (done, entry) in entries.iter().enumerate() {
         if let Err(error) = maps.insert(entry) {

@@ -15,7 +15,7 @@ use crate::kernel::{
 type Result<T, E = KernelError> = std::result::Result<T, E>;
 
 /// What an unused slot holds, besides its generation.
-const UNUSED: Rule = Rule { generation: 0, used: 0, uplink: 0, unused: 0, timeouts: Timeouts::RFC };
+const UNUSED: Rule = Rule { generation: 0, used: 0, uplink: 0, flags: 0, timeouts: Timeouts::RFC };
 
 /// `rule` and `rule_stat`.
 pub(super) struct Slots {
@@ -43,10 +43,10 @@ impl Slots {
     }
 
     /// Begins a rule: counters at 0, and a generation that no flow has. Returns it.
-    pub(super) fn begin(&mut self, slot: Slot, uplink: u32) -> Result<u32> {
+    pub(super) fn begin(&mut self, slot: Slot, uplink: u32, flags: u32) -> Result<u32> {
         let generation = self.get(slot)?.generation.wrapping_add(1);
         self.reset_counters(slot)?;
-        self.set(slot, Rule { generation, used: 1, uplink, ..UNUSED })?;
+        self.set(slot, Rule { generation, used: 1, uplink, flags, ..UNUSED })?;
         Ok(generation)
     }
 

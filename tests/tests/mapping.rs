@@ -1,0 +1,239 @@
+//! Which external port an inside socket has, and who may send to it: RFC 4787 sections 4 and 5, RFC 5382 section 4, on
+//! the host's engine, where the clock can be turned.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use telecluster_common::{drop::DropReason, maps::Direction};
+use telecluster_tests::{
+    frame::{ACK, SYN, icmp, tcp, udp},
+    host::Host,
+    vectors::{IPV4, Machine as _, Outcome, Rule, UPLINK_ADDRESS, masquerade},
+};
+use telecluster_worker::kernel::dataplane::NatType;
+
+type Socket = (Ipv4Addr, u16);
+
+const A: Socket = (Ipv4Addr::new(198, 51, 100, 7), 443);
+const A_OTHER_PORT: Socket = (A.0, 8443);
+const B: Socket = (Ipv4Addr::new(198, 51, 100, 8), 443);
+const SECOND: u64 = 1_000_000_000;
+
+fn inside(host: u8) -> Ipv4Addr {
+    Ipv4Addr::new(192, 168, 100, host)
+}
+
+fn machine(nat: NatType) -> Host {
+    let mut host = Host::default();
+    let Rule::Masquerade { source, .. } = masquerade() else { unreachable!("it is one") };
+    host.put(0, &Rule::Masquerade { source, nat });
+    host
+}
+
+/// The external port of a datagram.
+fn sends(host: &mut Host, source: Socket, remote: Socket) -> u16 {
+    let (outcome, bytes) = host.run(Direction::Out, &udp(source, remote, b"q").bytes());
+    assert_eq!(outcome, Outcome::Passed);
+    u16::from_be_bytes([bytes[34], bytes[35]])
+}
+
+/// Where a datagram from outside leads; `None`: to the host itself.
+fn receives(host: &mut Host, from: Socket, port: u16) -> Result<Option<Socket>, DropReason> {
+    let (outcome, bytes) = host.run(Direction::In, &udp(from, (UPLINK_ADDRESS, port), b"a").bytes());
+    match outcome {
+        Outcome::Dropped(reason) => Err(reason),
+        Outcome::Passed => {
+            let to = Ipv4Addr::new(bytes[30], bytes[31], bytes[32], bytes[33]);
+            Ok((to != UPLINK_ADDRESS).then(|| (to, u16::from_be_bytes([bytes[36], bytes[37]]))))
+        }
+    }
+}
+
+#[test]
+fn one_inside_socket_has_one_port_for_all_destinations() {
+    let mut host = machine(NatType::Restricted);
+    let (first, second) = ((inside(10), 40000), (inside(11), 40000));
+    for source in [first, second] {
+        let port = sends(&mut host, source, A);
+        for remote in [A_OTHER_PORT, B] {
+            assert_eq!(sends(&mut host, source, remote), port, "RFC 4787 REQ-1");
+        }
+    }
+    assert_ne!(sends(&mut host, first, A), sends(&mut host, second, A), "REQ-3: no overloading");
+}
+
+#[test]
+fn a_moved_socket_stays_where_it_is_when_its_own_port_becomes_free() {
+    let mut host = machine(NatType::Restricted);
+    let (first, second) = ((inside(10), 40000), (inside(11), 40000));
+    sends(&mut host, first, A);
+    let port = sends(&mut host, second, A);
+    for minute in 1..10 {
+        host.tables.clock.set(minute * 60 * SECOND);
+        assert_eq!(sends(&mut host, second, A), port);
+    }
+    assert_eq!(sends(&mut host, second, B), port, "the first one's binding is long gone");
+}
+
+#[test]
+fn who_was_sent_to_may_send_from_any_port_and_others_may_not() {
+    let mut host = machine(NatType::Restricted);
+    let source = (inside(10), 40000);
+    sends(&mut host, source, A);
+    assert_eq!(receives(&mut host, A, 40000), Ok(Some(source)));
+    assert_eq!(receives(&mut host, A_OTHER_PORT, 40000), Ok(Some(source)), "RFC 4787 REQ-8");
+    assert_eq!(receives(&mut host, B, 40000), Err(DropReason::Filtered));
+    assert_eq!(receives(&mut host, B, 40001), Ok(None), "nobody's port is the host's");
+    sends(&mut host, source, B);
+    assert_eq!(receives(&mut host, B, 40000), Ok(Some(source)));
+}
+
+#[test]
+fn a_full_cone_is_open_to_everybody() {
+    let mut host = machine(NatType::FullCone);
+    let source = (inside(10), 40000);
+    sends(&mut host, source, A);
+    assert_eq!(receives(&mut host, B, 40000), Ok(Some(source)));
+    // and the answer leaves from the same port
+    assert_eq!(sends(&mut host, source, B), 40000);
+}
+
+#[test]
+fn a_symmetric_rule_gives_each_destination_a_port_of_its_own() {
+    let mut host = machine(NatType::Symmetric);
+    let source = (inside(10), 40000);
+    let ports = [A, A_OTHER_PORT, B].map(|remote| sends(&mut host, source, remote));
+    assert_eq!(ports[0], 40000);
+    assert!(ports[1] != ports[0] && ports[2] != ports[0] && ports[1] != ports[2], "{ports:?}");
+    assert_eq!(receives(&mut host, A, ports[0]), Ok(Some(source)));
+    assert_eq!(receives(&mut host, A_OTHER_PORT, ports[0]), Err(DropReason::Filtered));
+    assert_eq!(receives(&mut host, B, ports[2]), Ok(Some(source)));
+    assert_eq!(sends(&mut host, source, A_OTHER_PORT), ports[1]);
+}
+
+#[test]
+fn what_comes_in_does_not_keep_a_port_open_that_nobody_answers() {
+    let mut host = machine(NatType::FullCone);
+    let source = (inside(10), 40000);
+    sends(&mut host, source, A);
+    for minute in 1..=7 {
+        host.tables.clock.set(minute * 60 * SECOND);
+        let expected = if minute <= 5 { Some(source) } else { None };
+        // a stranger each time, whom the inside never answers
+        let stranger = (Ipv4Addr::new(10, 0, 0, u8::try_from(minute).expect("few minutes")), 9);
+        assert_eq!(receives(&mut host, stranger, 40000), Ok(expected), "minute {minute} (RFC 4787 REQ-6)");
+    }
+}
+
+#[test]
+fn both_sides_may_open_one_connection_at_once() {
+    let mut host = machine(NatType::Restricted);
+    let (source, external) = ((inside(10), 40000), (UPLINK_ADDRESS, 40000));
+    let mut out = |flags| host.run(Direction::Out, &tcp(source, A, flags, b"").bytes());
+    assert_eq!(out(SYN), (Outcome::Passed, tcp(external, A, SYN, b"").bytes()));
+    let inward = host.run(Direction::In, &tcp(A, external, SYN, b"").bytes());
+    assert_eq!(inward, (Outcome::Passed, tcp(A, source, SYN, b"").bytes()), "RFC 5382 REQ-2");
+    for flags in [SYN | ACK, ACK] {
+        let out = host.run(Direction::Out, &tcp(source, A, flags, b"").bytes());
+        assert_eq!(out, (Outcome::Passed, tcp(external, A, flags, b"").bytes()));
+        let inward = host.run(Direction::In, &tcp(A, external, flags, b"").bytes());
+        assert_eq!(inward, (Outcome::Passed, tcp(A, source, flags, b"").bytes()));
+    }
+}
+
+#[test]
+fn an_early_syn_of_a_peer_is_dropped_silently_and_its_next_one_gets_through() {
+    let mut host = machine(NatType::Restricted);
+    let (source, external) = ((inside(10), 40000), (UPLINK_ADDRESS, 40000));
+    // the meeting point, then the peer's SYN, then ours (hole punching)
+    host.run(Direction::Out, &tcp(source, A, SYN, b"").bytes());
+    let syn = tcp(B, external, SYN, b"").bytes();
+    assert_eq!(host.run(Direction::In, &syn).0, Outcome::Dropped(DropReason::Filtered), "RFC 5382 REQ-4");
+    host.run(Direction::Out, &tcp(source, B, SYN, b"").bytes());
+    assert_eq!(host.run(Direction::In, &syn), (Outcome::Passed, tcp(B, source, SYN, b"").bytes()));
+}
+
+#[test]
+fn a_finished_connection_gives_its_port_back_after_minutes_not_hours() {
+    let mut host = machine(NatType::Restricted);
+    let (source, external) = ((inside(10), 40000), (UPLINK_ADDRESS, 40000));
+    for (direction, flags) in [
+        (Direction::Out, SYN),
+        (Direction::In, SYN | ACK),
+        (Direction::Out, ACK),
+        (Direction::In, 1 | ACK),
+        (Direction::Out, 1 | ACK),
+    ] {
+        let frame = match direction {
+            Direction::Out => tcp(source, A, flags, b""),
+            Direction::In => tcp(A, external, flags, b""),
+        };
+        assert_eq!(host.run(direction, &frame.bytes()).0, Outcome::Passed, "{flags:#x}");
+    }
+    // 240 s after the end, and 120 s of hold-down
+    for (seconds, free) in [(300, false), (380, true)] {
+        host.tables.clock.set(seconds * SECOND);
+        let last = u8::try_from(seconds % 200).expect("a host");
+        let (_, bytes) = host.run(Direction::Out, &tcp((inside(last), 40000), A, SYN, b"").bytes());
+        assert_eq!(bytes[34..36] == 40000u16.to_be_bytes(), free, "after {seconds} s");
+    }
+}
+
+#[test]
+fn the_host_keeps_its_port_unless_the_answers_would_go_inside() {
+    let mut host = machine(NatType::Restricted);
+    let source = (inside(10), 40000);
+    sends(&mut host, source, A);
+    let own = (UPLINK_ADDRESS, 40000);
+    assert_eq!(sends(&mut host, own, B), 40000, "nobody inside talks to that one");
+    let moved = sends(&mut host, own, A);
+    assert_ne!(moved, 40000);
+    let (_, bytes) = host.run(Direction::In, &udp(A, (UPLINK_ADDRESS, moved), b"a").bytes());
+    assert_eq!(bytes, udp(A, own, b"a").bytes(), "the answer finds the host's socket");
+    assert_eq!(receives(&mut host, A, 40000), Ok(Some(source)));
+}
+
+#[test]
+fn a_service_of_the_host_is_reached_although_an_inside_socket_has_its_port() {
+    let mut host = machine(NatType::Restricted);
+    sends(&mut host, (inside(10), 40000), A);
+    host.tables.sockets.push((IpAddr::from(UPLINK_ADDRESS), 40000));
+    assert_eq!(receives(&mut host, B, 40000), Ok(None), "it listens since then");
+}
+
+#[test]
+fn identifiers_of_pings_are_bound_like_ports() {
+    let mut host = machine(NatType::Restricted);
+    let identifier = |host: &mut Host, source, remote| {
+        let (outcome, bytes) = host.run(Direction::Out, &icmp(source, remote, IPV4.echo, 77, b"").bytes());
+        assert_eq!(outcome, Outcome::Passed);
+        u16::from_be_bytes([bytes[38], bytes[39]])
+    };
+    assert_eq!(identifier(&mut host, inside(10), A.0), 77);
+    assert_eq!(identifier(&mut host, inside(10), B.0), 77, "RFC 5508 REQ-1");
+    let other = identifier(&mut host, inside(11), A.0);
+    assert_ne!(other, 77);
+    assert_eq!(identifier(&mut host, inside(11), B.0), other);
+    let reply = icmp(A.0, UPLINK_ADDRESS, IPV4.echo_reply, other, b"").bytes();
+    let (_, bytes) = host.run(Direction::In, &reply);
+    assert_eq!(bytes, icmp(A.0, inside(11), IPV4.echo_reply, 77, b"").bytes());
+}
+
+#[test]
+fn tunnels_between_hosts_are_never_an_inside_host_s_port() {
+    let mut host = machine(NatType::Restricted);
+    for port in [4789, 8472] {
+        assert_ne!(sends(&mut host, (inside(10), port), A), port);
+        assert_eq!(receives(&mut host, A, port), Ok(None));
+    }
+}
+
+#[test]
+fn other_ports_are_not_to_be_guessed() {
+    let mut host = machine(NatType::Restricted);
+    sends(&mut host, (inside(10), 40000), A);
+    let ports: Vec<u16> = (11..60).map(|last| sends(&mut host, (inside(last), 40000), A)).collect();
+    let steps: std::collections::HashSet<u16> =
+        ports.windows(2).map(|pair| pair[1].wrapping_sub(pair[0])).collect();
+    assert!(steps.len() > 40, "they follow each other: {ports:?}");
+    assert!(ports.iter().all(|port| *port >= 1024), "RFC 4787 REQ-3");
+}
