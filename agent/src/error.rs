@@ -33,6 +33,7 @@ pub enum Code {
     VethNotFound,
     TunNotFound,
     VlanNotFound,
+    StationNotFound,
     /// The link does not have that address.
     AddressNotFound,
     RuleNotFound,
@@ -59,6 +60,10 @@ pub enum Code {
     MasqueradeExists,
     /// Every rule slot of the data plane is taken.
     TooManyRules,
+    /// The VLAN filter has no room for more ports or VLANs.
+    TooManyVlans,
+    /// The station is fixed at another port.
+    StationExists,
     /// The rule would keep the caller himself away from the worker.
     FirewallLockout,
     /// The kernel, or a component that is missing, cannot do it.

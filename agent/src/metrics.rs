@@ -3,6 +3,8 @@
 //! Labels are bounded: by the number of rules, by `FLOW_METRICS_MAX`, by our own routes. Counters get their
 //! `_total` from the encoder.
 
+mod switching;
+
 use std::{
     cmp::Reverse,
     collections::BTreeMap,
@@ -129,6 +131,7 @@ impl Collector for Snapshot {
             drops,
             rules,
             flows,
+            switching,
             bridges: _,
             interfaces: _,
             drift,
@@ -211,7 +214,8 @@ impl Collector for Snapshot {
             "flow_bytes",
             "Bytes of IP of the largest flows",
             both(|flow| (flow.counters.bytes_in, flow.counters.bytes_out)),
-        )
+        )?;
+        switching::encode(out, switching)
     }
 }
 
@@ -301,6 +305,7 @@ pub(crate) mod tests {
             drops: DropReason::ALL.map(|reason| (reason, 0)).to_vec(),
             rules: vec![(rule(), counters)],
             flows: vec![flow(1000, 10), flow(1001, 30)],
+            switching: Default::default(),
             bridges: 1,
             interfaces: 4,
             drift: Vec::new(),

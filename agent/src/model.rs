@@ -133,6 +133,14 @@ pub enum VlanProtocol {
 }
 
 impl VlanProtocol {
+    /// The first two bytes of its tags.
+    pub const fn number(self) -> u16 {
+        match self {
+            Self::Dot1q => 0x8100,
+            Self::Dot1ad => 0x88a8,
+        }
+    }
+
     pub const fn name(self) -> &'static str {
         match self {
             Self::Dot1q => "802.1Q",

@@ -12,7 +12,9 @@ use crate::{
         filter::FilterRule,
         links::Observed,
         step::LinkStep,
+        switch::SwitchPort,
     },
+    model::bridge_vlan::PortVlans,
     state::{Record, State, Write},
 };
 
@@ -22,6 +24,7 @@ pub enum Step {
     Link(LinkStep),
     Nat(NatStep),
     Filter(FilterStep),
+    Vlan(VlanStep),
 }
 
 /// One change to the NAT data plane.
@@ -32,6 +35,21 @@ pub enum NatStep {
     PutRule(Slot, NatRule),
     RemoveRule(Slot, NatRule),
     SetAddresses(HostAddresses),
+}
+
+/// One change to the VLAN filter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VlanStep {
+    Put(SwitchPort),
+    Remove(u32),
+    /// A link that the plan has just made, on its way into a bridge: only then it has an index.
+    Prepare {
+        vlans: PortVlans,
+        /// It will be held: it would close a ring.
+        held: bool,
+    },
+    /// Undoes that.
+    Withdraw(String),
 }
 
 /// A change to the worker's own filter rules, all of them in order.
@@ -47,6 +65,8 @@ pub struct Installed {
     pub attached: BTreeSet<u32>,
     pub addresses: HostAddresses,
     pub filter: Vec<FilterRule>,
+    /// Ports of bridges with VLANs, by index.
+    pub ports: BTreeMap<u32, SwitchPort>,
     rules: BTreeMap<Slot, NatRule>,
     /// How many rules each uplink has; follows from `rules`, and saves going through all of them.
     uplinks: BTreeMap<u32, usize>,
@@ -71,6 +91,10 @@ pub enum Subject {
     Veth(crate::kernel::links::At),
     Tun(String),
     VlanLink(String),
+    PortVlans {
+        bridge: String,
+        port: String,
+    },
     Rule(String),
     Firewall(String),
     Gone(Vec<String>),
@@ -119,6 +143,7 @@ impl Step {
             Self::Filter(FilterStep { before, after }) => {
                 vec![Self::Filter(FilterStep { before: after.clone(), after: before.clone() })]
             }
+            Self::Vlan(step) => step.inverse(nat).into_iter().map(Self::Vlan).collect(),
         }
     }
 }
@@ -133,6 +158,18 @@ impl NatStep {
             }
             Self::RemoveRule(slot, rule) => Some(Self::PutRule(*slot, rule.clone())),
             Self::SetAddresses(_) => Some(Self::SetAddresses(before.addresses.clone())),
+        }
+    }
+}
+
+impl VlanStep {
+    fn inverse(&self, before: &Installed) -> Option<Self> {
+        let put = |index: &u32| before.ports.get(index).cloned().map(Self::Put);
+        match self {
+            Self::Put(port) => Some(put(&port.index).unwrap_or(Self::Remove(port.index))),
+            Self::Remove(index) => put(index),
+            Self::Prepare { vlans, held: _ } => Some(Self::Withdraw(vlans.port.clone())),
+            Self::Withdraw(_) => None,
         }
     }
 }
@@ -192,6 +229,10 @@ impl fmt::Display for Step {
             Self::Filter(FilterStep { before, after }) => {
                 write!(f, "change the firewall from {} to {} rules", before.len(), after.len())
             }
+            Self::Vlan(VlanStep::Put(port)) => write!(f, "set the VLANs of interface {}", port.index),
+            Self::Vlan(VlanStep::Remove(index)) => write!(f, "filter interface {index} no longer"),
+            Self::Vlan(VlanStep::Prepare { vlans, .. }) => write!(f, "set the VLANs of {}", vlans.port),
+            Self::Vlan(VlanStep::Withdraw(port)) => write!(f, "filter {port} no longer"),
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     },
     model::{
         BridgeSpec, ForwardSpec, LinkName, MasqueradeSpec, TunSpec, VethSpec, VlanLinkSpec,
-        firewall::FirewallSpec,
+        bridge_vlan::PortVlans, firewall::FirewallSpec,
     },
 };
 
@@ -75,6 +75,7 @@ pub enum Record {
     Tun(TunSpec),
     VlanLink(VlanLinkSpec),
     Port(PortSpec),
+    PortVlans(PortVlans),
     Rule(Rule),
     Firewall(FirewallRule),
 }
@@ -97,6 +98,8 @@ pub struct State {
     /// By the name of the link.
     pub vlan_links: BTreeMap<String, VlanLinkSpec>,
     pub ports: BTreeMap<String, PortSpec>,
+    /// By the name of the port.
+    pub port_vlans: BTreeMap<String, PortVlans>,
     pub rules: BTreeMap<String, Rule>,
     pub firewall: BTreeMap<String, FirewallRule>,
     /// What is wrong with an object and cannot be put right just now, by its key; observed, not stored.
@@ -138,6 +141,7 @@ impl Record {
             Self::Tun(spec) => format!("tuntap/{}", spec.name),
             Self::VlanLink(spec) => format!("vlan/{}", spec.name),
             Self::Port(spec) => format!("port/{}", spec.port),
+            Self::PortVlans(vlans) => format!("port-vlans/{}", vlans.port),
             Self::Rule(rule) => format!("rule/{}", rule.id),
             Self::Firewall(rule) => format!("firewall/{}", rule.id),
         }
@@ -150,6 +154,7 @@ impl Record {
             Self::Tun(spec) => serde_json::to_value(spec),
             Self::VlanLink(spec) => serde_json::to_value(spec),
             Self::Port(spec) => serde_json::to_value(spec),
+            Self::PortVlans(vlans) => serde_json::to_value(vlans),
             Self::Rule(rule) => serde_json::to_value(rule),
             Self::Firewall(rule) => serde_json::to_value(rule),
         }
@@ -166,6 +171,7 @@ impl Record {
             Some("tuntap") => read(key, value).map(Self::Tun),
             Some("vlan") => read(key, value).map(Self::VlanLink),
             Some("port") => read(key, value).map(Self::Port),
+            Some("port-vlans") => read(key, value).map(Self::PortVlans),
             Some("rule") => read(key, value).map(Self::Rule),
             Some("firewall") => read(key, value).map(Self::Firewall),
             _ => Err(UnreadableRecord { key: key.to_owned(), reason: "unknown kind".to_owned() }),
@@ -206,6 +212,7 @@ impl State {
             Record::Tun(spec) => drop(self.tuns.insert(spec.name.to_string(), spec)),
             Record::VlanLink(spec) => drop(self.vlan_links.insert(spec.name.to_string(), spec)),
             Record::Port(spec) => drop(self.ports.insert(spec.port.clone(), spec)),
+            Record::PortVlans(vlans) => drop(self.port_vlans.insert(vlans.port.clone(), vlans)),
             Record::Rule(rule) => drop(self.rules.insert(rule.id.clone(), rule)),
             Record::Firewall(rule) => drop(self.firewall.insert(rule.id.clone(), rule)),
         }
@@ -223,6 +230,7 @@ impl State {
             Record::Tun(spec) => drop(self.tuns.remove(spec.name.as_str())),
             Record::VlanLink(spec) => drop(self.vlan_links.remove(spec.name.as_str())),
             Record::Port(spec) => drop(self.ports.remove(&spec.port)),
+            Record::PortVlans(vlans) => drop(self.port_vlans.remove(&vlans.port)),
             Record::Rule(rule) => drop(self.rules.remove(&rule.id)),
             Record::Firewall(rule) => drop(self.firewall.remove(&rule.id)),
         }
@@ -236,13 +244,25 @@ impl State {
 
     /// Links only: what a plan about rings needs to know, without a copy of every rule.
     pub fn without_rules(&self) -> Self {
-        let Self { bridges, veths, tuns, vlan_links, ports, rules: _, firewall: _, problems: _, ends } = self;
+        let Self {
+            bridges,
+            veths,
+            tuns,
+            vlan_links,
+            ports,
+            port_vlans,
+            rules: _,
+            firewall: _,
+            problems: _,
+            ends,
+        } = self;
         Self {
             bridges: bridges.clone(),
             veths: veths.clone(),
             tuns: tuns.clone(),
             vlan_links: vlan_links.clone(),
             ports: ports.clone(),
+            port_vlans: port_vlans.clone(),
             rules: BTreeMap::new(),
             firewall: BTreeMap::new(),
             problems: BTreeMap::new(),
@@ -253,6 +273,7 @@ impl State {
     /// Everything, what others need first.
     pub fn records(&self) -> Vec<Record> {
         let mut records = self.link_records();
+        records.extend(self.port_vlans.values().cloned().map(Record::PortVlans));
         records.extend(self.rules.values().cloned().map(Record::Rule));
         records.extend(self.firewall.values().cloned().map(Record::Firewall));
         records
@@ -298,6 +319,18 @@ impl State {
             }
             Some(_) | None => drop(self.problems.remove(key)),
         }
+    }
+
+    /// The bridge that a link of the worker's namespace is meant to be a port of. `None`: it is not in the store.
+    pub fn master_of(&self, name: &str) -> Option<Option<&LinkName>> {
+        if let Some(spec) = self.veth_at(&At::here(name)) {
+            let first = spec.namespace1.is_none() && *name == *spec.name1.as_str();
+            return Some(if first { spec.bridge1.as_ref() } else { spec.bridge2.as_ref() });
+        }
+        let tun = self.tuns.get(name).map(|spec| spec.bridge.as_ref());
+        let vlan = || self.vlan_links.get(name).map(|spec| spec.bridge.as_ref());
+        let port = || self.ports.get(name).map(|spec| Some(&spec.bridge));
+        tun.or_else(vlan).or_else(port)
     }
 
     /// The pair that has an end meant to be at `at`.

@@ -68,6 +68,7 @@ impl Answer<Object> {
             | Object::Veth(_)
             | Object::Tun(_)
             | Object::VlanLink(_)
+            | Object::PortVlans(_)
             | Object::Gone { .. } => None,
         };
         Self { status, message, data: Data { object, rule_id, success: true, changed, warnings }, error: () }

@@ -92,7 +92,38 @@ impl FromFields for DeleteBridge {
     }
 }
 
-/// A link to put into a bridge, or a port to take out of it.
+/// A link to put into a bridge.
+#[derive(Debug, ToSchema)]
+pub struct AddPort {
+    #[schema(value_type = String, example = "br-vm")]
+    pub bridge_name: LinkName,
+    #[schema(value_type = String, example = "veth-vm1")]
+    pub port_name: LinkName,
+    /// The VLAN of frames without a tag. Absent: the VLANs of the port stay as they are.
+    #[schema(minimum = 1, maximum = 4094)]
+    pub vlan: Option<u16>,
+}
+
+impl FromFields for AddPort {
+    fn from_fields(fields: &mut Fields) -> Option<Self> {
+        let bridge_name = fields.required("bridge_name", values::link_name);
+        let port_name = fields.required("port_name", values::link_name);
+        let vlan = fields.optional("vlan", values::vlan_id);
+        Some(Self { bridge_name: bridge_name?, port_name: port_name?, vlan })
+    }
+}
+
+impl From<AddPort> for Change {
+    fn from(request: AddPort) -> Self {
+        let (bridge, port) = (request.bridge_name.into(), request.port_name.into());
+        match request.vlan {
+            Some(vlan) => Self::AddPortToVlan { bridge, port, vlan },
+            None => Self::AddPort { bridge, port },
+        }
+    }
+}
+
+/// A port to take out of a bridge.
 #[derive(Debug, ToSchema)]
 pub struct BridgePort {
     #[schema(value_type = String, example = "br-vm")]
@@ -105,7 +136,6 @@ impl FromFields for BridgePort {
     fn from_fields(fields: &mut Fields) -> Option<Self> {
         let bridge_name = fields.required("bridge_name", values::link_name);
         let port_name = fields.required("port_name", values::link_name);
-        fields.not_yet("vlan", "VLAN filtering");
         Some(Self { bridge_name: bridge_name?, port_name: port_name? })
     }
 }
@@ -146,12 +176,11 @@ async fn delete_bridge(
 /// Put a link into a bridge
 #[utoipa::path(
     post, path = "/bridge/add-port", tag = "bridge",
-    request_body(content = BridgePort, example = json!({ "bridge_name": "br-vm", "port_name": "veth-vm1" })),
+    request_body(content = AddPort, example = json!({ "bridge_name": "br-vm", "port_name": "veth-vm1" })),
     responses((status = 200, description = "The bridge with its ports", body = Answer<BridgeView>), Refusals),
 )]
-async fn add_port(State(app): State<App>, request: Lenient<BridgePort>) -> Result<Answer<Object>, Refusal> {
-    let BridgePort { bridge_name, port_name } = request.value;
-    app.change(Change::AddPort { bridge: bridge_name.into(), port: port_name.into() }, request.warnings).await
+async fn add_port(State(app): State<App>, request: Lenient<AddPort>) -> Result<Answer<Object>, Refusal> {
+    app.change(request.value.into(), request.warnings).await
 }
 
 /// Take a port out of a bridge
@@ -203,6 +232,7 @@ mod tests {
     fn the_document_names_the_fields_that_are_read() {
         assert_schema_matches::<CreateBridge>();
         assert_schema_matches::<DeleteBridge>();
+        assert_schema_matches::<AddPort>();
         assert_schema_matches::<BridgePort>();
     }
 
@@ -219,7 +249,7 @@ mod tests {
         let code = |body| read::<CreateBridge>(body).unwrap_err().code;
         assert_eq!(code(json!({ "name": "br-lab", "type": "vde" })), Code::InvalidField);
         assert_eq!(code(json!({ "name": "br-lab", "mtu": 67 })), Code::InvalidField);
-        let port = json!({ "bridge_name": "br-lab", "port_name": "tap0", "vlan": 100 });
-        assert_eq!(read::<BridgePort>(port).unwrap_err().code, Code::Unsupported);
+        let port = json!({ "bridge_name": "br-lab", "port_name": "tap0", "vlan": 4095 });
+        assert_eq!(read::<AddPort>(port).unwrap_err().code, Code::InvalidField);
     }
 }

@@ -29,6 +29,7 @@ pub fn status(code: Code) -> StatusCode {
         | Code::VethNotFound
         | Code::TunNotFound
         | Code::VlanNotFound
+        | Code::StationNotFound
         | Code::AddressNotFound
         | Code::RuleNotFound
         | Code::NamespaceNotFound
@@ -44,6 +45,8 @@ pub fn status(code: Code) -> StatusCode {
         | Code::ForwardPortReserved
         | Code::MasqueradeExists
         | Code::TooManyRules
+        | Code::TooManyVlans
+        | Code::StationExists
         | Code::FirewallLockout
         | Code::KernelRefused => StatusCode::CONFLICT,
         Code::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -170,6 +173,7 @@ pub const CODES: &[Code] = &[
     Code::VethNotFound,
     Code::TunNotFound,
     Code::VlanNotFound,
+    Code::StationNotFound,
     Code::AddressNotFound,
     Code::RuleNotFound,
     Code::NamespaceNotFound,
@@ -184,6 +188,8 @@ pub const CODES: &[Code] = &[
     Code::ForwardPortReserved,
     Code::MasqueradeExists,
     Code::TooManyRules,
+    Code::TooManyVlans,
+    Code::StationExists,
     Code::FirewallLockout,
     Code::Unsupported,
     Code::DataplaneDown,

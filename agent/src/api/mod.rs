@@ -6,6 +6,7 @@
 pub mod answer;
 pub mod auth;
 pub mod bridge;
+pub mod bridge_vlan;
 pub mod document;
 pub mod error;
 pub mod extract;
@@ -154,6 +155,7 @@ fn resources() -> OpenApiRouter<App> {
         .merge(bridge::router())
         .merge(veth::router())
         .merge(vlan_link::router())
+        .merge(bridge_vlan::router())
         .merge(tuntap::router())
         .merge(nat::router())
 }

@@ -4,12 +4,14 @@
 mod flows;
 mod owner;
 mod reads;
+mod switching;
 mod teardown;
 #[cfg(test)]
 mod tests;
 mod topology;
 
 use std::{
+    collections::BTreeSet,
     net::IpAddr,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
 };
@@ -32,12 +34,14 @@ use crate::{
     model::{
         BridgeSpec, BridgeView, FlowView, ForwardRequest, MasqueradeSpec, NamespaceName, RuleView, TunSpec,
         TunView, VethSpec, VethView, VlanLinkSpec, VlanLinkView, VlanProtocol,
+        bridge_vlan::{FixedStation, PortVlansChange, PortVlansView},
         firewall::{FirewallSpec, FirewallView},
     },
     state::State,
     store::{MemoryStore, Store, StoreError},
 };
 
+pub use switching::{PortLabel, StationQuery, Switching};
 pub use teardown::{Teardown, teardown};
 
 /// What a caller can ask to be changed.
@@ -51,6 +55,29 @@ pub enum Change {
     AddPort {
         bridge: String,
         port: String,
+    },
+    /// The VLAN is its native one.
+    AddPortToVlan {
+        bridge: String,
+        port: String,
+        vlan: u16,
+    },
+    AddToVlans {
+        bridge: String,
+        port: String,
+        change: PortVlansChange,
+    },
+    RemoveFromVlans {
+        bridge: String,
+        port: String,
+        vlans: BTreeSet<u16>,
+    },
+    FixStation {
+        bridge: String,
+        port: String,
+        station: FixedStation,
+        /// False: no longer.
+        fixed: bool,
     },
     RemovePort {
         bridge: String,
@@ -155,6 +182,7 @@ pub enum Object {
     Veth(VethView),
     Tun(TunView),
     VlanLink(VlanLinkView),
+    PortVlans(PortVlansView),
     Rule(RuleView),
     Firewall(FirewallView),
     /// Deleted: its name or id.
@@ -206,6 +234,8 @@ pub struct Measurements {
     /// Rule by rule, with id.
     pub rules: Vec<(RuleView, Counters)>,
     pub flows: Vec<Flow>,
+    /// The VLAN filter's.
+    pub switching: Switching,
     pub bridges: usize,
     pub interfaces: usize,
     /// Objects that are not as they were told to be: their key, and why they cannot be put right.

@@ -2,6 +2,7 @@
 //! as it was told to be.
 
 mod drift;
+mod vlans;
 
 use std::{sync::Arc, time::Duration};
 
@@ -50,6 +51,7 @@ impl Owner {
     /// Takes stock of the data plane.
     pub(super) fn new(shared: Arc<Shared>, store: Arc<dyn Store>) -> Result<Self> {
         let mut nat = Installed::default();
+        nat.ports = shared.dataplane.switch_ports()?;
         nat.attached = shared.dataplane.attachments().iter().map(|attachment| attachment.uplink).collect();
         for (slot, rule) in shared.dataplane.rules()? {
             match rule {
@@ -79,7 +81,10 @@ impl Owner {
             let state = self.shared.state();
             let transient = state.tuns.values().filter(|spec| !spec.persistent);
             let missing = transient.filter(|spec| observed.link(spec.name.as_str()).is_none());
-            missing.cloned().map(|spec| Write::Forget(Record::Tun(spec))).collect()
+            let vlans = |name: &str| state.port_vlans.get(name).cloned().map(Record::PortVlans);
+            let records =
+                missing.flat_map(|spec| [Some(Record::Tun(spec.clone())), vlans(spec.name.as_str())]);
+            records.flatten().map(Write::Forget).collect()
         };
         self.commit(&gone).await
     }
@@ -139,7 +144,7 @@ impl Owner {
                 () = until(self.look_again), if self.look_again.is_some() => {
                     self.look_again = self.look().await;
                 }
-                () = sleep_until(next_garbage), if !self.nat.rules().is_empty() => {
+                () = sleep_until(next_garbage), if !self.nat.rules().is_empty() || !self.nat.ports.is_empty() => {
                     next_garbage = Instant::now() + GARBAGE;
                     self.collect_garbage().await;
                 }
@@ -153,6 +158,9 @@ impl Owner {
             Ok(Ok(freed)) => tracing::debug!(freed, "expired flows were freed"),
             Ok(Err(error)) => warn!(%error, "expired flows could not be freed"),
             Err(error) => error!(%error, "the garbage collection ended early"),
+        }
+        if !self.nat.ports.is_empty() {
+            self.age_stations().await;
         }
     }
 
@@ -175,6 +183,10 @@ impl Owner {
         // Rules may follow an interface that has changed. A change of rules has done its own steps.
         if plan.steps.iter().any(|step| matches!(step, Step::Link(_))) {
             self.refresh_nat(&after).await;
+        }
+        if changed {
+            let due = self.refresh_vlans(&after).await;
+            self.look_again = [self.look_again, due].into_iter().flatten().min();
         }
         self.note_writes(&plan.writes);
         let object = reads::object(&self.shared, &plan.subject, &after).await?;
@@ -230,6 +242,7 @@ impl Owner {
         match step {
             Step::Link(step) => return self.shared.kernel.apply(step).await,
             Step::Filter(step) => return self.filter(step).await,
+            Step::Vlan(step) => return self.vlan(step).await,
             Step::Nat(NatStep::Attach(uplink)) => self.shared.dataplane.attach(*uplink)?,
             Step::Nat(NatStep::Detach(uplink)) => self.shared.dataplane.detach(*uplink)?,
             Step::Nat(NatStep::PutRule(slot, rule)) => self.shared.dataplane.put_rule(*slot, rule)?,
@@ -279,10 +292,14 @@ impl Owner {
     }
 
     /// Looks at the machine and repairs what may be repaired without being asked: held ports, rules, addresses.
-    async fn refresh(&mut self) {
+    /// Answers when to look again without an event.
+    async fn refresh(&mut self) -> Option<Instant> {
         let observed = match self.shared.observe().await {
             Ok(observed) => observed,
-            Err(error) => return warn!(%error, "the kernel could not be observed"),
+            Err(error) => {
+                warn!(%error, "the kernel could not be observed");
+                return None;
+            }
         };
         let holds = {
             let state = self.shared.state();
@@ -295,6 +312,7 @@ impl Owner {
             }
         }
         self.refresh_nat(&observed).await;
+        self.refresh_vlans(&observed).await
     }
 
     /// Brings rules and addresses in line with the interfaces as they are now.

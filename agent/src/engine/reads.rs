@@ -14,7 +14,7 @@ use crate::{
         links::{At, Observed},
     },
     kinds::{
-        bridge, firewall, interface, rule, tuntap,
+        bridge, bridge_vlan, firewall, interface, rule, tuntap,
         veth::{self, Pair},
         vlan_link,
     },
@@ -32,15 +32,17 @@ use super::{Engine, FlowPage, FlowQuery, Measurements, Object, Shared, flows};
 impl Engine {
     pub async fn bridges(&self) -> Result<Vec<BridgeView>> {
         let observed = self.shared.observe().await?;
+        let vlans = self.shared.switch_ports().await?;
         let state = self.shared.state();
         let bridges = observed.links.iter().filter(|link| link.is_bridge());
-        Ok(bridges.map(|link| bridge::view(link, &observed, &state)).collect())
+        Ok(bridges.map(|link| bridge::view(link, &observed, &state, &vlans)).collect())
     }
 
     pub async fn bridge(&self, name: &str) -> Result<BridgeView> {
         let observed = self.shared.observe().await?;
+        let vlans = self.shared.switch_ports().await?;
         let link = bridge::find(name, &observed)?;
-        Ok(bridge::view(link, &observed, &self.shared.state()))
+        Ok(bridge::view(link, &observed, &self.shared.state(), &vlans))
     }
 
     pub async fn veths(&self) -> Result<Vec<VethView>> {
@@ -86,8 +88,9 @@ impl Engine {
 
     pub async fn interfaces(&self) -> Result<Vec<InterfaceView>> {
         let observed = self.shared.observe().await?;
+        let vlans = self.shared.switch_ports().await?;
         let state = self.shared.state();
-        Ok(observed.links.iter().map(|link| interface::view(link, &observed, &state)).collect())
+        Ok(observed.links.iter().map(|link| interface::view(link, &observed, &state, &vlans)).collect())
     }
 
     pub async fn nat_status(&self) -> Result<NatStatusView> {
@@ -145,6 +148,7 @@ impl Engine {
             drops,
             rules,
             flows,
+            switching: self.shared.switching(&observed).await?,
             bridges: observed.links.iter().filter(|link| link.is_bridge()).count(),
             interfaces: observed.links.len(),
             drift: self.shared.state().problems(),
@@ -154,7 +158,7 @@ impl Engine {
 
 impl Shared {
     /// Calls the data plane where it may block.
-    async fn blocking<T: Send + 'static>(
+    pub(super) async fn blocking<T: Send + 'static>(
         &self,
         call: impl FnOnce(&dyn DataPlane) -> Result<T, KernelError> + Send + 'static,
     ) -> Result<T> {
@@ -242,7 +246,8 @@ pub(super) async fn object(shared: &Shared, subject: &Subject, observed: &Observ
     match subject {
         Subject::Bridge(name) => {
             let link = bridge::find(name, observed)?;
-            Ok(Object::Bridge(bridge::view(link, observed, &shared.state())))
+            let vlans = shared.switch_ports().await?;
+            Ok(Object::Bridge(bridge::view(link, observed, &shared.state(), &vlans)))
         }
         Subject::Veth(At { place, name }) => {
             let at = At::new(place.clone(), name);
@@ -253,6 +258,10 @@ pub(super) async fn object(shared: &Shared, subject: &Subject, observed: &Observ
             Ok(Object::Veth(veth::view(&pair, observed, &shared.state())))
         }
         Subject::Tun(name) => Ok(Object::Tun(shared.tun(name, observed).await?)),
+        Subject::PortVlans { bridge, port } => {
+            let vlans = shared.switch_ports().await?;
+            Ok(Object::PortVlans(bridge_vlan::view(bridge, port, &vlans, observed)?))
+        }
         Subject::VlanLink(name) => Ok(Object::VlanLink(shared.vlan_link(name, observed)?)),
         Subject::Rule(id) => Ok(Object::Rule(shared.rule(id).await?)),
         Subject::Firewall(id) => {

@@ -50,6 +50,8 @@ pub async fn teardown(
         Record::VlanLink(_) => 2,
         Record::Veth(_) | Record::Tun(_) => 3,
         Record::Bridge(_) => 4,
+        // Last: until a port is gone, it is filtered.
+        Record::PortVlans(_) => 5,
     });
     for record in records {
         let key = record.key();
@@ -68,6 +70,12 @@ pub async fn teardown(
             Err(error) => report.left.push((format!("interface {}", attachment.uplink), error.to_string())),
         }
     }
+    for port in dataplane.switch_ports()?.into_keys() {
+        match dataplane.remove_switch_port(port) {
+            Ok(()) => report.removed.push(format!("VLAN filter on interface {port}")),
+            Err(error) => report.left.push((format!("interface {port}"), error.to_string())),
+        }
+    }
     Ok(report)
 }
 
@@ -83,8 +91,8 @@ async fn remove(
         Record::Rule(stored) => {
             dataplane.clear_slot(stored.slot)?;
         }
-        // All at once, before the first record.
-        Record::Firewall(_) => {}
+        // All at once, before the first record, and after the last.
+        Record::Firewall(_) | Record::PortVlans(_) => {}
         Record::Port(spec) => {
             let bridge = observed.link(spec.bridge.as_str()).map(|bridge| bridge.index);
             let port =

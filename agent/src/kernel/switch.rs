@@ -10,7 +10,7 @@ use std::{
 use telecluster_common::vlan::VlanDrop;
 
 use super::{KernelError, links::Mac};
-use crate::model::bridge_vlan::{Accept, TagProtocol};
+use crate::model::{VlanProtocol, bridge_vlan::Accept};
 
 /// A port of a bridge that has VLANs, or such a bridge itself: interfaces by index.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub struct SwitchPort {
     pub native: Option<u16>,
     pub tagged: BTreeSet<u16>,
     pub accept: Accept,
-    pub protocol: TagProtocol,
+    pub protocol: VlanProtocol,
     pub tunnel: bool,
     pub nested: bool,
     pub forwarding: bool,

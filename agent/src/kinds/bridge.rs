@@ -1,6 +1,6 @@
 //! Bridges, of the kernel and of Open vSwitch, and their ports.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     error::{Code, Error, Result},
@@ -8,6 +8,7 @@ use crate::{
         links::{At, Link, LinkKind, Observed, Place, PortState},
         ovs::Presence,
         step::{LinkStep, NewBridge},
+        switch::SwitchPort,
     },
     model::{BlockedPort, BridgeSpec, BridgeType, BridgeView, LinkName, TunSpec, VlanLinkSpec},
     plan::{Plan, Subject, World},
@@ -15,8 +16,8 @@ use crate::{
 };
 
 use super::{
-    address_list, attach, managed, mend_addresses, mend_mtu, mend_up, name_taken, not_managed, problems,
-    record_master, require_free_name, require_nothing_on_top, target_bridge,
+    address_list, attach, bridge_vlan, managed, mend_addresses, mend_mtu, mend_up, name_taken, not_managed,
+    problems, record_master, require_free_name, require_nothing_on_top, target_bridge,
 };
 
 /// Smallest MTU that IPv4 works with (RFC 791), and the largest of a bridge.
@@ -317,7 +318,12 @@ pub(super) fn remove_port(bridge_name: &str, port_name: &str, world: World<'_>) 
 }
 
 /// A bridge as callers see it.
-pub fn view(link: &Link, observed: &Observed, state: &State) -> BridgeView {
+pub fn view(
+    link: &Link,
+    observed: &Observed,
+    state: &State,
+    vlans: &BTreeMap<u32, SwitchPort>,
+) -> BridgeView {
     let stp = link.stp();
     let (kind, backend) = kind_and_backend(link, state);
     let ports: Vec<_> = observed.ports_of(link.index).collect();
@@ -328,7 +334,7 @@ pub fn view(link: &Link, observed: &Observed, state: &State) -> BridgeView {
         stp,
         ports: ports.iter().map(|port| port.name.clone()).collect(),
         blocked_ports: ports.iter().filter_map(|port| blocked(port, stp)).collect(),
-        vlans: vlans(link, observed),
+        vlans: vlan_ids(link, observed, vlans),
         status: link.operstate.name().to_owned(),
         mtu: link.mtu,
         mac_address: link.mac.map(|mac| mac.to_string()).unwrap_or_default(),
@@ -348,11 +354,13 @@ fn kind_and_backend(link: &Link, state: &State) -> (BridgeType, BridgeType) {
     (stored.map_or(backend, |spec| spec.kind), backend)
 }
 
-/// VLAN ids of the ports, as OVS has them.
-fn vlans(link: &Link, observed: &Observed) -> Vec<u16> {
-    let ports = observed.ovs.bridge(&link.name).map(|bridge| bridge.ports.as_slice()).unwrap_or_default();
+/// VLAN ids of the ports, as OVS or the VLAN filter has them.
+fn vlan_ids(link: &Link, observed: &Observed, filtered: &BTreeMap<u32, SwitchPort>) -> Vec<u16> {
+    let Some(bridge) = observed.ovs.bridge(&link.name) else {
+        return bridge_vlan::ids(link, filtered);
+    };
     let mut ids = BTreeSet::new();
-    for port in ports {
+    for port in &bridge.ports {
         let vlans = port.vlans();
         ids.extend(vlans.tagged);
         ids.extend(vlans.native);

@@ -1,15 +1,25 @@
 //! Every link of the worker's namespace, ours or not.
 
+use std::collections::BTreeMap;
+
 use crate::{
-    kernel::links::{Link, Observed, Place},
+    kernel::{
+        links::{Link, Observed, Place},
+        switch::SwitchPort,
+    },
     model::InterfaceView,
     state::State,
 };
 
-use super::{address_list, managed};
+use super::{address_list, bridge_vlan, managed};
 
 /// A link as callers see it.
-pub fn view(link: &Link, observed: &Observed, state: &State) -> InterfaceView {
+pub fn view(
+    link: &Link,
+    observed: &Observed,
+    state: &State,
+    vlans: &BTreeMap<u32, SwitchPort>,
+) -> InterfaceView {
     let master = link.master.and_then(|master| observed.by_index(&Place::Here, master));
     InterfaceView {
         name: link.name.clone(),
@@ -19,7 +29,10 @@ pub fn view(link: &Link, observed: &Observed, state: &State) -> InterfaceView {
         mac_address: link.mac.map(|mac| mac.to_string()),
         ip_addresses: address_list(link),
         bridge: master.filter(|master| master.is_bridge()).map(|master| master.name.clone()),
-        vlans: link.vlan.map(|tag| tag.id).into_iter().collect(),
+        vlans: match link.vlan {
+            Some(tag) => vec![tag.id],
+            None => bridge_vlan::ids(link, vlans),
+        },
         ifindex: link.index,
         managed: managed(state, &Place::Here, link),
     }

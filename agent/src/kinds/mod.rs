@@ -3,6 +3,7 @@
 //! Everything here is pure. A new kind is a new file and the arms that the compiler then asks for.
 
 pub mod bridge;
+pub mod bridge_vlan;
 pub mod firewall;
 pub mod forward;
 pub mod interface;
@@ -25,10 +26,22 @@ use crate::{
 
 /// What a change comes to, or why it must not happen.
 pub fn plan(change: &Change, world: World<'_>) -> Result<Plan> {
+    let mut plan = plan_itself(change, world)?;
+    bridge_vlan::follow(&mut plan, world);
+    Ok(plan)
+}
+
+fn plan_itself(change: &Change, world: World<'_>) -> Result<Plan> {
     match change {
         Change::CreateBridge(spec) => bridge::create(spec, world),
         Change::DeleteBridge { name, force } => bridge::delete(name, *force, world),
         Change::AddPort { bridge, port } => bridge::add_port(bridge, port, world),
+        Change::AddPortToVlan { bridge, port, vlan } => bridge_vlan::add_port(bridge, port, *vlan, world),
+        Change::AddToVlans { bridge, port, change } => bridge_vlan::add(bridge, port, change, world),
+        Change::RemoveFromVlans { bridge, port, vlans } => bridge_vlan::remove(bridge, port, vlans, world),
+        Change::FixStation { bridge, port, station, fixed } => {
+            bridge_vlan::fix_station(bridge, port, *station, *fixed, world)
+        }
         Change::RemovePort { bridge, port } => bridge::remove_port(bridge, port, world),
         Change::CreateVeth(spec) => veth::create(spec, world),
         Change::DeleteVeth { name } => veth::delete(name, world),
@@ -65,11 +78,14 @@ pub fn remake(record: &Record, world: World<'_>) -> Result<Plan> {
         Record::Tun(spec) => tuntap::remake(spec, world, &mut plan)?,
         Record::VlanLink(spec) => vlan_link::remake(spec, world, &mut plan)?,
         Record::Port(spec) => bridge::remake_port(spec, world, &mut plan)?,
+        // They follow from the links, see `bridge_vlan::desired`.
+        Record::PortVlans(_) => {}
         // Rules follow from the interfaces, see `rule::desired`.
         Record::Rule(_) => {}
         // All together and in order, see `firewall::wanted`.
         Record::Firewall(_) => {}
     }
+    bridge_vlan::prepare(&mut plan, world);
     Ok(plan)
 }
 

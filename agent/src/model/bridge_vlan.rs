@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::LinkName;
+use super::{LinkName, VlanProtocol};
 use crate::kernel::links::Mac;
 
 /// Which frames a port lets in.
@@ -18,27 +18,6 @@ pub enum Accept {
     Tagged,
     /// Only without one, or with a priority tag.
     Untagged,
-}
-
-/// What the VLAN tags of a port begin with.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub enum TagProtocol {
-    /// 0x8100
-    #[default]
-    #[serde(rename = "802.1Q")]
-    Dot1Q,
-    /// 0x88a8
-    #[serde(rename = "802.1ad")]
-    Dot1Ad,
-}
-
-impl TagProtocol {
-    pub const fn number(self) -> u16 {
-        match self {
-            Self::Dot1Q => 0x8100,
-            Self::Dot1Ad => 0x88a8,
-        }
-    }
 }
 
 /// The VLANs of a port of a bridge, as they were asked for. The port may be the bridge itself.
@@ -70,7 +49,7 @@ pub struct PortOptions {
     #[serde(default)]
     pub accept: Accept,
     #[serde(default)]
-    pub protocol: TagProtocol,
+    pub protocol: VlanProtocol,
     /// Whatever comes in is payload of the native VLAN, tags and all (QinQ).
     #[serde(default)]
     pub tunnel: bool,
@@ -88,14 +67,14 @@ pub struct PortVlansChange {
     pub native: Option<u16>,
     pub tagged: BTreeSet<u16>,
     pub accept: Option<Accept>,
-    pub protocol: Option<TagProtocol>,
+    pub protocol: Option<VlanProtocol>,
     pub tunnel: Option<bool>,
     pub nested: Option<bool>,
     pub station_limit: Option<u32>,
 }
 
 /// A station that is at a port whatever frames say.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FixedStation {
     pub vlan: u16,
     pub mac: Mac,
@@ -121,7 +100,7 @@ pub struct PortVlansView {
     pub native_vlan: Option<u16>,
     pub tagged_vlans: Vec<u16>,
     pub accept: Accept,
-    pub protocol: TagProtocol,
+    pub protocol: VlanProtocol,
     pub tunnel: bool,
     pub nested: bool,
     /// 0: no limit.

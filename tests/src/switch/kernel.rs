@@ -13,7 +13,7 @@ use telecluster_worker::{
         bpf::{BpfDataPlane, Options, object::Object},
         switch::VlanPlane as _,
     },
-    model::bridge_vlan::TagProtocol,
+    model::VlanProtocol,
 };
 
 use super::{
@@ -202,7 +202,7 @@ impl OwnFilter {
         let protocols: BTreeMap<_, _> =
             ports.iter().map(|port| (port.protocol.number(), port.protocol)).collect();
         let protocol =
-            if protocols.contains_key(&TagProtocol::Dot1Ad.number()) { "802.1ad" } else { "802.1Q" };
+            if protocols.contains_key(&VlanProtocol::Dot1ad.number()) { "802.1ad" } else { "802.1Q" };
         let options = format!("vlan_filtering 1 vlan_default_pvid 0 vlan_protocol {protocol}");
         let bridge = Bridge::new(ports.len() - 1, &options);
         let mut lines = Vec::new();

@@ -20,7 +20,7 @@ use std::collections::BTreeSet;
 use telecluster_common::vlan::frame::is_tag;
 use telecluster_worker::{
     kernel::{links::Mac, switch::SwitchPort},
-    model::bridge_vlan::{Accept, TagProtocol},
+    model::{VlanProtocol, bridge_vlan::Accept},
 };
 
 /// The port that is the bridge itself.
@@ -34,7 +34,7 @@ pub struct Port {
     pub native: Option<u16>,
     pub tagged: BTreeSet<u16>,
     pub accept: Accept,
-    pub protocol: TagProtocol,
+    pub protocol: VlanProtocol,
     pub tunnel: bool,
     /// Otherwise as the worker does: on ports with tagged VLANs.
     pub nested: bool,

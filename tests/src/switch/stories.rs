@@ -1,6 +1,6 @@
 //! Ports, frames in, frames out.
 
-use telecluster_worker::model::bridge_vlan::{Accept, TagProtocol};
+use telecluster_worker::model::{VlanProtocol, bridge_vlan::Accept};
 
 use super::{
     HOST, HOST_MAC, Port,
@@ -142,7 +142,7 @@ fn tags() -> Vec<Story> {
             Port::access(20),
         ]
     };
-    let ad = |port: Port| Port { protocol: TagProtocol::Dot1Ad, ..port };
+    let ad = |port: Port| Port { protocol: VlanProtocol::Dot1ad, ..port };
     let tunnel = |vlan| Port { tunnel: true, ..ad(Port::access(vlan)) };
     vec![
         story(

@@ -1,6 +1,7 @@
 //! The API as its callers see it: requests against the router over a machine in memory, without a socket.
 
 mod around;
+mod bridge_vlan;
 mod links;
 mod rules;
 mod tuntap;

@@ -117,8 +117,8 @@ impl Owner {
         self.drift.seen = Some(observed);
         let now = Instant::now();
         self.drift.credit.retain(|_, credit| !credit.is_full(now));
-        self.refresh().await;
-        again
+        let due = self.refresh().await;
+        [again, due].into_iter().flatten().min()
     }
 
     /// The objects to look at, in the order in which they can be made.
@@ -186,7 +186,8 @@ impl Owner {
     pub(super) fn note_writes(&mut self, writes: &[Write]) {
         for write in writes {
             match write {
-                Write::Put(Record::Rule(_) | Record::Firewall(_)) => {}
+                // They have no link of their own.
+                Write::Put(Record::Rule(_) | Record::Firewall(_) | Record::PortVlans(_)) => {}
                 Write::Put(record) => drop(self.drift.open.insert(record.key())),
                 Write::Forget(record) => drop(self.drift.open.remove(&record.key())),
             }
@@ -201,7 +202,7 @@ fn rank(record: &Record) -> u8 {
         Record::Veth(_) | Record::Tun(_) => 1,
         Record::VlanLink(_) => 2,
         Record::Port(_) => 3,
-        Record::Rule(_) | Record::Firewall(_) => 4,
+        Record::PortVlans(_) | Record::Rule(_) | Record::Firewall(_) => 4,
     }
 }
 

@@ -32,7 +32,7 @@ use crate::{
         links::Mac,
         switch::{PortDrops, Station, SwitchPort, VlanCounters},
     },
-    model::bridge_vlan::{Accept, TagProtocol},
+    model::{VlanProtocol, bridge_vlan::Accept},
 };
 
 type Result<T> = std::result::Result<T, KernelError>;
@@ -471,10 +471,10 @@ impl Held {
                 (false, true) => Accept::Untagged,
                 (true, true) | (false, false) => Accept::All,
             },
-            protocol: if protocol == TagProtocol::Dot1Ad.number() {
-                TagProtocol::Dot1Ad
+            protocol: if protocol == VlanProtocol::Dot1ad.number() {
+                VlanProtocol::Dot1ad
             } else {
-                TagProtocol::Dot1Q
+                VlanProtocol::Dot1q
             },
             tunnel: is(flag::TUNNEL),
             nested: is(flag::NESTED),
