@@ -22,11 +22,12 @@ impl Engine {
     pub async fn topology(&self) -> Result<Topology> {
         let routes = self.shared.kernel.routes().await?;
         let observed = self.shared.observe().await?;
+        let vlans = self.shared.switch_ports().await?;
         let state = self.shared.state();
         let interfaces: Vec<_> =
-            observed.links.iter().map(|link| interface::view(link, &observed, &state)).collect();
+            observed.links.iter().map(|link| interface::view(link, &observed, &state, &vlans)).collect();
         let bridges = observed.links.iter().filter(|link| link.is_bridge());
-        let bridges = bridges.map(|link| bridge::view(link, &observed, &state)).collect();
+        let bridges = bridges.map(|link| bridge::view(link, &observed, &state, &vlans)).collect();
         let rules = state.rules.values().filter(|rule| matches!(rule.spec, RuleSpec::Forward(_)));
         let forwards: Vec<_> = rules.map(|rule| rule::view(rule, &Counters::default(), 0, "")).collect();
         let hostname = nix::unistd::gethostname().unwrap_or_default();

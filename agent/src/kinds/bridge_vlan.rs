@@ -38,7 +38,7 @@ pub(super) fn add(bridge: &str, port: &str, change: &PortVlansChange, world: Wor
     require_port(at, port, world.observed)?;
     let vlans = changed(stored(bridge, port, world)?, change)?;
     let message = format!("{port} of bridge {bridge} is in {}", sentence(&vlans));
-    put(vlans, message, Subject::PortVlans { bridge: bridge.into(), port: port.into() }, world)
+    put(&vlans, message, Subject::PortVlans { bridge: bridge.into(), port: port.into() }, world)
 }
 
 /// Makes a link a port of a bridge with a native VLAN, or gives it that VLAN when it is one.
@@ -50,7 +50,7 @@ pub(super) fn add_port(bridge: &str, port: &str, vlan: u16, world: World<'_>) ->
     plan.message = format!("{port} is a port of bridge {bridge}, in VLAN {vlan}");
     if plan.is_empty() {
         let Plan { message, subject, warnings, .. } = plan;
-        let again = put(vlans, message, subject, world)?;
+        let again = put(&vlans, message, subject, world)?;
         return Ok(Plan { warnings, ..again });
     }
     plan.put(Record::PortVlans(vlans));
@@ -75,7 +75,7 @@ pub(super) fn remove(bridge: &str, port: &str, gone: &BTreeSet<u16>, world: Worl
     vlans.stations.retain(|station| !gone.contains(&station.vlan));
     let list: Vec<_> = gone.iter().map(u16::to_string).collect();
     let message = format!("{port} of bridge {bridge} was taken out of VLAN {}", list.join(", "));
-    put(vlans, message, Subject::PortVlans { bridge: bridge.into(), port: port.into() }, world)
+    put(&vlans, message, Subject::PortVlans { bridge: bridge.into(), port: port.into() }, world)
 }
 
 /// Says that a station is at a port whatever frames say, or no longer.
@@ -123,7 +123,7 @@ pub(super) fn fix_station(
         true => format!("{mac} is fixed at {port} in VLAN {vlan} of bridge {bridge}"),
         false => format!("{mac} is no longer fixed at {port} in VLAN {vlan} of bridge {bridge}"),
     };
-    put(vlans, message, Subject::PortVlans { bridge: bridge.into(), port: port.into() }, world)
+    put(&vlans, message, Subject::PortVlans { bridge: bridge.into(), port: port.into() }, world)
 }
 
 /// The port of a filtered bridge by the name that the caller gave; the bridge's own name is the host's side.
@@ -195,14 +195,14 @@ fn changed(mut vlans: PortVlans, change: &PortVlansChange) -> Result<PortVlans> 
 }
 
 /// The plan after which a port has these VLANs.
-fn put(vlans: PortVlans, message: String, subject: Subject, world: World<'_>) -> Result<Plan> {
+fn put(vlans: &PortVlans, message: String, subject: Subject, world: World<'_>) -> Result<Plan> {
     let mut plan = Plan::new(subject, message);
     let stored = world.state.port_vlans.get(&vlans.port);
     if vlans.all().is_empty() {
         if let Some(stored) = stored {
             plan.forget(Record::PortVlans(stored.clone()));
         }
-    } else if stored != Some(&vlans) {
+    } else if stored != Some(vlans) {
         plan.put(Record::PortVlans(vlans.clone()));
     }
     let mut state = world.state.without_rules();

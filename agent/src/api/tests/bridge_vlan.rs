@@ -52,7 +52,7 @@ async fn settled(lab: &Lab, count: usize) -> Vec<(String, SwitchPort)> {
             let observed = lab.fake.kernel.observe().await.unwrap();
             return ports.into_values().map(|port| (name(&observed, port.index), port)).collect();
         }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     panic!("{:?}", lab.fake.dataplane.switch_ports());
 }
@@ -200,7 +200,7 @@ async fn a_link_that_somebody_puts_back_has_its_vlans_again() {
         if lab.fake.dataplane.switch_ports().unwrap().contains_key(&77) {
             break;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let ports = settled(&lab, 3).await;
     let (_, port) = ports.iter().find(|(name, _)| name == "ens4").expect("it is filtered again");
