@@ -9,9 +9,12 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::{
     checksum,
-    packet::{Addressed, Packet, Wire, icmp},
+    packet::{Addressed, FRAGMENT_OFFSET, Packet, Wire, icmp},
     tcp::proto,
 };
+
+/// Reserved (IANA).
+const NO_PROTOCOL: u8 = 255;
 
 /// An address of IPv4 or IPv6.
 pub trait Address: Copy + Eq + Hash + Debug {
@@ -46,6 +49,16 @@ pub trait Address: Copy + Eq + Hash + Debug {
 
     fn src(header: &Self::Header) -> Self;
     fn dst(header: &Self::Header) -> Self;
+
+    /// An ICMP type that embeds the packet it is about.
+    fn is_error(kind: u8) -> bool;
+
+    /// Protocol and length of a header that an ICMP error embeds. Protocol 255, which is none, when no transport header
+    /// follows: an `Option` here becomes a register that the verifier finds unset.
+    fn embedded(header: &Self::Header) -> (u8, usize);
+
+    /// The header's own checksum, if this family has one.
+    fn check(header: &Self::Header) -> Option<[u8; 2]>;
 
     /// Writes the addresses, whose difference is `difference`, and what the header itself has of a checksum.
     fn rewrite(header: &mut Self::Header, src: Self, dst: Self, difference: u16);
@@ -90,6 +103,28 @@ impl Address for [u8; 4] {
     #[inline(always)]
     fn dst(header: &Ipv4Hdr) -> Self {
         header.dst_addr
+    }
+
+    #[inline(always)]
+    fn is_error(kind: u8) -> bool {
+        // A redirect is about the link that it is sent on, and never forwarded.
+        matches!(
+            kind,
+            icmp::UNREACHABLE | icmp::SOURCE_QUENCH | icmp::TIME_EXCEEDED | icmp::PARAMETER_PROBLEM
+        )
+    }
+
+    #[inline(always)]
+    fn embedded(header: &Ipv4Hdr) -> (u8, usize) {
+        let first = u16::from_be_bytes(header.frags) & FRAGMENT_OFFSET == 0;
+        let whole = header.vihl >> 4 == 4 && header.vihl & 15 >= 5;
+        let protocol = if first && whole { header.proto } else { NO_PROTOCOL };
+        (protocol, ((header.vihl & 15) as usize) * 4)
+    }
+
+    #[inline(always)]
+    fn check(header: &Ipv4Hdr) -> Option<[u8; 2]> {
+        Some(header.check)
     }
 
     #[inline(always)]
@@ -153,6 +188,23 @@ impl Address for [u8; 16] {
     #[inline(always)]
     fn dst(header: &Ipv6Hdr) -> Self {
         by_words(&header.dst_addr)
+    }
+
+    #[inline(always)]
+    fn is_error(kind: u8) -> bool {
+        (icmp::ERROR6_FIRST..=icmp::ERROR6_LAST).contains(&kind)
+    }
+
+    #[inline(always)]
+    fn embedded(header: &Ipv6Hdr) -> (u8, usize) {
+        // Behind extension headers it is not looked for: nobody's flow.
+        let protocol = if header.vcf[0] >> 4 == 6 { header.next_hdr } else { NO_PROTOCOL };
+        (protocol, size_of::<Ipv6Hdr>())
+    }
+
+    #[inline(always)]
+    fn check(_header: &Ipv6Hdr) -> Option<[u8; 2]> {
+        None
     }
 
     #[inline(always)]

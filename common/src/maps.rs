@@ -8,7 +8,7 @@
 pub const MAX_RULES: u32 = 16384;
 
 /// Version of everything in this file. A pinned map of another version is not touched.
-pub const SCHEMA: u32 = 3;
+pub const SCHEMA: u32 = 4;
 
 /// Places of the programs in the `stage` map, to which those on the hooks go on.
 pub mod stage {
@@ -26,6 +26,10 @@ pub mod stage {
     pub const MAKE4_OUT: u32 = 9;
     pub const MAKE6_IN: u32 = 10;
     pub const MAKE6_OUT: u32 = 11;
+    pub const ICMP4_IN: u32 = 12;
+    pub const ICMP4_OUT: u32 = 13;
+    pub const ICMP6_IN: u32 = 14;
+    pub const ICMP6_OUT: u32 = 15;
 }
 
 /// Nanoseconds to ticks: 2^20 ns, a little more than a millisecond. 32 bits of ticks are 52 days, and idle times are

@@ -55,6 +55,8 @@ unsafe impl Wire for Transport {}
 // SAFETY: bytes.
 unsafe impl Wire for Extension {}
 // SAFETY: bytes.
+unsafe impl Wire for Checksum {}
+// SAFETY: bytes.
 unsafe impl Wire for TcpHeader {}
 
 const _: () = {
@@ -86,6 +88,11 @@ pub struct TcpHeader {
     bits: u8,
     rest: [u8; 6],
 }
+
+/// A checksum by itself.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct Checksum(pub [u8; 2]);
 
 /// The start of an IPv6 extension header (RFC 8200 section 4).
 #[derive(Debug, Clone, Copy)]
@@ -121,6 +128,11 @@ pub enum Parsed<'a, A: Address> {
         why: DropReason,
     },
     Flow(Headers<'a, A>),
+    /// An ICMP error, whose header is at `offset`: it belongs to the flow of the packet that it embeds.
+    IcmpError {
+        src: A,
+        offset: usize,
+    },
 }
 
 /// Where the transport header is.
@@ -154,6 +166,14 @@ pub struct Headers<'a, A: Address> {
 pub mod icmp {
     pub const ECHO_REPLY: u8 = 0;
     pub const ECHO: u8 = 8;
+    pub const UNREACHABLE: u8 = 3;
+    pub const SOURCE_QUENCH: u8 = 4;
+    pub const TIME_EXCEEDED: u8 = 11;
+    pub const PARAMETER_PROBLEM: u8 = 12;
+    /// Unreachable, the first error of ICMPv6.
+    pub const ERROR6_FIRST: u8 = 1;
+    /// Parameter problem, the last one that is in use.
+    pub const ERROR6_LAST: u8 = 4;
     pub const ECHO6: u8 = 128;
     pub const ECHO_REPLY6: u8 = 129;
     /// Router solicitation, the first of neighbour discovery (RFC 4861).
@@ -174,7 +194,7 @@ mod extension {
 }
 
 const MORE_FRAGMENTS: u16 = 0x2000;
-const FRAGMENT_OFFSET: u16 = 0x1fff;
+pub(crate) const FRAGMENT_OFFSET: u16 = 0x1fff;
 
 /// Reads the headers: one bounds check each, everything from strangers checked.
 #[inline(always)]
@@ -212,6 +232,9 @@ pub fn parse<P: Packet, A: Address>(packet: &mut P) -> Parsed<'_, A> {
         let [kind, code] = transport.first;
         if A::ICMP == proto::ICMP6 && (icmp::ND_FIRST..=icmp::ND_LAST).contains(&kind) {
             return Parsed::Other;
+        }
+        if A::is_error(kind) {
+            return Parsed::IcmpError { src, offset: transport_offset };
         }
         if (kind != A::ECHO && kind != A::ECHO_REPLY) || code != 0 {
             return Parsed::Flowless { src, why: DropReason::Protocol };

@@ -22,7 +22,7 @@ use telecluster_common::{
     drop::DropReason,
     family::Address,
     maps::{Direction, stage},
-    nat::{Verdict, established, first, make, translate},
+    nat::{Next, Verdict, established, first, icmp_error, make, translate},
     packet::Packet as _,
     vlan::{self, port_in, port_out},
 };
@@ -48,15 +48,19 @@ pub fn tc_wan_out(ctx: TcContext) -> i32 {
 }
 
 /// The programs that those on the hooks go on to, of one family and direction: whatever packet; the first one of a flow;
-/// the making of that flow. Each leaves to the next what it cannot do, in memory of this CPU.
+/// the making of that flow; an ICMP error. Each leaves to the next what it cannot do, in memory of this CPU.
 macro_rules! nat {
-    ($address:ty, $direction:ident, $nat:ident, $first:ident, $first_stage:ident, $make:ident, $make_stage:ident) => {
+    (
+        $address:ty, $direction:ident, $nat:ident, $first:ident, $first_stage:ident, $make:ident, $make_stage:ident,
+        $icmp:ident, $icmp_stage:ident
+    ) => {
         #[classifier]
         pub fn $nat(ctx: TcContext) -> i32 {
             let (mut skb, kernel) = (Skb::new(&ctx), Kernel::new(&ctx));
             match translate::<_, _, $address>(&mut skb, &kernel, Direction::$direction) {
-                Some(verdict) => act(&ctx, verdict),
-                None => go_on(&ctx, stage::$first_stage),
+                Next::Done(verdict) => act(&ctx, verdict),
+                Next::First => go_on(&ctx, stage::$first_stage),
+                Next::IcmpError => go_on(&ctx, stage::$icmp_stage),
             }
         }
 
@@ -73,13 +77,21 @@ macro_rules! nat {
         pub fn $make(ctx: TcContext) -> i32 {
             act(&ctx, make::<_, _, $address>(&mut Skb::new(&ctx), &Kernel::new(&ctx), Direction::$direction))
         }
+
+        #[classifier]
+        pub fn $icmp(ctx: TcContext) -> i32 {
+            act(
+                &ctx,
+                icmp_error::<_, _, $address>(&mut Skb::new(&ctx), &Kernel::new(&ctx), Direction::$direction),
+            )
+        }
     };
 }
 
-nat!(A4, In, tc_nat4_in, tc_first4_in, FIRST4_IN, tc_make4_in, MAKE4_IN);
-nat!(A4, Out, tc_nat4_out, tc_first4_out, FIRST4_OUT, tc_make4_out, MAKE4_OUT);
-nat!(A6, In, tc_nat6_in, tc_first6_in, FIRST6_IN, tc_make6_in, MAKE6_IN);
-nat!(A6, Out, tc_nat6_out, tc_first6_out, FIRST6_OUT, tc_make6_out, MAKE6_OUT);
+nat!(A4, In, tc_nat4_in, tc_first4_in, FIRST4_IN, tc_make4_in, MAKE4_IN, tc_icmp4_in, ICMP4_IN);
+nat!(A4, Out, tc_nat4_out, tc_first4_out, FIRST4_OUT, tc_make4_out, MAKE4_OUT, tc_icmp4_out, ICMP4_OUT);
+nat!(A6, In, tc_nat6_in, tc_first6_in, FIRST6_IN, tc_make6_in, MAKE6_IN, tc_icmp6_in, ICMP6_IN);
+nat!(A6, Out, tc_nat6_out, tc_first6_out, FIRST6_OUT, tc_make6_out, MAKE6_OUT, tc_icmp6_out, ICMP6_OUT);
 
 /// Translates the next packet of an IPv4 flow; everything else goes on to a program of its own, with a stack of its
 /// own. IPv6 packets all do: their keys alone would fill this one's.

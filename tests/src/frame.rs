@@ -166,6 +166,29 @@ pub fn icmp(
     Frame::new(src, dst, proto, icmp)
 }
 
+/// An ICMP error about another packet, of which it embeds as much as `embed` says. `rest`: the four bytes after the
+/// checksum.
+pub fn icmp_error(
+    from: impl Into<IpAddr>,
+    to: impl Into<IpAddr>,
+    (kind, code, rest): (u8, u8, [u8; 4]),
+    about: &Frame,
+    embed: usize,
+) -> Frame {
+    let (src, dst) = (from.into(), to.into());
+    let packet = &about.bytes()[14..];
+    let mut icmp = vec![kind, code, 0, 0];
+    icmp.extend(rest);
+    icmp.extend(&packet[..embed.min(packet.len())]);
+    let (proto, sum) = if src.is_ipv4() {
+        (ICMP, checksum(&icmp))
+    } else {
+        (ICMP6, transport_checksum(src, dst, ICMP6, &icmp))
+    };
+    icmp[2..4].copy_from_slice(&sum);
+    Frame::new(src, dst, proto, icmp)
+}
+
 /// RFC 1071.
 pub fn checksum(data: &[u8]) -> [u8; 2] {
     let mut sum: u64 =

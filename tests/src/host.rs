@@ -16,7 +16,7 @@ use telecluster_common::{
         Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, Masquerade, Moved,
         Rule as RuleSlot, RuleStat, Timeouts, Uplink,
     },
-    nat::{Verdict, established, first, make, translate, work::Work},
+    nat::{Next, Verdict, established, first, icmp_error, make, translate, work::Work},
     packet::{ChecksumFix, Packet, Wire},
     tables::{self, BindingRef, Claim, FlowRef, Tables},
 };
@@ -375,13 +375,9 @@ impl Machine for Host {
         let mut packet = Bytes(&mut frame);
         let verdict = if packet.carries(<[u8; 4]>::ETHERTYPE) {
             established::<_, _, [u8; 4]>(&mut packet, tables, direction)
-                .or_else(|| translate::<_, _, [u8; 4]>(&mut packet, tables, direction))
-                .or_else(|| first::<_, _, [u8; 4]>(&mut packet, tables, direction))
-                .unwrap_or_else(|| make::<_, _, [u8; 4]>(&mut packet, tables, direction))
+                .unwrap_or_else(|| whole::<[u8; 4]>(&mut packet, tables, direction))
         } else {
-            translate::<_, _, [u8; 16]>(&mut packet, tables, direction)
-                .or_else(|| first::<_, _, [u8; 16]>(&mut packet, tables, direction))
-                .unwrap_or_else(|| make::<_, _, [u8; 16]>(&mut packet, tables, direction))
+            whole::<[u8; 16]>(&mut packet, tables, direction)
         };
         match verdict {
             Verdict::Pass => (Outcome::Passed, frame),
@@ -391,6 +387,16 @@ impl Machine for Host {
 
     fn counters(&mut self, slot: u32) -> RuleStat {
         self.tables.stats.borrow().get(&slot).copied().unwrap_or_default()
+    }
+}
+
+/// The programs behind the one on the hook, one after the other.
+fn whole<A: Side>(packet: &mut Bytes<'_>, tables: &HostTables, direction: Direction) -> Verdict {
+    match translate::<_, _, A>(packet, tables, direction) {
+        Next::Done(verdict) => verdict,
+        Next::First => first::<_, _, A>(packet, tables, direction)
+            .unwrap_or_else(|| make::<_, _, A>(packet, tables, direction)),
+        Next::IcmpError => icmp_error::<_, _, A>(packet, tables, direction),
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use telecluster_common::{drop::DropReason, maps::Direction};
 use telecluster_tests::{
-    frame::{ACK, SYN, icmp, tcp, udp},
+    frame::{ACK, SYN, icmp, icmp_error, tcp, udp},
     host::Host,
     vectors::{IPV4, Machine as _, Outcome, Rule, UPLINK_ADDRESS, masquerade},
 };
@@ -216,6 +216,23 @@ fn identifiers_of_pings_are_bound_like_ports() {
     let reply = icmp(A.0, UPLINK_ADDRESS, IPV4.echo_reply, other, b"").bytes();
     let (_, bytes) = host.run(Direction::In, &reply);
     assert_eq!(bytes, icmp(A.0, inside(11), IPV4.echo_reply, 77, b"").bytes());
+}
+
+#[test]
+fn an_icmp_error_neither_refreshes_nor_ends_a_mapping() {
+    let mut host = machine(NatType::Restricted);
+    let source = (inside(10), 40000);
+    sends(&mut host, source, A);
+    let about = udp((UPLINK_ADDRESS, 40000), A, b"q");
+    let error = icmp_error(A.0, UPLINK_ADDRESS, (3, 3, [0; 4]), &about, 1500).bytes();
+    host.run(Direction::In, &error);
+    assert_eq!(receives(&mut host, A, 40000), Ok(Some(source)), "RFC 4787 REQ-10b");
+    for minute in 1..=4 {
+        host.tables.clock.set(minute * 60 * SECOND);
+        assert_eq!(host.run(Direction::In, &error).0, Outcome::Passed);
+    }
+    host.tables.clock.set(320 * SECOND);
+    assert_eq!(receives(&mut host, A, 40000), Ok(None), "it is over as if there had been no errors");
 }
 
 #[test]

@@ -7,11 +7,12 @@
 //! the hook stays small. What it cannot do, [`translate`] does whole, in a program of its own.
 
 mod binding;
+mod icmp_error;
 mod life;
 mod open;
 pub mod work;
 
-pub use self::binding::HOLD_DOWN;
+pub use self::{binding::HOLD_DOWN, icmp_error::icmp_error};
 
 use crate::{
     drop::DropReason,
@@ -43,7 +44,7 @@ where
     let (interface, packets, bytes) = (packet.interface(), packet.segments(), packet.network_len());
     let headers = match parse::<P, A>(packet) {
         Parsed::Other => return Some(Verdict::Pass),
-        Parsed::Flowless { .. } => return None,
+        Parsed::Flowless { .. } | Parsed::IcmpError { .. } => return None,
         Parsed::Flow(headers) => headers,
     };
     let key = headers.key(direction);
@@ -60,29 +61,47 @@ where
     Some(commit(packet, fix))
 }
 
-/// Translates whatever packet, unless it has no flow yet: `None`, and [`Work`] filled in for [`first`].
+/// What comes after [`translate`]; [`Work`] is filled in for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    Done(Verdict),
+    /// It has no flow yet: [`first`].
+    First,
+    /// [`icmp_error`].
+    IcmpError,
+}
+
+/// Translates whatever packet, unless it is more than the next one of a flow.
 #[inline(always)]
-pub fn translate<P, T, A>(packet: &mut P, tables: &T, direction: Direction) -> Option<Verdict>
+pub fn translate<P, T, A>(packet: &mut P, tables: &T, direction: Direction) -> Next
 where
     P: Packet,
     T: Tables<A>,
     A: Address,
 {
     let Some(mut work) = tables.work() else {
-        return Some(Verdict::Drop(DropReason::Program));
+        return Next::Done(Verdict::Drop(DropReason::Program));
     };
     // SAFETY: this CPU's own, and nobody else's while this packet is looked at.
     let work = unsafe { work.as_mut() };
     let interface = packet.interface();
     match parse::<P, A>(packet) {
-        Parsed::Other => return Some(Verdict::Pass),
-        Parsed::Flowless { src, why } => return Some(flowless(tables, interface, direction, src, why)),
+        Parsed::Other => return Next::Done(Verdict::Pass),
+        Parsed::Flowless { src, why } => {
+            return Next::Done(flowless(tables, interface, direction, src, why));
+        }
+        Parsed::IcmpError { src, offset } => {
+            icmp_error::note(work, src, offset);
+            return Next::IcmpError;
+        }
         Parsed::Flow(headers) => note(work, &headers, direction),
     }
     let now = tables.now();
-    let flow = life::find(tables, work, interface, now)?;
+    let Some(flow) = life::find(tables, work, interface, now) else {
+        return Next::First;
+    };
     life::advance(tables, work, flow, now);
-    Some(finish(packet, tables, work, flow, direction, now))
+    Next::Done(finish(packet, tables, work, flow, direction, now))
 }
 
 /// Decides about the first packet of a flow, of which [`translate`] has filled in what there is to know. `None`: it gets

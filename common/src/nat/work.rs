@@ -46,6 +46,8 @@ pub struct Work<A> {
     pub transport_offset: u32,
     /// 0 unless TCP.
     pub tcp_bits: u32,
+    /// Where the transport header of a packet is that an ICMP error embeds.
+    pub embedded_offset: u32,
 }
 
 /// What has come of the search for a port: [`Work::search`].
@@ -66,6 +68,14 @@ impl<A: Address> Work<A> {
     pub fn transport_offset(&self) -> usize {
         // SAFETY: a reference is readable.
         let offset = unsafe { (&raw const self.transport_offset).read_volatile() };
+        (offset & Self::OFFSET_MASK) as usize
+    }
+
+    /// Where the transport header of the embedded packet is, as memory has it.
+    #[inline(always)]
+    pub fn embedded_offset(&self) -> usize {
+        // SAFETY: a reference is readable.
+        let offset = unsafe { (&raw const self.embedded_offset).read_volatile() };
         (offset & Self::OFFSET_MASK) as usize
     }
 

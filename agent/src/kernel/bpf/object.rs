@@ -31,7 +31,7 @@ static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/
 pub const PROGRAM_NAMES: [&str; 4] = ["tc_wan_in", "tc_wan_out", "tc_port_in", "tc_port_out"];
 
 /// The programs that those go on to, with their places in the `stage` map.
-const STAGES: [(&str, u32); 12] = [
+const STAGES: [(&str, u32); 16] = [
     ("tc_nat4_in", stage::NAT4_IN),
     ("tc_nat4_out", stage::NAT4_OUT),
     ("tc_nat6_in", stage::NAT6_IN),
@@ -44,6 +44,10 @@ const STAGES: [(&str, u32); 12] = [
     ("tc_make4_out", stage::MAKE4_OUT),
     ("tc_make6_in", stage::MAKE6_IN),
     ("tc_make6_out", stage::MAKE6_OUT),
+    ("tc_icmp4_in", stage::ICMP4_IN),
+    ("tc_icmp4_out", stage::ICMP4_OUT),
+    ("tc_icmp6_in", stage::ICMP6_IN),
+    ("tc_icmp6_out", stage::ICMP6_OUT),
 ];
 
 /// The programs and maps of this run. Dropping it leaves everything pinned in place.

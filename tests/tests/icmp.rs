@@ -1,0 +1,67 @@
+//! ICMP errors through the NAT, as sockets see them: RFC 5508, RFC 4787 REQ-10, path MTU discovery.
+
+use std::{
+    io::ErrorKind,
+    net::UdpSocket,
+    thread,
+    time::{Duration, Instant},
+};
+
+use telecluster_tests::lab::{INSIDE, Lab, OUTSIDE, PATIENCE, WAN};
+
+/// Sends to a port where nobody listens until the error has come back.
+fn is_refused(socket: &UdpSocket) -> bool {
+    socket.set_read_timeout(Some(Duration::from_millis(100))).expect("set a timeout");
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        // a send reports the error of the one before
+        let _ = socket.send(b"q");
+        match socket.recv(&mut [0; 16]) {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => return true,
+            Ok(_) | Err(_) => {}
+        }
+    }
+    false
+}
+
+#[test]
+fn a_closed_port_outside_is_told_to_the_inside_host() {
+    let lab = Lab::new();
+    let _worker = lab.start();
+    lab.masquerade();
+    let client = lab.inside.udp((INSIDE, 40000));
+    client.connect((OUTSIDE, 5399)).expect("connect");
+    assert!(is_refused(&client));
+    assert_eq!(lab.inside.snmp("Icmp", "InCsumErrors"), 0);
+}
+
+#[test]
+fn a_closed_port_behind_a_forward_is_told_to_the_client() {
+    let lab = Lab::new();
+    let _worker = lab.start();
+    lab.masquerade();
+    lab.forward("udp", 5353, 53);
+    let client = lab.outside.udp((OUTSIDE, 6000));
+    client.connect((WAN, 5353)).expect("connect");
+    assert!(is_refused(&client), "from the very address and port that it was sent to");
+    assert_eq!(lab.outside.snmp("Icmp", "InCsumErrors"), 0);
+}
+
+#[test]
+fn a_smaller_mtu_inside_is_told_to_the_client_of_a_forward() {
+    let lab = Lab::new();
+    let _worker = lab.start();
+    lab.forward("udp", 5353, 53);
+    lab.inside.ip("link set eth0 mtu 1300");
+    lab.router.ip("link set lan0 mtu 1300");
+    lab.router.ip("link set br-lab mtu 1300");
+    let client = lab.outside.udp((OUTSIDE, 6000));
+    let route = || lab.outside.sh(&format!("ip route get {WAN}"));
+    let deadline = Instant::now() + PATIENCE;
+    // with "do not fragment", as ever on Linux
+    while !route().contains("mtu 1300") {
+        assert!(Instant::now() < deadline, "{}", route());
+        client.send_to(&[7; 1400], (WAN, 5353)).expect("send");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
