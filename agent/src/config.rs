@@ -1,4 +1,4 @@
-//! What the operator decides: flags, and the environment where a flag is absent.
+//! What the operator decides: flags, the environment where a flag is absent, the file where both are.
 //!
 //! Every value is taken as text and checked here, so that a malformed one is one line that names the
 //! variable, shows what it held and says what to put there.
@@ -18,6 +18,7 @@ use crate::model::LinkName;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     pub log_level: LogLevel,
+    pub log_format: LogFormat,
     pub listen: SocketAddr,
     /// The uplink; `None`: the link of the default route.
     pub wan_interface: Option<LinkName>,
@@ -49,6 +50,15 @@ pub enum LogLevel {
     Critical,
 }
 
+/// How a line of the log looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people; coloured on a terminal.
+    Text,
+    /// For programs: one object for each line.
+    Json,
+}
+
 /// Which data plane does the NAT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dataplane {
@@ -69,6 +79,11 @@ pub enum Command {
     Run(Config),
     /// Removes everything that is the worker's.
     Teardown(Config),
+    /// Says what this host can do.
+    Check {
+        config: Config,
+        json: bool,
+    },
     /// Prints the OpenAPI document.
     OpenApi,
 }
@@ -102,18 +117,30 @@ struct Cli {
 
 #[derive(Debug, Clone, Copy, Subcommand)]
 enum Action {
+    /// Say what this host can do: kernel, permissions, Open vSwitch, what may be in the way
+    Check {
+        /// As JSON instead of a table
+        #[arg(long)]
+        json: bool,
+    },
     /// Remove everything that the worker made: rules, programs, links
     Teardown,
     /// Print the OpenAPI document
     Openapi,
 }
 
-/// A flag beats the environment; an empty value is no value.
+/// A flag beats the environment, which beats the file; an empty value is no value.
 #[derive(Debug, Default, Args)]
 struct Settings {
+    /// File with the same settings, such as `port = 8000` [default: /etc/telecluster/worker.toml, if it is there]
+    #[arg(long, env = "CONFIG_FILE", global = true)]
+    config_file: Option<String>,
     /// DEBUG, INFO, WARNING, ERROR or CRITICAL [default: INFO]
     #[arg(long, env = "LOG_LEVEL", global = true)]
     log_level: Option<String>,
+    /// text or json [default: text]
+    #[arg(long, env = "LOG_FORMAT", global = true)]
+    log_format: Option<String>,
     /// Port of the API [default: 8000]
     #[arg(long, env = "PORT", global = true)]
     port: Option<String>,
@@ -167,9 +194,11 @@ impl Command {
     {
         let matches = Cli::command().try_get_matches_from(args).map_err(|error| clap_refusal(&error))?;
         let cli = Cli::from_arg_matches(&matches).map_err(|error| clap_refusal(&error))?;
+        let settings = || cli.settings.with_file()?.check();
         match cli.action {
-            None => Ok(Self::Run(cli.settings.check()?)),
-            Some(Action::Teardown) => Ok(Self::Teardown(cli.settings.check()?)),
+            None => Ok(Self::Run(settings()?)),
+            Some(Action::Teardown) => Ok(Self::Teardown(settings()?)),
+            Some(Action::Check { json }) => Ok(Self::Check { config: settings()?, json }),
             Some(Action::Openapi) => Ok(Self::OpenApi),
         }
     }
@@ -186,6 +215,64 @@ fn clap_refusal(error: &clap::Error) -> Refused {
 }
 
 impl Settings {
+    /// Every setting that the file may have, by its key.
+    fn by_key(&mut self) -> [(&'static str, &mut Option<String>); 16] {
+        [
+            ("log_level", &mut self.log_level),
+            ("log_format", &mut self.log_format),
+            ("port", &mut self.port),
+            ("host", &mut self.host),
+            ("wan_interface", &mut self.wan_interface),
+            ("lan_interface", &mut self.lan_interface),
+            ("external_bridge", &mut self.external_bridge),
+            ("internal_bridge", &mut self.internal_bridge),
+            ("state_dir", &mut self.state_dir),
+            ("dataplane", &mut self.dataplane),
+            ("ovs", &mut self.ovs),
+            ("ovs_socket", &mut self.ovs_socket),
+            ("flow_metrics_max", &mut self.flow_metrics_max),
+            ("flow_capacity", &mut self.flow_capacity),
+            ("bpf_dir", &mut self.bpf_dir),
+            ("allowed_hosts", &mut self.allowed_hosts),
+        ]
+    }
+
+    /// Takes from the file what flags and environment leave open.
+    fn with_file(self) -> Result<Self, Refused> {
+        let path = directory("CONFIG_FILE", self.config_file.as_deref(), CONFIG_FILE)?;
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            // The usual place may be empty; a file that was named must be there.
+            Err(error)
+                if error.kind() == std::io::ErrorKind::NotFound
+                    && given(self.config_file.as_deref()).is_none() =>
+            {
+                return Ok(self);
+            }
+            Err(error) => {
+                return Err(Refused::Invalid(format!("{} cannot be read: {error}", path.display())));
+            }
+        };
+        self.merge(&text).map_err(|why| Refused::Invalid(format!("{}: {why}", path.display())))
+    }
+
+    fn merge(mut self, text: &str) -> Result<Self, String> {
+        let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+            error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
+        })?;
+        for (key, value) in table {
+            let known = self.by_key().into_iter().find(|(name, _)| *name == key);
+            let Some((_, setting)) = known else {
+                return Err(format!("there is no setting {key:?}; see telecluster-worker --help"));
+            };
+            let value = plain(&value).ok_or_else(|| format!("{key} is no text, number or list of texts"))?;
+            if given(setting.as_deref()).is_none() {
+                *setting = Some(value);
+            }
+        }
+        Ok(self)
+    }
+
     fn check(&self) -> Result<Config, Refused> {
         let host = match given(self.host.as_deref()) {
             None | Some("localhost") => IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -195,6 +282,11 @@ impl Settings {
         };
         Ok(Config {
             log_level: log_level(given(self.log_level.as_deref()))?,
+            log_format: match given(self.log_format.as_deref()) {
+                None | Some("text") => LogFormat::Text,
+                Some("json") => LogFormat::Json,
+                Some(text) => return Err(invalid("LOG_FORMAT", text, "use text or json")),
+            },
             listen: SocketAddr::new(host, number("PORT", self.port.as_deref(), 8000, 1, u16::MAX)?),
             wan_interface: link("WAN_INTERFACE", self.wan_interface.as_deref())?,
             lan_interface: link("LAN_INTERFACE", self.lan_interface.as_deref())?,
@@ -222,6 +314,23 @@ impl Settings {
                 .map(Iterator::collect)
                 .unwrap_or_default(),
         })
+    }
+}
+
+/// Where the file is when nothing is said.
+const CONFIG_FILE: &str = "/etc/telecluster/worker.toml";
+
+/// A value of the file as the environment would have it.
+fn plain(value: &toml::Value) -> Option<String> {
+    match value {
+        toml::Value::String(text) => Some(text.clone()),
+        toml::Value::Integer(number) => Some(number.to_string()),
+        toml::Value::Boolean(answer) => Some(answer.to_string()),
+        toml::Value::Array(items) => {
+            let items: Option<Vec<_>> = items.iter().map(|item| item.as_str().map(str::to_owned)).collect();
+            items.map(|items| items.join(","))
+        }
+        toml::Value::Float(_) | toml::Value::Datetime(_) | toml::Value::Table(_) => None,
     }
 }
 
@@ -361,6 +470,35 @@ mod tests {
             Command::parse(["telecluster-worker", "teardown", "--state-dir", "/tmp/state"]).unwrap();
         let Command::Teardown(config) = command else { panic!("{command:?}") };
         assert_eq!(config.state_dir, PathBuf::from("/tmp/state"));
+    }
+
+    #[test]
+    fn the_file_gives_what_flags_and_environment_leave_open() {
+        let settings =
+            Settings { port: Some("9000".into()), host: Some(String::new()), ..Settings::default() };
+        let file = "port = 8080\nhost = \"0.0.0.0\"\nallowed_hosts = [\"a.lab\", \"b.lab\"]\nlog_format = \"json\"\n";
+        let config = settings.merge(file).unwrap().check().unwrap();
+        assert_eq!(config.listen, "0.0.0.0:9000".parse().unwrap());
+        assert_eq!(config.allowed_hosts, ["a.lab", "b.lab"]);
+        assert_eq!(config.log_format, LogFormat::Json);
+    }
+
+    #[test]
+    fn a_file_with_a_typo_is_one_line_that_names_it() {
+        for (file, word) in
+            [("prot = 1", "prot"), ("port = ", "port"), ("port = 1.5", "port"), ("[port]\nx = 1", "port")]
+        {
+            let why = Settings::default().merge(file).unwrap_err();
+            assert!(why.contains(word) && why.lines().count() == 1, "{why}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_named_must_be_there() {
+        let named = Settings { config_file: Some("/no/such/worker.toml".into()), ..Settings::default() };
+        assert!(
+            matches!(named.with_file(), Err(Refused::Invalid(line)) if line.contains("/no/such/worker.toml"))
+        );
     }
 
     #[test]

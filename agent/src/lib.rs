@@ -3,6 +3,7 @@
 //! `REST request -> extract -> validate -> desired -> plan -> apply -> observe`
 
 pub mod api;
+pub mod check;
 pub mod config;
 pub mod engine;
 pub mod error;

@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use telecluster_worker::{
     api::{self, ApiOptions, auth::Token, guard::Names},
+    check,
     config::{Command, Config, Refused},
     logging,
     permissions::Permissions,
@@ -32,6 +33,11 @@ fn main() -> ExitCode {
     };
     let done = match command {
         Command::OpenApi => return print(&api::document_text()),
+        Command::Check { config, json } => {
+            let report = check::report(&config);
+            let shown = print(&if json { report.json() } else { report.table() });
+            return if report.usable() { shown } else { ExitCode::FAILURE };
+        }
         Command::Run(config) => with_runtime(&config, run(&config)),
         Command::Teardown(config) => with_runtime(&config, async {
             check_permissions()?;
@@ -50,7 +56,7 @@ fn main() -> ExitCode {
 
 /// Two workers: the engine is one task, and the machine's processors belong to its guests.
 fn with_runtime(config: &Config, job: impl Future<Output = Result<()>>) -> Result<()> {
-    logging::start(config.log_level);
+    logging::start(config.log_level, config.log_format);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -39,6 +39,13 @@ impl Iptables {
         Self { directory: Some(directory.into()) }
     }
 
+    /// What happens to forwarded IPv4 packets that no rule names: `ACCEPT`, `DROP`. `None` without iptables.
+    pub fn forward_policy(&self) -> Option<String> {
+        let saved = self.run("iptables-save", &["-t", "filter"], "").ok()?;
+        let line = saved.lines().find_map(|line| line.strip_prefix(":FORWARD "))?;
+        line.split(' ').next().map(str::to_owned)
+    }
+
     fn program(&self, name: &str) -> Result<PathBuf, KernelError> {
         let usual = DIRECTORIES.iter().map(Path::new);
         let places: Vec<&Path> = match &self.directory {

@@ -114,7 +114,8 @@ impl Ovs {
         Self { socket: socket.into() }
     }
 
-    pub(super) fn observe(&self) -> Presence {
+    /// What there is.
+    pub fn observe(&self) -> Presence {
         let looked = Session::open(&self.socket).and_then(|mut session| session.transact(rows::selects()));
         match looked {
             Ok(results) => Presence::Present(rows::read(&results)),

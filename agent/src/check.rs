@@ -1,0 +1,333 @@
+//! `telecluster-worker check`: what this host can do, and what may be in the way. Nothing is changed.
+//!
+//! Features are tried, never guessed from the kernel's version.
+
+use std::{fs, io, net::TcpListener, path::Path};
+
+use aya::{
+    maps::MapType,
+    programs::{ProgramType, SchedClassifier, TcAttachType},
+    sys::{is_map_supported, is_program_supported},
+};
+use serde::Serialize;
+
+use crate::{
+    config::{Config, Ovs as OvsSetting},
+    kernel::{
+        iptables::Iptables,
+        ovs::{Ovs, Presence},
+    },
+    permissions::Permissions,
+};
+
+/// How one check ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    Ok,
+    /// The worker works, some of it does not.
+    Limited,
+    /// Someone should look: it may be in the way.
+    Conflict,
+    /// The worker cannot work.
+    Missing,
+}
+
+impl State {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Limited => "limited",
+            Self::Conflict => "conflict",
+            Self::Missing => "MISSING",
+        }
+    }
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Check {
+    pub name: &'static str,
+    pub state: State,
+    /// What was found.
+    pub found: String,
+    /// What to do about it.
+    pub hint: Option<&'static str>,
+}
+
+impl Check {
+    fn new(name: &'static str, state: State, found: impl Into<String>) -> Self {
+        Self { name, state, found: found.into(), hint: None }
+    }
+
+    fn hint(mut self, hint: &'static str) -> Self {
+        self.hint = Some(hint).filter(|_| self.state != State::Ok);
+        self
+    }
+}
+
+/// Everything that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Report {
+    pub checks: Vec<Check>,
+}
+
+impl Report {
+    /// Nothing is missing without which the worker cannot work.
+    pub fn usable(&self) -> bool {
+        self.checks.iter().all(|check| check.state != State::Missing)
+    }
+
+    /// A line for each check, hints below them.
+    pub fn table(&self) -> String {
+        let width = self.checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
+        let mut text = String::new();
+        for Check { name, state, found, hint } in &self.checks {
+            text.push_str(&format!("{:8}  {name:width$}  {found}\n", state.word()));
+            if let Some(hint) = hint {
+                text.push_str(&format!("{:8}  {:width$}  -> {hint}\n", "", ""));
+            }
+        }
+        text
+    }
+
+    pub fn json(&self) -> String {
+        let mut value = serde_json::to_value(self).unwrap_or_default();
+        value["usable"] = self.usable().into();
+        format!("{value:#}\n")
+    }
+}
+
+/// Looks at everything.
+pub fn report(config: &Config) -> Report {
+    let mut checks = vec![permissions(Permissions::current()), kernel(), bpf(), hash_maps(), tcx(), bpffs()];
+    checks.extend([
+        tun(),
+        vlans(),
+        ovs(config),
+        iptables(),
+        forward_policy(Iptables::default().forward_policy().as_deref()),
+    ]);
+    checks.extend([bridge_netfilter(), forwarding(), port(config), state_dir(config), uplink(config)]);
+    Report { checks }
+}
+
+fn permissions(found: io::Result<Permissions>) -> Check {
+    const NAME: &str = "permissions";
+    match found {
+        Ok(permissions) if permissions.missing().is_empty() && permissions.cap_net_raw => {
+            Check::new(NAME, State::Ok, if permissions.root { "root" } else { "capabilities" })
+        }
+        Ok(permissions) if permissions.missing().is_empty() => {
+            Check::new(NAME, State::Limited, "no CAP_NET_RAW: ping and traceroute will not work")
+                .hint("give the process CAP_NET_RAW")
+        }
+        Ok(permissions) => Check::new(NAME, State::Missing, permissions.missing().join(", "))
+            .hint("run as root, or give the process these capabilities"),
+        Err(error) => Check::new(NAME, State::Missing, error.to_string()).hint("mount /proc"),
+    }
+}
+
+fn kernel() -> Check {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    Check::new("kernel", State::Ok, format!("Linux {}", release.trim()))
+}
+
+fn bpf() -> Check {
+    const NAME: &str = "eBPF programs";
+    match is_program_supported(ProgramType::SchedClassifier) {
+        Ok(true) => Check::new(NAME, State::Ok, "traffic control programs load"),
+        Ok(false) => Check::new(NAME, State::Missing, "the kernel has no traffic control programs")
+            .hint("a kernel with CONFIG_NET_CLS_BPF and CONFIG_BPF_SYSCALL"),
+        Err(error) => Check::new(NAME, State::Missing, chain(&error)).hint("CAP_BPF, or run as root"),
+    }
+}
+
+fn hash_maps() -> Check {
+    const NAME: &str = "eBPF maps";
+    let lacking: Vec<_> = [MapType::Hash, MapType::LruHash, MapType::LpmTrie, MapType::PerCpuArray]
+        .into_iter()
+        .filter(|kind| !matches!(is_map_supported(*kind), Ok(true)))
+        .map(|kind| format!("{kind:?}"))
+        .collect();
+    match lacking.is_empty() {
+        true => Check::new(NAME, State::Ok, "hash, LRU, longest prefix, per processor"),
+        false => Check::new(NAME, State::Missing, lacking.join(", ")).hint("a newer kernel"),
+    }
+}
+
+fn tcx() -> Check {
+    const NAME: &str = "attachment";
+    match SchedClassifier::query_tcx("lo", TcAttachType::Ingress) {
+        Ok(_) => Check::new(NAME, State::Ok, "TCX"),
+        Err(_) => Check::new(NAME, State::Ok, "clsact (no TCX here)"),
+    }
+}
+
+fn bpffs() -> Check {
+    const NAME: &str = "BPF file system";
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    match mounts.lines().any(|mount| mount.split(' ').nth(2) == Some("bpf")) {
+        true => Check::new(NAME, State::Ok, "mounted"),
+        false => Check::new(NAME, State::Missing, "not mounted: nothing survives the worker")
+            .hint("mount -t bpf bpf /sys/fs/bpf"),
+    }
+}
+
+fn tun() -> Check {
+    const NAME: &str = "TUN and TAP";
+    match fs::File::open("/dev/net/tun") {
+        Ok(_) => Check::new(NAME, State::Ok, "/dev/net/tun"),
+        Err(error) => Check::new(NAME, State::Limited, format!("/dev/net/tun: {error}")).hint("modprobe tun"),
+    }
+}
+
+fn vlans() -> Check {
+    const NAME: &str = "VLAN links";
+    match Path::new("/proc/net/vlan").exists() {
+        true => Check::new(NAME, State::Ok, "8021q"),
+        false => Check::new(NAME, State::Limited, "8021q is not loaded; the kernel loads it when it has it")
+            .hint("modprobe 8021q; VLANs of bridge ports do not need it"),
+    }
+}
+
+fn ovs(config: &Config) -> Check {
+    const NAME: &str = "Open vSwitch";
+    let lacking = match config.ovs {
+        OvsSetting::Auto => State::Limited,
+        OvsSetting::Require => State::Missing,
+    };
+    match Ovs::new(&config.ovs_socket).observe() {
+        Presence::Present(bridges) => {
+            Check::new(NAME, State::Ok, format!("answers; {} bridges", bridges.len()))
+        }
+        Presence::Absent => Check::new(
+            NAME,
+            lacking,
+            format!("nobody listens at {}; Linux bridges stand in", config.ovs_socket.display()),
+        )
+        .hint("install openvswitch-switch, or set OVS_SOCKET"),
+        Presence::Broken(reason) => Check::new(NAME, lacking, reason).hint("look at ovsdb-server"),
+    }
+}
+
+fn iptables() -> Check {
+    const NAME: &str = "iptables";
+    match ["/usr/sbin", "/sbin"].iter().any(|dir| Path::new(dir).join("iptables-restore").exists()) {
+        true => Check::new(NAME, State::Ok, "iptables-restore, for firewall rules"),
+        false => {
+            Check::new(NAME, State::Limited, "not installed: no firewall rules").hint("install iptables")
+        }
+    }
+}
+
+fn forward_policy(policy: Option<&str>) -> Check {
+    const NAME: &str = "forwarded packets";
+    match policy {
+        Some("DROP" | "REJECT") => Check::new(
+            NAME,
+            State::Conflict,
+            "the packet filter drops what no rule names (Docker sets it so)",
+        )
+        .hint("allow the inside networks: POST /nat/firewall, chain FORWARD, ACCEPT"),
+        Some(policy) => Check::new(NAME, State::Ok, format!("the packet filter's policy is {policy}")),
+        None => Check::new(NAME, State::Ok, "no packet filter of iptables"),
+    }
+}
+
+fn bridge_netfilter() -> Check {
+    const NAME: &str = "bridge-netfilter";
+    match fs::read_to_string("/proc/sys/net/bridge/bridge-nf-call-iptables").as_deref().map(str::trim) {
+        Ok("1") => Check::new(NAME, State::Conflict, "frames within a bridge also pass iptables")
+            .hint("sysctl net.bridge.bridge-nf-call-iptables=0, unless somebody relies on it"),
+        Ok(_) => Check::new(NAME, State::Ok, "off"),
+        Err(_) => Check::new(NAME, State::Ok, "not loaded"),
+    }
+}
+
+fn forwarding() -> Check {
+    let on = |path: &str| match fs::read_to_string(path).as_deref().map(str::trim) {
+        Ok("0") => "off",
+        Ok(_) => "on",
+        Err(_) => "not there",
+    };
+    let (v4, v6) = (on("/proc/sys/net/ipv4/ip_forward"), on("/proc/sys/net/ipv6/conf/all/forwarding"));
+    Check::new("forwarding", State::Ok, format!("IPv4 {v4}, IPv6 {v6}; the first rule switches it on"))
+}
+
+fn port(config: &Config) -> Check {
+    const NAME: &str = "API port";
+    match TcpListener::bind(config.listen) {
+        Ok(_) => Check::new(NAME, State::Ok, format!("{} is free", config.listen)),
+        Err(error) => Check::new(NAME, State::Conflict, format!("{}: {error}", config.listen))
+            .hint("a worker may be running already; else choose another with PORT and HOST"),
+    }
+}
+
+fn state_dir(config: &Config) -> Check {
+    const NAME: &str = "state";
+    let path = &config.state_dir;
+    // The nearest directory above that is there: the rest is made at the first start.
+    let there = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    match nix::unistd::access(there, nix::unistd::AccessFlags::W_OK) {
+        Ok(()) => Check::new(NAME, State::Ok, path.display().to_string()),
+        Err(errno) => Check::new(NAME, State::Missing, format!("{}: {}", there.display(), errno.desc()))
+            .hint("set STATE_DIR to a directory that can be written"),
+    }
+}
+
+fn uplink(config: &Config) -> Check {
+    const NAME: &str = "uplink";
+    let there = |name: &str| Path::new("/sys/class/net").join(name).exists();
+    if let Some(name) = &config.wan_interface {
+        return match there(name.as_str()) {
+            true => Check::new(NAME, State::Ok, format!("{name} (WAN_INTERFACE)")),
+            false => Check::new(NAME, State::Missing, format!("there is no interface {name}"))
+                .hint("set WAN_INTERFACE to one of this host, or unset it"),
+        };
+    }
+    let routes = procfs::net::route().unwrap_or_default();
+    let default =
+        routes.iter().filter(|route| route.mask.is_unspecified() && route.destination.is_unspecified());
+    match default.min_by_key(|route| route.metrics) {
+        _ if there("ens3") => Check::new(NAME, State::Ok, "ens3"),
+        Some(route) => Check::new(NAME, State::Ok, format!("{} (default route)", route.iface)),
+        None => Check::new(NAME, State::Limited, "no IPv4 default route: rules have to name their interface")
+            .hint("set WAN_INTERFACE"),
+    }
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn docker_s_policy_is_a_conflict_and_nobody_s_is_none() {
+        assert_eq!(forward_policy(Some("DROP")).state, State::Conflict);
+        assert_eq!(forward_policy(Some("ACCEPT")).state, State::Ok);
+        assert_eq!(forward_policy(None).state, State::Ok);
+    }
+
+    #[test]
+    fn only_what_is_missing_makes_a_host_unusable() {
+        let check = |state| Check::new("x", state, "found").hint("do this");
+        let report = |states: &[State]| Report { checks: states.iter().map(|state| check(*state)).collect() };
+        assert!(report(&[State::Ok, State::Limited, State::Conflict]).usable());
+        assert!(!report(&[State::Ok, State::Missing]).usable());
+        let table = report(&[State::Ok, State::Missing]).table();
+        assert_eq!(table.lines().count(), 3, "a hint only where something is wrong: {table}");
+        let json: serde_json::Value = serde_json::from_str(&report(&[State::Limited]).json()).unwrap();
+        assert_eq!((&json["usable"], &json["checks"][0]["state"]), (&true.into(), &"limited".into()));
+    }
+}
