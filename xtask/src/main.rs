@@ -11,6 +11,7 @@ mod build;
 mod demo;
 mod leftovers;
 mod lint;
+mod schemathesis;
 mod setup;
 mod sh;
 mod test;

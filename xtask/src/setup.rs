@@ -48,6 +48,7 @@ const TOOLS: &[Tool] = &[
         "openvswitch-switch",
         "a switch of the tests' own; its service is not started",
     ),
+    tool(Set::Test, "python3 -m venv", "python3-venv", "a place for schemathesis, which tries the whole API"),
     tool(Set::Test, "nft", "nftables", "proves that no nft rule exists"),
     tool(Set::Test, "iptables", "iptables", "proves that no iptables rule exists"),
     tool(Set::Vm, "qemu-system-x86_64", QEMU, "boots other kernels, without KVM"),
@@ -174,6 +175,8 @@ fn present(program: &str) -> bool {
         "qemu-system-x86_64" => output(&mut command(program, ["--version"]))
             .is_ok_and(|text| major(&text).is_some_and(|version| version >= 8)),
         "clang-22" => bpf_clang().is_some(),
+        // A module, which Debian packages apart.
+        "python3 -m venv" => succeeds(&mut command("python3", ["-c", "import venv, ensurepip"])),
         _ => find(program).is_some(),
     }
 }

@@ -10,7 +10,7 @@ use crate::build::{self, Profile};
 use crate::leftovers::World;
 use crate::setup::{self, Set};
 use crate::sh::{cargo, need_root, say, shown, table};
-use crate::{lint, vm};
+use crate::{lint, schemathesis, vm};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
@@ -48,9 +48,10 @@ pub(crate) fn main(options: &Options) -> Result<()> {
 /// The workspace's tests, with the agent built for those that start it.
 fn tests(filter: Option<&str>) -> Result<String> {
     let agent = build::agent(Profile::Dev)?;
+    let strangers = schemathesis::program()?;
     say("testing");
     let mut test = cargo(["test", "--workspace", "--exclude", "telecluster-ebpf", "--no-fail-fast"]);
-    test.args(filter).env("TELECLUSTER_WORKER_BIN", agent);
+    test.args(filter).env("TELECLUSTER_WORKER_BIN", agent).env("SCHEMATHESIS", strangers);
     let mut running =
         test.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start {}", shown(&test)))?;
     let stdout = running.stdout.take().context("cargo has no output")?;

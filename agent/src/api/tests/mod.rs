@@ -4,6 +4,7 @@ mod around;
 mod bridge_vlan;
 mod links;
 mod rules;
+mod security;
 mod tuntap;
 
 use std::net::SocketAddr;
