@@ -77,7 +77,7 @@ pub struct HostTables {
     ipv6: Family<[u8; 16]>,
     generations: RefCell<HashMap<u32, u32>>,
     /// Of each rule: `maps::rule` bits.
-    flags: HashMap<u32, u32>,
+    pub flags: HashMap<u32, u32>,
     stats: RefCell<HashMap<u32, RuleStat>>,
     /// Sockets of the host: local address and port.
     pub sockets: Vec<(IpAddr, u16)>,

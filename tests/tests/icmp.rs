@@ -1,4 +1,4 @@
-//! ICMP errors through the NAT, as sockets see them: RFC 5508, RFC 4787 REQ-10, path MTU discovery.
+//! ICMP errors through the NAT, as sockets see them: RFC 5508, RFC 4787 REQ-12, path MTU discovery.
 
 use std::{
     io::ErrorKind,

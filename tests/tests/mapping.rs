@@ -226,13 +226,26 @@ fn an_icmp_error_neither_refreshes_nor_ends_a_mapping() {
     let about = udp((UPLINK_ADDRESS, 40000), A, b"q");
     let error = icmp_error(A.0, UPLINK_ADDRESS, (3, 3, [0; 4]), &about, 1500).bytes();
     host.run(Direction::In, &error);
-    assert_eq!(receives(&mut host, A, 40000), Ok(Some(source)), "RFC 4787 REQ-10b");
+    assert_eq!(receives(&mut host, A, 40000), Ok(Some(source)), "RFC 4787 REQ-12");
     for minute in 1..=4 {
         host.tables.clock.set(minute * 60 * SECOND);
         assert_eq!(host.run(Direction::In, &error).0, Outcome::Passed);
     }
     host.tables.clock.set(320 * SECOND);
     assert_eq!(receives(&mut host, A, 40000), Ok(None), "it is over as if there had been no errors");
+}
+
+#[test]
+fn an_even_port_stays_even_where_that_is_asked_for() {
+    let mut host = machine(NatType::Restricted);
+    host.tables.flags.insert(0, telecluster_common::maps::rule::PARITY);
+    for port in [40000, 40001] {
+        sends(&mut host, (inside(10), port), A);
+        for last in 11..60 {
+            let chosen = sends(&mut host, (inside(last), port), A);
+            assert!(chosen != port && chosen % 2 == port % 2, "{port} became {chosen} (RFC 4787 REQ-4)");
+        }
+    }
 }
 
 #[test]

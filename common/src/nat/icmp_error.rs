@@ -1,5 +1,5 @@
 //! ICMP errors: about a packet of a flow, translated outside and inside the packet that they embed (RFC 5508 section 4.2,
-//! RFC 4787 REQ-10). They belong to the flow, and tell nothing about it: nothing is refreshed, ended or counted by them.
+//! RFC 4787 REQ-12). They belong to the flow, and tell nothing about it: nothing is refreshed, ended or counted by them.
 //!
 //! What is embedded is a packet as it was after translation in the other direction, so that reversed it is the key of
 //! the flow's direction that the error itself goes.
