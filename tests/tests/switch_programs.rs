@@ -1,12 +1,19 @@
 //! The loaded VLAN programs on veth ports of a real bridge: the same stories as on the host.
 
+use std::time::Instant;
+
 use telecluster_tests::{
+    lab::PATIENCE,
     sandbox,
     switch::{
-        kernel::{OwnFilter, Programs, load},
+        Port,
+        frames::{BROADCAST, ether, mac},
+        kernel::{OwnFilter, Programs, batch, interface, load},
         play, stories,
+        wire::Wire,
     },
 };
+use telecluster_worker::kernel::switch::{VlanCounters, VlanPlane as _};
 
 #[test]
 fn every_story_holds_on_real_ports() {
@@ -33,4 +40,68 @@ fn the_kernels_own_filter_tells_the_same_stories() {
             sandbox::run(|| play(&story, &mut OwnFilter::new(&story.ports)));
         }
     }
+}
+
+/// As many ports as a Linux bridge takes, give or take a few, every one in sixteen VLANs.
+#[test]
+fn a_thousand_ports_in_sixteen_vlans_are_switched() {
+    // An emulated machine takes minutes to make a thousand.
+    let ports = if std::env::var_os("TELECLUSTER_VM").is_some() { 100 } else { 1000 };
+    let vlans: Vec<u16> = (101..=116).collect();
+    sandbox::run(|| {
+        let plane = load();
+        let names = many_ports(ports);
+        let bridge = interface("br0");
+        let start = Instant::now();
+        for name in &names {
+            let port = Port::trunk(&vlans).switch_port(interface(name), bridge);
+            plane.0.put_switch_port(&port).expect("put a port");
+        }
+        let attached = start.elapsed();
+        let start = Instant::now();
+        for name in &names {
+            let port = Port::trunk(&vlans).native(1).switch_port(interface(name), bridge);
+            plane.0.put_switch_port(&port).expect("put a port");
+        }
+        eprintln!("{ports} ports: {attached:?} with programs, {:?} for one more VLAN each", start.elapsed());
+        assert_eq!(plane.0.switch_ports().expect("list").len(), ports);
+
+        let frame = ether(mac(1), BROADCAST).q(116).bytes();
+        let (first, last) = (Wire::all("e1"), Wire::all(&format!("e{ports}")));
+        let start = Instant::now();
+        first.send(&frame);
+        let deadline = Instant::now() + PATIENCE;
+        while last.pending().is_empty() {
+            assert!(Instant::now() < deadline, "the last port has got nothing");
+        }
+        eprintln!("a broadcast to all of them: {:?}", start.elapsed());
+        let sent = |counters: &VlanCounters| (counters.vlan == 116).then_some(counters.tx_packets);
+        let total = || plane.0.vlan_counters().expect("count").iter().filter_map(sent).sum::<u64>();
+        let others = ports as u64 - 1;
+        while total() < others {
+            assert!(Instant::now() < deadline, "{} of {others} ports", total());
+        }
+        assert_eq!(total(), others, "to every other port, and to each once");
+        let answer = ether(mac(2), mac(1)).q(116).bytes();
+        last.send(&answer);
+        while !first.pending().contains(&answer) {
+            assert!(Instant::now() < deadline, "the answer did not come");
+        }
+        assert_eq!(total(), others + 1, "a known station alone gets what is for it");
+    });
+}
+
+/// A bridge with this many veth ports, `p1` and so on; behind them `e1` and so on.
+fn many_ports(count: usize) -> Vec<String> {
+    std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").expect("no IPv6");
+    let mut lines =
+        vec!["link add br0 type bridge mcast_snooping 0".to_owned(), "link set br0 up".to_owned()];
+    for port in 1..=count {
+        lines.push(format!("link add p{port} type veth peer name e{port}"));
+        lines.push(format!("link set p{port} master br0"));
+        lines.push(format!("link set p{port} up"));
+        lines.push(format!("link set e{port} up"));
+    }
+    batch("ip", &lines);
+    (1..=count).map(|port| format!("p{port}")).collect()
 }
