@@ -74,6 +74,8 @@ pub enum Code {
     StoreUnwritable,
     /// The worker is shutting down or did not answer in time.
     NotReady,
+    /// A gateway that answered before the change did not answer after it; everything was undone.
+    GatewayLost,
     /// The kernel refused a step; everything done before it was undone.
     KernelRefused,
     /// A bug of ours.

@@ -149,6 +149,31 @@ impl VlanProtocol {
     }
 }
 
+/// What an interface brought into its bridge: it goes back when the interface leaves.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UplinkSpec {
+    pub addresses: Vec<IpNet>,
+    pub routes: Vec<RouteSpec>,
+    /// The bridge's own hardware address.
+    #[serde(default)]
+    pub bridge_mac: Option<String>,
+}
+
+/// A route that moved with its interface's addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteSpec {
+    pub destination: IpNet,
+    #[serde(default)]
+    pub gateway: Option<IpAddr>,
+    #[serde(default)]
+    pub source: Option<IpAddr>,
+    #[serde(default)]
+    pub metric: u32,
+    pub table: u32,
+    /// Who made it: `RTPROT_*`.
+    pub protocol: u8,
+}
+
 /// The transport a port forward is for. `all` is tcp and udp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]

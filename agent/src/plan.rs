@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    net::IpAddr,
 };
 
 use crate::{
@@ -81,6 +82,8 @@ pub struct World<'a> {
     pub options: &'a Options,
     /// 12 hexadecimal digits that no rule has yet.
     pub fresh_id: &'a str,
+    /// Gateways that answered just before the change and that it could cut off.
+    pub reachable: &'a [IpAddr],
 }
 
 /// What an answer shows afterwards.

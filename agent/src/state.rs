@@ -11,7 +11,7 @@ use crate::{
         links::{At, Place},
     },
     model::{
-        BridgeSpec, ForwardSpec, LinkName, MasqueradeSpec, TunSpec, VethSpec, VlanLinkSpec,
+        BridgeSpec, ForwardSpec, LinkName, MasqueradeSpec, TunSpec, UplinkSpec, VethSpec, VlanLinkSpec,
         bridge_vlan::PortVlans, firewall::FirewallSpec,
     },
 };
@@ -21,6 +21,17 @@ use crate::{
 pub struct PortSpec {
     pub port: String,
     pub bridge: LinkName,
+    /// It carried the host's addresses: what it brought into the bridge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uplink: Option<UplinkSpec>,
+}
+
+impl PortSpec {
+    /// `None` when the bridge's name is none that the worker gives.
+    pub fn new(port: &str, bridge: &str) -> Option<Self> {
+        let bridge = LinkName::new(bridge).ok()?;
+        Some(Self { port: port.to_owned(), bridge, uplink: None })
+    }
 }
 
 /// A NAT rule: its id, its place in the data plane's maps, what it is for.

@@ -24,7 +24,6 @@ use telecluster_worker::{
         fake::{FakeDataPlane, FakeFilter, Faults},
         links::{At, Link, LinkKind, Observed, OperState, Place, PortState},
         netlink::NetlinkKernel,
-        routes::Route,
         step::{LinkStep, NewBridge, NewTun},
     },
     model::{BridgeSpec, BridgeType, LinkName, MasqueradeSpec, NamespaceName, TunSpec, TunType, VethSpec},
@@ -86,13 +85,13 @@ impl Kernel for Faulty {
         self.kernel.observe().await
     }
 
-    async fn routes(&self) -> Result<Vec<Route>, KernelError> {
-        self.kernel.routes().await
-    }
-
     async fn apply(&self, step: &LinkStep) -> Result<(), KernelError> {
         self.faults.step(&step.to_string())?;
         self.kernel.apply(step).await
+    }
+
+    async fn reachable(&self, link: &str, host: IpAddr) -> Result<bool, KernelError> {
+        self.kernel.reachable(link, host).await
     }
 
     fn events(&self) -> Result<mpsc::Receiver<()>, KernelError> {
@@ -218,6 +217,9 @@ fn essence(mut observed: Observed, named: &Named) -> Observed {
             link.mac = None;
         }
     }
+    // These follow the carriers.
+    observed.routes.retain(|route| !route.destination.to_string().starts_with("fe80"));
+    observed.routes.sort_by_key(|route| (route.interface, route.destination, route.metric));
     // Other tests make and remove theirs meanwhile.
     observed.namespaces.retain(|ns| ns.name == named.0);
     observed

@@ -48,6 +48,17 @@ pub const INSIDE_NET6: &str = "fd00:100::/64";
 /// How long anything may take before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Waits until it is so; how long it took.
+#[track_caller]
+pub fn eventually(what: &str, mut so: impl FnMut() -> bool) -> Duration {
+    let began = Instant::now();
+    while !so() {
+        assert!(began.elapsed() < PATIENCE, "{what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+    began.elapsed()
+}
+
 /// A network namespace without a name.
 #[derive(Debug)]
 pub struct Netns(OwnedFd);

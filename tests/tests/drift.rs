@@ -1,23 +1,9 @@
 //! What others do to the worker's links, and what a reboot takes away: both come back.
 
-use std::{
-    thread,
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
 use serde_json::{Value, json};
-use telecluster_tests::lab::{Lab, PATIENCE};
-
-/// Waits until it is so; how long it took.
-#[track_caller]
-fn eventually(what: &str, mut so: impl FnMut() -> bool) -> Duration {
-    let began = Instant::now();
-    while !so() {
-        assert!(began.elapsed() < PATIENCE, "{what}");
-        thread::sleep(Duration::from_millis(5));
-    }
-    began.elapsed()
-}
+use telecluster_tests::lab::{Lab, eventually};
 
 /// A worker's host with one of every kind of link: a bridge with an address, a pair into a namespace, a ring,
 /// a TAP with an address, a foreign link as port.

@@ -3,26 +3,14 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     process::Stdio,
-    thread,
-    time::{Duration, Instant},
 };
 
 use nix::libc;
 use serde_json::{Value, json};
 use telecluster_tests::{
-    lab::{GATEWAY, INSIDE, Lab, Netns, PATIENCE},
+    lab::{GATEWAY, INSIDE, Lab, Netns, eventually},
     tap::Tap,
 };
-
-/// Waits until it is so.
-#[track_caller]
-fn eventually(what: &str, mut so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !so() {
-        assert!(Instant::now() < deadline, "{what}");
-        thread::sleep(Duration::from_millis(10));
-    }
-}
 
 fn data(body: &Value) -> &Value {
     &body["data"]

@@ -48,6 +48,7 @@ pub fn status(code: Code) -> StatusCode {
         | Code::TooManyVlans
         | Code::StationExists
         | Code::FirewallLockout
+        | Code::GatewayLost
         | Code::KernelRefused => StatusCode::CONFLICT,
         Code::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Code::ForeignHost => StatusCode::MISDIRECTED_REQUEST,
@@ -195,6 +196,7 @@ pub const CODES: &[Code] = &[
     Code::DataplaneDown,
     Code::StoreUnwritable,
     Code::NotReady,
+    Code::GatewayLost,
     Code::KernelRefused,
     Code::Internal,
 ];

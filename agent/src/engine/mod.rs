@@ -383,6 +383,8 @@ impl From<KernelError> for Error {
             }
             Some(Errno::EPERM) => Self::new(Code::KernelRefused, error.to_string())
                 .hint("the worker needs CAP_NET_ADMIN and CAP_SYS_ADMIN: run it as root"),
+            Some(Errno::EHOSTUNREACH) => Self::new(Code::GatewayLost, error.to_string())
+                .hint("it answered before, so everything was put back; look at the switch and at the cable"),
             _ => Self::new(Code::KernelRefused, error.to_string()),
         }
     }

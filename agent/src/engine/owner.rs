@@ -4,7 +4,7 @@
 mod drift;
 mod vlans;
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use tokio::{
     sync::mpsc,
@@ -18,7 +18,7 @@ use crate::{
         KernelError,
         links::{At, Observed},
     },
-    kinds::{self, firewall, rule},
+    kinds::{self, firewall, rule, uplink},
     loops,
     plan::{FilterStep, Installed, NatStep, Plan, Step, World},
     state::{Record, State, Write},
@@ -165,15 +165,30 @@ impl Owner {
     }
 
     fn world<'a>(&'a self, observed: &'a Observed, state: &'a State, fresh_id: &'a str) -> World<'a> {
-        World { observed, state, nat: &self.nat, options: &self.shared.options, fresh_id }
+        World { observed, state, nat: &self.nat, options: &self.shared.options, fresh_id, reachable: &[] }
+    }
+
+    /// Which of the gateways that a change could cut off answer now.
+    async fn reachable(&self, change: &Change, observed: &Observed) -> Vec<IpAddr> {
+        let at_risk = uplink::at_risk(change, observed, &self.shared.state());
+        let mut reachable = Vec::new();
+        for (link, gateway) in at_risk {
+            match self.shared.kernel.reachable(&link, gateway).await {
+                Ok(true) => reachable.push(gateway),
+                Ok(false) => info!(%gateway, link, "a gateway does not answer, so it is not waited for"),
+                Err(error) => warn!(%gateway, link, %error, "a gateway could not be asked"),
+            }
+        }
+        reachable
     }
 
     async fn change(&mut self, change: &Change) -> Result<Outcome> {
         let before = self.shared.observe().await?;
+        let reachable = self.reachable(change, &before).await;
         let id = uuid::Uuid::new_v4().simple().to_string();
         let plan = {
             let state = self.shared.state();
-            kinds::plan(change, self.world(&before, &state, &id[..12]))?
+            kinds::plan(change, World { reachable: &reachable, ..self.world(&before, &state, &id[..12]) })?
         };
         let changed = !plan.is_empty();
         let after = if changed { self.carry_out(&plan, &before).await? } else { before };

@@ -11,7 +11,7 @@ use crate::{
         links::{At, Place},
         step::LinkStep,
     },
-    kinds::managed,
+    kinds::{managed, uplink},
     state::{Record, State, veth_ends},
     store::Store,
 };
@@ -94,11 +94,13 @@ async fn remove(
         // All at once, before the first record, and after the last.
         Record::Firewall(_) | Record::PortVlans(_) => {}
         Record::Port(spec) => {
-            let bridge = observed.link(spec.bridge.as_str()).map(|bridge| bridge.index);
-            let port =
-                observed.link(&spec.port).filter(|port| port.master.is_some() && port.master == bridge);
-            if let Some(port) = port {
-                kernel.apply(&LinkStep::SetMaster { port: port.name.clone(), master: None }).await?;
+            if let (Some(port), Some(bridge)) =
+                (observed.link(&spec.port), observed.link(spec.bridge.as_str()))
+                && port.master == Some(bridge.index)
+            {
+                for step in uplink::release(&observed, state, port, bridge) {
+                    kernel.apply(&step).await?;
+                }
             }
         }
         Record::Veth(spec) => {

@@ -13,14 +13,11 @@ use super::Engine;
 
 impl Engine {
     pub async fn routes(&self) -> Result<Vec<RouteView>> {
-        let routes = self.shared.kernel.routes().await?;
-        let observed = self.shared.observe().await?;
-        Ok(routes.iter().map(|found| route::view(found, &observed)).collect())
+        Ok(route::list(&self.shared.observe().await?))
     }
 
     /// Everything that is connected with something, from one look.
     pub async fn topology(&self) -> Result<Topology> {
-        let routes = self.shared.kernel.routes().await?;
         let observed = self.shared.observe().await?;
         let vlans = self.shared.switch_ports().await?;
         let state = self.shared.state();
@@ -37,7 +34,6 @@ impl Engine {
             interfaces: &interfaces,
             forwards: &forwards,
         });
-        let routes = routes.iter().map(|found| route::view(found, &observed)).collect();
-        Ok(Topology { interfaces, bridges, routes, graph })
+        Ok(Topology { interfaces, bridges, routes: route::list(&observed), graph })
     }
 }

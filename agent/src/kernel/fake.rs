@@ -13,7 +13,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::Ipv4Net;
 use nix::errno::Errno;
 use telecluster_common::drop::DropReason;
 use tokio::sync::mpsc;
@@ -26,14 +26,12 @@ use super::{
         ALIAS, Address, At, BridgePort, Link, LinkKind, Mac, Namespace, Observed, OperState, Peer, Place,
         PortState, TunInfo,
     },
+    observe,
     ovs::Presence,
-    routes::{Route, RouteKind},
+    routes::Route,
     step::LinkStep,
     switch::SwitchPort,
 };
-
-/// Where the default route goes.
-const GATEWAY: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -89,7 +87,12 @@ pub struct FakeKernel {
     world: Mutex<Observed>,
     faults: Faults,
     listeners: Mutex<Vec<mpsc::Sender<()>>>,
+    /// Links through which nobody answers.
+    deaf: Mutex<BTreeSet<String>>,
 }
+
+/// The gateway of the uplink.
+pub const GATEWAY: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
 impl FakeKernel {
     /// A worker with `lo`, the uplink `ens3` (192.0.2.10/24, default route), `ens4`, and the namespaces
@@ -104,11 +107,13 @@ impl FakeKernel {
             ovs: Presence::Absent,
             links: vec![lo.clone(), ens3, device(3, "ens4", LinkKind::Physical)],
             namespaces: vec![namespace("lab1"), namespace("lab2")],
+            routes: vec![Route::new(Ipv4Net::default().into(), Some(GATEWAY), 2)],
+            neighbours: Vec::new(),
             default_route: Some(2),
             ip_forward: false,
             ipv6_forward: Some(false),
         };
-        Self { world: Mutex::new(world), faults, listeners: Mutex::new(Vec::new()) }
+        Self { world: Mutex::new(world), faults, listeners: Mutex::new(Vec::new()), deaf: Mutex::default() }
     }
 
     /// Changes the machine behind the worker's back; nobody is told until [`Self::notify`].
@@ -129,6 +134,11 @@ impl FakeKernel {
         Ok(())
     }
 
+    /// From now on nobody answers through that link.
+    pub fn deafen(&self, link: &str) {
+        lock(&self.deaf).insert(link.to_owned());
+    }
+
     /// Tells the listeners that something has changed.
     pub fn notify(&self) {
         lock(&self.listeners).retain(|listener| match listener.try_send(()) {
@@ -144,22 +154,18 @@ impl Kernel for FakeKernel {
         Ok(lock(&self.world).clone())
     }
 
-    async fn routes(&self) -> Result<Vec<Route>, KernelError> {
-        let world = lock(&self.world);
-        let default = world.default_route.map(|index| Route {
-            destination: IpNet::V4(Ipv4Net::default()),
-            gateway: Some(GATEWAY),
-            interface: Some(index),
-            source: None,
-            metric: 0,
-            kind: RouteKind::Unicast,
-        });
-        Ok(default.into_iter().collect())
-    }
-
     async fn apply(&self, step: &LinkStep) -> Result<(), KernelError> {
         self.faults.step(&step.to_string())?;
-        self.act(step)
+        match step {
+            LinkStep::Reach { link, gateway } if !self.reachable(link, *gateway).await? => {
+                Err(KernelError::errno(step.to_string(), Errno::EHOSTUNREACH as i32))
+            }
+            step => self.act(step),
+        }
+    }
+
+    async fn reachable(&self, link: &str, _host: IpAddr) -> Result<bool, KernelError> {
+        Ok(!lock(&self.deaf).contains(link))
     }
 
     fn events(&self) -> Result<mpsc::Receiver<()>, KernelError> {
@@ -196,8 +202,7 @@ fn mac_of(index: u32) -> Mac {
 
 fn global(net: &str) -> Address {
     // Only called with literals.
-    let net = net.parse().unwrap_or_default();
-    Address { net, global: true, secondary: false }
+    Address::plain(net.parse().unwrap_or_default())
 }
 
 type Step<T = ()> = Result<T, Errno>;
@@ -338,7 +343,7 @@ fn apply(world: &mut Observed, step: &LinkStep) -> Step {
             if link.addresses.iter().any(|known| known.net == *address) {
                 return Err(Errno::EEXIST);
             }
-            link.addresses.push(Address { net: *address, global: true, secondary: false });
+            link.addresses.push(Address::plain(*address));
             Ok(())
         }
         LinkStep::RemoveAddress { link, address } => {
@@ -347,6 +352,43 @@ fn apply(world: &mut Observed, step: &LinkStep) -> Step {
             link.addresses.retain(|known| known.net != *address);
             if link.addresses.len() == count { Err(Errno::EADDRNOTAVAIL) } else { Ok(()) }
         }
+        LinkStep::CarryAddress { link, address } => {
+            let link = link_mut(world, link)?;
+            if link.addresses.iter().any(|known| known.net == address.net) {
+                return Err(Errno::EEXIST);
+            }
+            link.addresses.push(address.clone());
+            Ok(())
+        }
+        LinkStep::AddRoute(route) => {
+            if world.routes.contains(route) {
+                return Err(Errno::EEXIST);
+            }
+            world.routes.push(route.clone());
+            Ok(())
+        }
+        LinkStep::RemoveRoute(route) => {
+            let count = world.routes.len();
+            world.routes.retain(|known| known != route);
+            if world.routes.len() == count { Err(Errno::ESRCH) } else { Ok(()) }
+        }
+        LinkStep::AddNeighbour(neighbour) => {
+            world
+                .neighbours
+                .retain(|known| (known.interface, known.ip) != (neighbour.interface, neighbour.ip));
+            world.neighbours.push(*neighbour);
+            Ok(())
+        }
+        LinkStep::RemoveNeighbour(neighbour) => {
+            let count = world.neighbours.len();
+            world.neighbours.retain(|known| known != neighbour);
+            if world.neighbours.len() == count { Err(Errno::ENOENT) } else { Ok(()) }
+        }
+        LinkStep::SetMac { link, mac } => {
+            link_mut(world, &At::here(link))?.mac = Some(*mac);
+            Ok(())
+        }
+        LinkStep::Reach { .. } => Ok(()),
         LinkStep::Move { name, from, to } => {
             if links_mut(world, to)?.iter().any(|link| link.name == *name) {
                 return Err(Errno::EEXIST);
@@ -399,8 +441,15 @@ fn insert(world: &mut Observed, place: &Place, link: Link) -> Step {
     Ok(())
 }
 
-/// What the kernel changes by itself: carrier, and the state of bridge ports.
+/// What the kernel changes by itself: carrier, the state of bridge ports, routes that lead nowhere.
 fn settle(world: &mut Observed) {
+    let Observed { links, routes, neighbours, .. } = world;
+    let there = |index: u32| links.iter().any(|link| link.index == index);
+    routes.retain(|route| there(route.interface));
+    neighbours.retain(|neighbour| there(neighbour.interface));
+    // The order of a listing says nothing.
+    routes.sort_by_key(|route| (route.interface, route.metric, route.destination));
+    world.default_route = observe::default_route(routes);
     let snapshot = world.clone();
     let carries = |link: &Link| match &link.peer {
         Some(_) => link.up && snapshot.peer_of(link).is_some_and(|(_, peer)| peer.up),

@@ -1,6 +1,9 @@
 //! The whole machine: netlink, and OVS where it is. To everybody else a bridge of OVS is a bridge with ports.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
@@ -10,7 +13,6 @@ use super::{
     links::{ALIAS, BridgePort, LinkKind, Observed, OperState, Place, PortState},
     netlink::NetlinkKernel,
     ovs::{Ovs, Presence},
-    routes::Route,
     step::LinkStep,
 };
 
@@ -96,8 +98,8 @@ impl Kernel for HostKernel {
         Ok(observed)
     }
 
-    async fn routes(&self) -> Result<Vec<Route>, KernelError> {
-        self.netlink.routes().await
+    async fn reachable(&self, link: &str, host: IpAddr) -> Result<bool, KernelError> {
+        self.netlink.reachable(link, host).await
     }
 
     async fn apply(&self, step: &LinkStep) -> Result<(), KernelError> {

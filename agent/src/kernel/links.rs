@@ -7,7 +7,10 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::ovs::Presence;
+use super::{
+    ovs::Presence,
+    routes::{Neighbour, Route},
+};
 use crate::model::{NamespaceName, VlanProtocol};
 
 /// The alias (`ip link show`: `alias telecluster`) of every link that the worker made. Together with the
@@ -21,6 +24,10 @@ pub struct Observed {
     pub links: Vec<Link>,
     /// The namespaces under `/run/netns`, by name.
     pub namespaces: Vec<Namespace>,
+    /// The routes of the worker's own namespace, but for those to the host's own addresses.
+    pub routes: Vec<Route>,
+    /// Neighbours that somebody entered by hand, there.
+    pub neighbours: Vec<Neighbour>,
     /// The interface of the IPv4 default route with the lowest metric.
     pub default_route: Option<u32>,
     /// `net.ipv4.ip_forward`.
@@ -242,6 +249,14 @@ impl OperState {
 #[serde(try_from = "String", into = "String")]
 pub struct Mac(pub [u8; 6]);
 
+impl Mac {
+    /// From `02:00:00:00:00:01`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let bytes: Vec<_> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+        Some(Self(bytes.into_iter().collect::<Option<Vec<_>>>()?.try_into().ok()?))
+    }
+}
+
 impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, c, d, e, g] = self.0;
@@ -296,6 +311,22 @@ pub struct Address {
     pub global: bool,
     /// Added after another address of the same network, or IPv6 and temporary; never chosen for others.
     pub secondary: bool,
+    pub broadcast: Option<Ipv4Addr>,
+    /// The kernel makes the route to its network.
+    pub prefix_route: bool,
+    /// For a time only: from DHCP, or from a router's advertisement.
+    pub dynamic: bool,
+}
+
+impl Address {
+    /// As somebody sets one by hand.
+    pub fn plain(net: IpNet) -> Self {
+        let broadcast = match net {
+            IpNet::V4(net) if net.prefix_len() < 31 => Some(net.broadcast()),
+            IpNet::V4(_) | IpNet::V6(_) => None,
+        };
+        Self { net, global: true, secondary: false, broadcast, prefix_route: true, dynamic: false }
+    }
 }
 
 /// What a bridge does with one of its ports.

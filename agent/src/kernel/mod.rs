@@ -12,16 +12,19 @@ pub mod netlink;
 mod netns;
 mod observe;
 pub mod ovs;
+mod reach;
 pub mod routes;
 mod rtnl;
 pub mod step;
 pub mod switch;
 mod tun;
 
+use std::net::IpAddr;
+
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
-use self::{links::Observed, routes::Route, step::LinkStep};
+use self::{links::Observed, step::LinkStep};
 
 /// Links, addresses and namespaces of the machine. `netlink` does it for real, `fake` in memory.
 #[async_trait]
@@ -29,11 +32,11 @@ pub trait Kernel: Send + Sync + std::fmt::Debug {
     /// Everything, or an error: a listing that fails half-way has failed.
     async fn observe(&self) -> Result<Observed, KernelError>;
 
-    /// The routes of the worker's own namespace.
-    async fn routes(&self) -> Result<Vec<Route>, KernelError>;
-
     /// Does one step whole, or changes nothing.
     async fn apply(&self, step: &LinkStep) -> Result<(), KernelError>;
+
+    /// Whether a host answers on the link itself, by ARP or neighbour discovery. May take a few seconds.
+    async fn reachable(&self, link: &str, host: IpAddr) -> Result<bool, KernelError>;
 
     /// Says that a link, an address or a route has changed; what exactly is for `observe` to tell.
     /// More than one change may come as one message.

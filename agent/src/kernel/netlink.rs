@@ -2,6 +2,7 @@
 
 use std::{
     fs::File,
+    net::IpAddr,
     os::fd::{AsRawFd, RawFd},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -10,9 +11,10 @@ use std::{
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
     RouteNetlinkMessage,
+    address::{AddressAttribute, AddressFlags},
     link::{
         BridgePortState, BridgeStpState, InfoData, InfoVeth, LinkFlags, LinkMessage,
         VlanProtocol as WireVlanProtocol,
@@ -30,7 +32,7 @@ use super::{
     Kernel, KernelError, forwarding,
     links::{ALIAS, At, Link, Observed, OperState, Place, PortState},
     netns, observe,
-    routes::{self, Route},
+    reach::{self, Through},
     rtnl::{Rtnl, io_error},
     step::{LinkStep, NewBridge, NewEnd, NewTun, NewVlan},
     tun::Tun,
@@ -39,6 +41,11 @@ use crate::model::VlanProtocol;
 
 /// How long a port that is brought up may take until the kernel says that it is.
 const CARRIER: Duration = Duration::from_secs(2);
+
+/// How long a gateway may take to answer before a change; one that does not is not waited for afterwards.
+const GATEWAY_BEFORE: Duration = Duration::from_secs(2);
+/// And after it, when its switch has to learn anew.
+const GATEWAY_AFTER: Duration = Duration::from_secs(5);
 
 /// The links of the namespace of the thread that opens it.
 #[derive(Debug, Clone)]
@@ -82,13 +89,14 @@ impl Kernel for NetlinkKernel {
         self.blocking("observe", Inner::observe).await
     }
 
-    async fn routes(&self) -> Result<Vec<Route>, KernelError> {
-        self.blocking("list routes", Inner::routes).await
-    }
-
     async fn apply(&self, step: &LinkStep) -> Result<(), KernelError> {
         let step = step.clone();
         self.blocking("change a link", move |inner| inner.apply(&step)).await
+    }
+
+    async fn reachable(&self, link: &str, host: IpAddr) -> Result<bool, KernelError> {
+        let link = link.to_owned();
+        self.blocking("look for a gateway", move |inner| inner.reachable(&link, host, GATEWAY_BEFORE)).await
     }
 
     fn events(&self) -> Result<mpsc::Receiver<()>, KernelError> {
@@ -132,10 +140,6 @@ impl Inner {
         observe::observe(&mut rtnl, &self.own)
     }
 
-    fn routes(&self) -> Result<Vec<Route>, KernelError> {
-        routes::list(&mut self.reader.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
     fn apply(&self, step: &LinkStep) -> Result<(), KernelError> {
         let operation = step.to_string();
         match step {
@@ -165,6 +169,41 @@ impl Inner {
                 let message = address_message(index_of(rtnl, &operation, &link.name)?, address);
                 rtnl.change(&operation, RouteNetlinkMessage::DelAddress(message), 0)
             }),
+            LinkStep::CarryAddress { link, address } => self.at(&link.place, |rtnl| {
+                let mut message = address_message(index_of(rtnl, &operation, &link.name)?, &address.net);
+                let mut flags = AddressFlags::empty();
+                flags.set(AddressFlags::Noprefixroute, !address.prefix_route);
+                // It was the host's before: nobody has to be asked whether it is free.
+                flags.set(AddressFlags::Nodad, address.net.addr().is_ipv6());
+                message.attributes.push(AddressAttribute::Flags(flags));
+                message.attributes.retain(|attribute| !matches!(attribute, AddressAttribute::Broadcast(_)));
+                message.attributes.extend(address.broadcast.map(AddressAttribute::Broadcast));
+                rtnl.change(&operation, RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)
+            }),
+            LinkStep::AddRoute(route) => self.here(|rtnl| {
+                let message = RouteNetlinkMessage::NewRoute(route.message());
+                rtnl.change(&operation, message, NLM_F_CREATE | NLM_F_EXCL)
+            }),
+            LinkStep::RemoveRoute(route) => {
+                self.here(|rtnl| rtnl.change(&operation, RouteNetlinkMessage::DelRoute(route.message()), 0))
+            }
+            LinkStep::AddNeighbour(neighbour) => self.here(|rtnl| {
+                let message = RouteNetlinkMessage::NewNeighbour(neighbour.message());
+                rtnl.change(&operation, message, NLM_F_CREATE | NLM_F_REPLACE)
+            }),
+            LinkStep::RemoveNeighbour(neighbour) => self.here(|rtnl| {
+                rtnl.change(&operation, RouteNetlinkMessage::DelNeighbour(neighbour.message()), 0)
+            }),
+            LinkStep::SetMac { link, mac } => self.here(|rtnl| {
+                let message = named(rtnl, &operation, link)?.address(mac.0.to_vec()).build();
+                rtnl.change(&operation, RouteNetlinkMessage::SetLink(message), 0)
+            }),
+            LinkStep::Reach { link, gateway } => {
+                if self.reachable(link, *gateway, GATEWAY_AFTER)? {
+                    return Ok(());
+                }
+                Err(KernelError::errno(operation, Errno::EHOSTUNREACH as i32))
+            }
             LinkStep::Move { name, from, to } => self.with_fd(to, |fd| {
                 self.at(from, |rtnl| {
                     let message = named(rtnl, &operation, name)?.setns_by_fd(fd).build();
@@ -187,6 +226,15 @@ impl Inner {
             LinkStep::SetIpForwarding(on) => forwarding::set_ipv4(&operation, *on),
             LinkStep::SetIpv6Forwarding(on) => forwarding::set_ipv6(&operation, *on),
         }
+    }
+
+    fn reachable(&self, name: &str, host: IpAddr, patience: Duration) -> Result<bool, KernelError> {
+        let operation = format!("look for {host} through {name}");
+        self.here(|rtnl| {
+            let index = index_of(rtnl, &operation, name)?;
+            wait_for_carrier(rtnl, &operation, name)?;
+            reach::answers(rtnl, &self.own, Through { index, name }, host, patience)
+        })
     }
 
     fn here<T>(&self, task: impl FnOnce(&mut Rtnl) -> Result<T, KernelError>) -> Result<T, KernelError> {

@@ -12,8 +12,9 @@ use netlink_packet_route::{
         InfoTun, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, State,
         VlanProtocol as WireVlanProtocol,
     },
+    neighbour::NeighbourMessage,
     nsid::{NsidAttribute, NsidMessage},
-    route::{RouteAttribute, RouteMessage, RouteType},
+    route::RouteMessage,
 };
 
 use super::{
@@ -24,6 +25,7 @@ use super::{
     },
     netns,
     ovs::Presence,
+    routes::{Neighbour, Route},
     rtnl::Rtnl,
 };
 use crate::model::VlanProtocol;
@@ -57,7 +59,8 @@ pub(super) fn observe(rtnl: &mut Rtnl, own: &File) -> Result<Observed, KernelErr
         };
         others.push(OtherPlace { name, file, links });
     }
-    let default_route = default_route(rtnl)?;
+    let (routes, neighbours) = (routes(rtnl)?, neighbours(rtnl)?);
+    let default_route = default_route(&routes);
     let ip_forward = forwarding::ipv4()?;
     let ipv6_forward = forwarding::ipv6()?;
 
@@ -80,7 +83,16 @@ pub(super) fn observe(rtnl: &mut Rtnl, own: &File) -> Result<Observed, KernelErr
         let links = resolve(std::mem::take(&mut other.links), &place, &ids);
         namespaces.push(Namespace { name: other.name.clone(), links });
     }
-    Ok(Observed { links, namespaces, default_route, ip_forward, ipv6_forward, ovs: Presence::Absent })
+    Ok(Observed {
+        links,
+        namespaces,
+        routes,
+        neighbours,
+        default_route,
+        ip_forward,
+        ipv6_forward,
+        ovs: Presence::Absent,
+    })
 }
 
 /// A file under `/run/netns` that no namespace is mounted on: EINVAL of setns.
@@ -315,12 +327,16 @@ fn address(message: &AddressMessage) -> Option<Address> {
     let mut peer_or_own = None;
     let mut local = None;
     let mut flags = AddressFlags::empty();
+    let mut lifetime = u32::MAX;
+    let mut broadcast = None;
     for attribute in &message.attributes {
         match attribute {
             AddressAttribute::Address(ip) => peer_or_own = Some(*ip),
             // Of a point-to-point link, IFA_ADDRESS is the other side.
             AddressAttribute::Local(ip) => local = Some(*ip),
             AddressAttribute::Flags(found) => flags = *found,
+            AddressAttribute::Broadcast(ip) => broadcast = Some(*ip),
+            AddressAttribute::CacheInfo(info) => lifetime = info.ifa_valid,
             _ => {}
         }
     }
@@ -329,41 +345,46 @@ fn address(message: &AddressMessage) -> Option<Address> {
         net: IpNet::new(ip, message.header.prefix_len).ok()?,
         global: message.header.scope == AddressScope::Universe,
         secondary: flags.contains(AddressFlags::Secondary),
+        broadcast,
+        prefix_route: !flags.contains(AddressFlags::Noprefixroute),
+        dynamic: lifetime != u32::MAX,
     })
 }
 
-/// The interface of the IPv4 default route with the lowest metric.
-fn default_route(rtnl: &mut Rtnl) -> Result<Option<u32>, KernelError> {
-    let mut request = RouteMessage::default();
-    request.header.address_family = AddressFamily::Inet;
-    let routes = rtnl.dump("list routes", &RouteNetlinkMessage::GetRoute(request))?;
-    let best = routes
-        .into_iter()
-        .filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewRoute(route)
-                if route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast =>
-            {
-                Some(metric_and_interface(&route))
-            }
+/// Both families.
+fn routes(rtnl: &mut Rtnl) -> Result<Vec<Route>, KernelError> {
+    let mut routes = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut request = RouteMessage::default();
+        request.header.address_family = family;
+        let answers = rtnl.dump("list routes", &RouteNetlinkMessage::GetRoute(request))?;
+        routes.extend(answers.into_iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewRoute(route) => Route::read(route),
             _ => None,
-        })
-        .filter_map(|(metric, interface)| Some((metric, interface?)))
-        .min();
-    Ok(best.map(|(_, interface)| interface))
+        }));
+    }
+    Ok(routes)
 }
 
-fn metric_and_interface(route: &RouteMessage) -> (u32, Option<u32>) {
-    let mut metric = 0;
-    let mut interface = None;
-    for attribute in &route.attributes {
-        match attribute {
-            RouteAttribute::Priority(value) => metric = *value,
-            RouteAttribute::Oif(index) => interface = Some(*index),
-            RouteAttribute::MultiPath(hops) if interface.is_none() => {
-                interface = hops.first().map(|hop| hop.interface_index);
-            }
-            _ => {}
-        }
-    }
-    (metric, interface)
+/// The kernel keeps no more than some thousand neighbours, so reading them all is cheap.
+fn neighbours(rtnl: &mut Rtnl) -> Result<Vec<Neighbour>, KernelError> {
+    let request = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
+    let answers = rtnl.dump("list neighbours", &request)?;
+    Ok(answers
+        .into_iter()
+        .filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewNeighbour(message) => Neighbour::read(message),
+            _ => None,
+        })
+        .collect())
+}
+
+/// The interface of the IPv4 default route with the lowest metric.
+pub(super) fn default_route(routes: &[Route]) -> Option<u32> {
+    let defaults = routes.iter().filter(|route| route.is_default() && route.destination.addr().is_ipv4());
+    defaults
+        .filter(|route| route.interface > 0)
+        .map(|route| (route.metric, route.interface))
+        .min()
+        .map(|best| best.1)
 }

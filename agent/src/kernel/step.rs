@@ -1,10 +1,13 @@
 //! The primitive changes to links. Each happens whole or not at all, and each can be undone.
 
-use std::fmt;
+use std::{fmt, net::IpAddr};
 
 use ipnet::IpNet;
 
-use super::links::{At, Link, LinkKind, Mac, Observed, Place, VlanTag};
+use super::{
+    links::{Address, At, Link, LinkKind, Mac, Observed, Place, VlanTag},
+    routes::{Neighbour, Route},
+};
 
 /// One change to the kernel's links.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +39,24 @@ pub enum LinkStep {
     RemoveAddress {
         link: At,
         address: IpNet,
+    },
+    /// Gives a link an address that another one had, usable at once.
+    CarryAddress {
+        link: At,
+        address: Address,
+    },
+    AddRoute(Route),
+    RemoveRoute(Route),
+    AddNeighbour(Neighbour),
+    RemoveNeighbour(Neighbour),
+    SetMac {
+        link: String,
+        mac: Mac,
+    },
+    /// Changes nothing; fails when a gateway does not answer through a link within a few seconds.
+    Reach {
+        link: String,
+        gateway: IpAddr,
     },
     /// Moves a link to another namespace. It loses its master and addresses and is down there.
     Move {
@@ -143,17 +164,32 @@ impl LinkStep {
                 .map(|link| Self::SetUp { link: at.clone(), up: link.up })
                 .into_iter()
                 .collect(),
-            Self::AddAddress { link, address } => {
+            Self::AddAddress { link, address }
+            | Self::CarryAddress { link, address: Address { net: address, .. } } => {
                 let Some(found) = before.find(link) else { return Vec::new() };
                 if found.addresses.iter().any(|known| known.net == *address) {
                     return Vec::new();
                 }
                 vec![Self::RemoveAddress { link: link.clone(), address: *address }]
             }
-            Self::RemoveAddress { link, address } => match before.find(link) {
-                Some(_) => vec![Self::AddAddress { link: link.clone(), address: *address }],
-                None => Vec::new(),
-            },
+            Self::RemoveAddress { link, address } => {
+                let found = before.find(link).map(|link| &link.addresses);
+                let found = found.and_then(|known| known.iter().find(|known| known.net == *address));
+                let back =
+                    |found: &Address| Self::CarryAddress { link: link.clone(), address: found.clone() };
+                found.map(back).into_iter().collect()
+            }
+            Self::AddRoute(route) if before.routes.contains(route) => Vec::new(),
+            Self::AddRoute(route) => vec![Self::RemoveRoute(route.clone())],
+            Self::RemoveRoute(route) => vec![Self::AddRoute(route.clone())],
+            Self::AddNeighbour(neighbour) if before.neighbours.contains(neighbour) => Vec::new(),
+            Self::AddNeighbour(neighbour) => vec![Self::RemoveNeighbour(*neighbour)],
+            Self::RemoveNeighbour(neighbour) => vec![Self::AddNeighbour(*neighbour)],
+            Self::SetMac { link, .. } => {
+                let mac = before.link(link).and_then(|link| link.mac);
+                mac.map(|mac| Self::SetMac { link: link.clone(), mac }).into_iter().collect()
+            }
+            Self::Reach { .. } => Vec::new(),
             Self::Move { name, from, to } => {
                 let Some(link) = before.find(&At::new(from.clone(), name)) else { return Vec::new() };
                 let mut steps = vec![Self::Move { name: name.clone(), from: to.clone(), to: from.clone() }];
@@ -280,12 +316,21 @@ fn dress(at: &At, link: &Link, before: &Observed) -> Vec<LinkStep> {
     for address in &link.addresses {
         // The kernel makes link-local IPv6 addresses itself.
         if address.global {
-            steps.push(LinkStep::AddAddress { link: at.clone(), address: address.net });
+            steps.push(LinkStep::CarryAddress { link: at.clone(), address: address.clone() });
         }
     }
     if link.up {
         steps.push(LinkStep::SetUp { link: at.clone(), up: true });
         steps.extend(hold);
+    }
+    if at.place == Place::Here {
+        let routes = before.routes.iter().filter(|route| route.interface == link.index);
+        let mut routes: Vec<_> = routes.filter(|route| !route.is_automatic(link)).cloned().collect();
+        // Those with a gateway need the others.
+        routes.sort_by_key(|route| route.gateway.is_some());
+        steps.extend(routes.into_iter().map(LinkStep::AddRoute));
+        let neighbours = before.neighbours.iter().filter(|neighbour| neighbour.interface == link.index);
+        steps.extend(neighbours.copied().map(LinkStep::AddNeighbour));
     }
     steps
 }
@@ -307,6 +352,17 @@ impl fmt::Display for LinkStep {
             Self::SetUp { link, up: false } => write!(f, "bring down {link}"),
             Self::AddAddress { link, address } => write!(f, "add address {address} to {link}"),
             Self::RemoveAddress { link, address } => write!(f, "remove address {address} from {link}"),
+            Self::CarryAddress { link, address } => write!(f, "move address {} to {link}", address.net),
+            Self::AddRoute(route) => write!(f, "add route {route}"),
+            Self::RemoveRoute(route) => write!(f, "remove route {route}"),
+            Self::AddNeighbour(Neighbour { interface, ip, .. }) => {
+                write!(f, "add neighbour {ip} to interface {interface}")
+            }
+            Self::RemoveNeighbour(Neighbour { interface, ip, .. }) => {
+                write!(f, "remove neighbour {ip} from interface {interface}")
+            }
+            Self::SetMac { link, mac } => write!(f, "set the address of {link} to {mac}"),
+            Self::Reach { link, gateway } => write!(f, "reach the gateway {gateway} through {link}"),
             Self::Move { name, to: Place::Here, .. } => write!(f, "move {name} to the worker's namespace"),
             Self::Move { name, to: Place::Named(to), .. } => write!(f, "move {name} to namespace {to}"),
             Self::Hold { port, bridge, hold: true } => write!(f, "hold port {port} of bridge {bridge}"),

@@ -17,7 +17,7 @@ use crate::{
 
 use super::{
     address_list, attach, bridge_vlan, managed, mend_addresses, mend_mtu, mend_up, name_taken, not_managed,
-    problems, record_master, require_free_name, require_nothing_on_top, target_bridge,
+    problems, record_master, require_free_name, require_nothing_on_top, target_bridge, uplink,
 };
 
 /// Smallest MTU that IPv4 works with (RFC 791), and the largest of a bridge.
@@ -138,12 +138,19 @@ pub(super) fn remake_port(spec: &PortSpec, world: World<'_>, plan: &mut Plan) ->
         return Err(Error::new(Code::LinkNotFound, format!("there is no interface {}", spec.port)));
     };
     match port.master {
-        Some(master) if master == bridge.index => {}
+        Some(master) if master == bridge.index => {
+            if let Some(uplink) = &spec.uplink {
+                uplink::mend(plan, world, port, bridge, uplink);
+            }
+        }
         // Someone has put it elsewhere since; that is their decision.
         Some(_) => {
             return Err(Error::new(Code::PortInUse, format!("{} is a port of another bridge", spec.port)));
         }
-        None => attach(plan, world, port, bridge),
+        None => {
+            attach(plan, world, port, bridge);
+            uplink::move_in(plan, world, port, bridge);
+        }
     }
     Ok(())
 }
@@ -206,17 +213,18 @@ pub(super) fn delete(name: &str, force: bool, world: World<'_>) -> Result<Plan> 
     let mut plan = Plan::new(Subject::Gone(vec![name.to_owned()]), format!("bridge {name} was deleted"));
     match (find(name, world.observed), stored) {
         (Ok(link), Some(_)) if managed(world.state, &Place::Here, link) => {
-            let ports: Vec<_> = world.observed.ports_of(link.index).map(|port| port.name.as_str()).collect();
+            let ports: Vec<_> = world.observed.ports_of(link.index).collect();
+            let names: Vec<_> = ports.iter().map(|port| port.name.as_str()).collect();
             if !ports.is_empty() && !force {
                 return Err(Error::new(
                     Code::BridgeHasPorts,
-                    format!("bridge {name} still has the ports {}", ports.join(", ")),
+                    format!("bridge {name} still has the ports {}", names.join(", ")),
                 )
                 .hint("remove the ports first, or delete with force"));
             }
             require_nothing_on_top(&Place::Here, link, world.observed)?;
             for port in ports {
-                plan.link(LinkStep::SetMaster { port: port.to_owned(), master: None });
+                uplink::move_out(&mut plan, world, port, link);
             }
             plan.link(LinkStep::DeleteLink(At::here(name)));
         }
@@ -283,12 +291,16 @@ pub(super) fn add_port(bridge_name: &str, port_name: &str, world: World<'_>) -> 
         None => {
             let addresses = address_list(port);
             attach(&mut plan, world, port, bridge);
-            if port.addresses.iter().any(|address| address.global) {
+            record_master(&mut plan, world, port_name, Some(bridge_name))?;
+            uplink::move_in(&mut plan, world, port, bridge);
+            // One of the worker's own keeps the addresses that it was given.
+            if uplink::carries_addresses(port) && managed(world.state, &Place::Here, port) {
                 plan.warnings.push(format!(
                     "{port_name} has the addresses {}; as a port of a bridge it answers to none of them",
                     addresses.join(", ")
                 ));
             }
+            return Ok(plan);
         }
     }
     record_master(&mut plan, world, port_name, Some(bridge_name))?;
@@ -312,7 +324,7 @@ pub(super) fn remove_port(bridge_name: &str, port_name: &str, world: World<'_>) 
         Subject::Bridge(bridge_name.to_owned()),
         format!("{port_name} was taken out of bridge {bridge_name}"),
     );
-    plan.link(LinkStep::SetMaster { port: port.name.clone(), master: None });
+    uplink::move_out(&mut plan, world, port, bridge);
     record_master(&mut plan, world, port_name, None)?;
     Ok(plan)
 }

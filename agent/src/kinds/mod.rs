@@ -11,6 +11,7 @@ pub mod masquerade;
 pub mod route;
 pub mod rule;
 pub mod tuntap;
+pub mod uplink;
 pub mod veth;
 pub mod vlan_link;
 
@@ -263,9 +264,8 @@ fn record_master(plan: &mut Plan, world: World<'_>, port: &str, bridge: Option<&
             let stored = world.state.ports.get(port);
             match (stored, bridge) {
                 (_, Some(bridge)) => {
-                    let spec = PortSpec { port: port.to_owned(), bridge };
-                    if stored != Some(&spec) {
-                        plan.put(Record::Port(spec));
+                    if stored.is_none_or(|stored| stored.bridge != bridge) {
+                        plan.put(Record::Port(PortSpec { port: port.to_owned(), bridge, uplink: None }));
                     }
                 }
                 (Some(spec), None) => plan.forget(Record::Port(spec.clone())),

@@ -10,6 +10,7 @@ use crate::{
     kernel::{
         dataplane::{Counters, HostAddresses, NatRule, Slot},
         links::{Address, Link, Observed},
+        routes::Route,
         step::LinkStep,
     },
     model::{LinkName, RuleView},
@@ -173,11 +174,26 @@ pub fn host_addresses(observed: &Observed, uplinks: &BTreeSet<u32>) -> HostAddre
         .collect();
     local.sort_unstable();
     local.dedup();
+    let default_route = |link: &Link, ipv6: bool| {
+        let through = |route: &&Route| {
+            route.is_default() && route.interface == link.index && route.destination.addr().is_ipv6() == ipv6
+        };
+        observed.routes.iter().filter(through).min_by_key(|route| route.metric)
+    };
     // Of IPv6, a secondary address is a temporary one (RFC 8981), which goes away with flows still on it.
     let primary = |link: &Link, ipv6: bool| {
         let usable =
             |(ip, address): &(IpAddr, &Address)| ip.is_ipv6() == ipv6 && address.global && !address.secondary;
-        link.ips().find(usable).map(|(ip, _)| (link.index, ip))
+        // A bridge may have an address for the inside beside the uplink's: the default route tells them apart.
+        let towards = default_route(link, ipv6);
+        let outside = |(ip, address): &(IpAddr, &Address)| {
+            towards.is_some_and(|route| match route.source {
+                Some(source) => source == *ip,
+                None => route.gateway.is_some_and(|gateway| address.net.contains(&gateway)),
+            })
+        };
+        let chosen = link.ips().filter(usable).find(outside).or_else(|| link.ips().find(usable));
+        chosen.map(|(ip, _)| (link.index, ip))
     };
     let links = observed.links.iter().filter(|link| uplinks.contains(&link.index));
     let uplinks = links.flat_map(|link| [primary(link, false), primary(link, true)]).flatten().collect();

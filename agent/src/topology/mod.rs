@@ -343,11 +343,7 @@ pub(crate) mod tests {
         let kernel = crate::kernel::fake::FakeKernel::new(crate::kernel::fake::Faults::default());
         kernel.edit(|world| {
             let ens4 = world.links.iter_mut().find(|link| link.name == "ens4").unwrap();
-            ens4.addresses.push(crate::kernel::links::Address {
-                net: "10.1.0.1/24".parse().unwrap(),
-                global: true,
-                secondary: false,
-            });
+            ens4.addresses.push(crate::kernel::links::Address::plain("10.1.0.1/24".parse().unwrap()));
         });
         let observed =
             futures_util::FutureExt::now_or_never(crate::kernel::Kernel::observe(&kernel)).unwrap().unwrap();

@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use crate::{
     kernel::links::{At, Link, Observed, Place},
     kinds,
-    state::{Record, State, Write},
+    state::{PortSpec, Record, State, Write},
 };
 
 use super::Owner;
@@ -250,7 +250,7 @@ fn differences(before: &Observed, after: &Observed) -> BTreeSet<At> {
 }
 
 impl State {
-    /// The objects that have a link there.
+    /// The objects that have a link there, and those that brought their addresses to it.
     fn link_records_at(&self, at: &At) -> Vec<Record> {
         let mut records: Vec<_> = self.veth_at(at).cloned().map(Record::Veth).into_iter().collect();
         if at.place == Place::Here {
@@ -258,7 +258,9 @@ impl State {
             records.extend(self.bridges.get(name).cloned().map(Record::Bridge));
             records.extend(self.tuns.get(name).cloned().map(Record::Tun));
             records.extend(self.vlan_links.get(name).cloned().map(Record::VlanLink));
-            records.extend(self.ports.get(name).cloned().map(Record::Port));
+            let brought =
+                |spec: &&PortSpec| spec.port == *name || spec.uplink.is_some() && spec.bridge == **name;
+            records.extend(self.ports.values().filter(brought).cloned().map(Record::Port));
         }
         records
     }
