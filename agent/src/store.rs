@@ -141,12 +141,18 @@ pub struct MemoryStore {
 #[derive(Debug, Default)]
 struct Memory {
     entries: BTreeMap<String, Value>,
+    commits: Vec<Vec<Entry>>,
     broken: bool,
 }
 
 impl MemoryStore {
     fn lock(&self) -> std::sync::MutexGuard<'_, Memory> {
         self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Every commit so far, in order.
+    pub fn commits(&self) -> Vec<Vec<Entry>> {
+        self.lock().commits.clone()
     }
 
     /// Makes every later commit fail, or work again.
@@ -165,6 +171,7 @@ impl Store for MemoryStore {
         if memory.broken {
             return Err(StoreError::Unwritable("the memory store was told to fail".to_owned()));
         }
+        memory.commits.push(entries.to_vec());
         for (key, value) in entries {
             match value {
                 Some(value) => drop(memory.entries.insert(key.clone(), value.clone())),
