@@ -3,6 +3,7 @@
 pub mod bpf;
 pub mod dataplane;
 pub mod fake;
+pub mod fastpath;
 pub mod filter;
 mod forwarding;
 pub mod host;

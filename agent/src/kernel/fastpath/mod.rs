@@ -1,0 +1,124 @@
+//! What the fast path has to know of the kernel.
+//!
+//! A packet on the fast path passes no bridge, no route and no netfilter hook. That is right only as long as these
+//! would have decided as they did when the flow was learned, so a thread of its own listens to the kernel:
+//!
+//! | file | question |
+//! |---|---|
+//! | [`changes`] | has anything changed that packets are forwarded by? |
+//! | [`netfilter`] | has the host rules of its own, which must see every packet? |
+//!
+//! While the worker is not running nobody answers them; that is what the short leases of fast flows are for.
+
+mod changes;
+mod netfilter;
+
+use std::{os::fd::AsFd as _, thread};
+
+use netlink_sys::{
+    Socket, SocketAddr,
+    protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
+};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
+use rtnetlink::MulticastGroup;
+use tracing::{error, warn};
+
+use self::changes::Changes;
+use super::KernelError;
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// Something that packets are forwarded by: what was learned before does not hold any more.
+    Changed,
+    /// Whether the host's packet filter leaves forwarded packets alone, and if not, why not. Everything that was
+    /// learned before does not hold any more.
+    Netfilter(Result<(), String>),
+}
+
+/// Group of nf_tables' own events (linux/netfilter/nfnetlink.h NFNLGRP_NFTABLES).
+const NFTABLES_EVENTS: u32 = 7;
+
+const ROUTE_EVENTS: [MulticastGroup; 9] = [
+    MulticastGroup::Link,
+    MulticastGroup::Neigh,
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv6Route,
+    MulticastGroup::Ipv4Rule,
+    MulticastGroup::Ipv6Rule,
+    MulticastGroup::Ipv4Netconf,
+    MulticastGroup::Ipv6Netconf,
+    MulticastGroup::Nexthop,
+];
+
+/// Bursts of events must fit; when they do not, everything counts as changed.
+const RECEIVE_BUFFER: usize = 1 << 20;
+
+/// Tells once how things are, then starts a thread in this one's network namespace that tells what changes, for as
+/// long as the process lives.
+pub fn watch(tell: impl Fn(Notice) + Send + 'static) -> Result<(), KernelError> {
+    let routes = listen(NETLINK_ROUTE, ROUTE_EVENTS.map(|group| group as u32))?;
+    let filters = listen(NETLINK_NETFILTER, [NFTABLES_EVENTS])?;
+    tell(Notice::Netfilter(netfilter::clear()));
+    let run = move || {
+        let mut changes = Changes::default();
+        loop {
+            let mut ready = [
+                PollFd::new(routes.as_fd(), PollFlags::POLLIN),
+                PollFd::new(filters.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut ready, PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => {
+                    return error!(%errno, "the kernel's events have ended: no flow is fast any more");
+                }
+            }
+            let [routes_ready, filters_ready] = ready.map(|fd| fd.any().unwrap_or(false));
+            if routes_ready && drain(&routes, |message| changes.matters(message)) {
+                tell(Notice::Changed);
+            }
+            if filters_ready && drain(&filters, |_| true) {
+                tell(Notice::Netfilter(netfilter::clear()));
+            }
+        }
+    };
+    thread::Builder::new()
+        .name("fast-path-watch".to_owned())
+        .spawn(run)
+        .map(drop)
+        .map_err(|error| KernelError::other("start the fast path's watch", error.to_string()))
+}
+
+fn listen<const N: usize>(protocol: isize, groups: [u32; N]) -> Result<Socket, KernelError> {
+    let failed = |error: std::io::Error| {
+        KernelError::errno("listen to the kernel's events", error.raw_os_error().unwrap_or_default())
+    };
+    let mut socket = Socket::new(protocol).map_err(failed)?;
+    socket.bind(&SocketAddr::new(0, 0)).map_err(failed)?;
+    for group in groups {
+        socket.add_membership(group).map_err(failed)?;
+    }
+    socket.set_rx_buf_sz(RECEIVE_BUFFER).map_err(failed)?;
+    socket.set_non_blocking(true).map_err(failed)?;
+    Ok(socket)
+}
+
+/// Reads what there is; whether any of it mattered. What was lost or cannot be read does.
+fn drain(socket: &Socket, mut matters: impl FnMut(&[u8]) -> bool) -> bool {
+    let mut any = false;
+    loop {
+        match socket.recv_from_full() {
+            Ok((bytes, _)) => any |= matters(&bytes),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return any,
+            Err(error) => {
+                if error.raw_os_error() != Some(Errno::ENOBUFS as i32) {
+                    warn!(%error, "an event of the kernel could not be read");
+                }
+                return true;
+            }
+        }
+    }
+}

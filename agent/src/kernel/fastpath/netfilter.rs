@@ -1,0 +1,228 @@
+//! Has the host a packet filter that forwarded packets must pass?
+//!
+//! The answer is on the safe side: a base chain at a hook that a forwarded packet passes, with a rule in it or a
+//! policy other than accept, is in the way, whatever the rule says. nf_tables tells how many rules a chain has;
+//! of the old iptables (`iptables-legacy`) it is known only which tables are loaded, and any is in the way.
+
+use std::fs;
+
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NlaBuffer, NlasIterator};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use nix::{
+    errno::Errno,
+    libc,
+    sys::{
+        socket::{setsockopt, sockopt},
+        time::{TimeVal, TimeValLike as _},
+    },
+};
+
+/// Tables of iptables-legacy that are loaded in this network namespace, a name a line.
+const LEGACY: [&str; 2] = ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"];
+
+/// linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h
+mod nft {
+    pub(super) const SUBSYSTEM: u16 = 10;
+    pub(super) const NEW_CHAIN: u16 = 3;
+    pub(super) const GET_CHAIN: u16 = 4;
+    pub(super) const CHAIN_TABLE: u16 = 1;
+    pub(super) const CHAIN_NAME: u16 = 3;
+    pub(super) const CHAIN_HOOK: u16 = 4;
+    pub(super) const CHAIN_POLICY: u16 = 5;
+    pub(super) const CHAIN_USE: u16 = 6;
+    pub(super) const HOOK_NUMBER: u16 = 1;
+}
+
+/// linux/netfilter.h
+mod hook {
+    pub(super) const PREROUTING: u32 = 0;
+    pub(super) const FORWARD: u32 = 2;
+    pub(super) const POSTROUTING: u32 = 4;
+    pub(super) const ACCEPT: u32 = 1;
+}
+
+/// linux/netfilter.h NFPROTO_*
+mod family {
+    pub(super) const INET: u8 = 1;
+    pub(super) const IPV4: u8 = 2;
+    pub(super) const NETDEV: u8 = 5;
+    pub(super) const BRIDGE: u8 = 7;
+    pub(super) const IPV6: u8 = 10;
+}
+
+/// What of a chain decides whether it may be passed by.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Chain {
+    family: u8,
+    table: String,
+    name: String,
+    /// `None`: no base chain, only others jump to it.
+    hook: Option<u32>,
+    policy: Option<u32>,
+    /// Rules in it, and jumps to it.
+    uses: u32,
+}
+
+/// Whether forwarded packets meet no rule of the host; else which, in words.
+pub(super) fn clear() -> Result<(), String> {
+    for path in LEGACY {
+        // Absent: this kernel has no such thing.
+        if let Some(table) = fs::read_to_string(path).unwrap_or_default().lines().next() {
+            return Err(format!("the table {table} of iptables-legacy is loaded"));
+        }
+    }
+    let chains = chains().map_err(|error| format!("the host's nftables rules cannot be read: {error}"))?;
+    match chains.iter().find(|chain| in_the_way(chain)) {
+        None => Ok(()),
+        Some(chain) => {
+            Err(format!("chain {} of the host's nftables table {} has rules", chain.name, chain.table))
+        }
+    }
+}
+
+fn in_the_way(chain: &Chain) -> bool {
+    let Some(hook) = chain.hook else { return false };
+    let passed = match chain.family {
+        family::INET | family::IPV4 | family::IPV6 => {
+            matches!(hook, hook::PREROUTING | hook::FORWARD | hook::POSTROUTING)
+        }
+        family::BRIDGE | family::NETDEV => true,
+        _ => false,
+    };
+    passed && (chain.uses > 0 || chain.policy.is_some_and(|policy| policy != hook::ACCEPT))
+}
+
+/// Every chain of every family. None where the kernel has no nf_tables.
+fn chains() -> std::io::Result<Vec<Chain>> {
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(5))?;
+    socket.send(&request(), 0)?;
+    let mut chains = Vec::new();
+    loop {
+        let (datagram, _) = socket.recv_from_full()?;
+        match read(&datagram, &mut chains) {
+            Ok(true) => return Ok(chains),
+            Ok(false) => {}
+            Err(Errno::EOPNOTSUPP | Errno::EINVAL | Errno::EPROTONOSUPPORT) => return Ok(Vec::new()),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// A netlink header and a `struct nfgenmsg` of no family in particular.
+fn request() -> [u8; 20] {
+    let mut bytes = [0; 20];
+    let mut buffer = NetlinkBuffer::new(&mut bytes);
+    buffer.set_length(20);
+    buffer.set_message_type(nft::SUBSYSTEM << 8 | nft::GET_CHAIN);
+    buffer.set_flags(NLM_F_REQUEST | NLM_F_DUMP);
+    buffer.set_sequence_number(1);
+    bytes
+}
+
+/// Adds the chains of one datagram; true when it was the last one.
+fn read(datagram: &[u8], chains: &mut Vec<Chain>) -> Result<bool, Errno> {
+    const ERROR: u16 = libc::NLMSG_ERROR as u16;
+    const DONE: u16 = libc::NLMSG_DONE as u16;
+    const CHAIN: u16 = nft::SUBSYSTEM << 8 | nft::NEW_CHAIN;
+    let mut rest = datagram;
+    while !rest.is_empty() {
+        let buffer = NetlinkBuffer::new_checked(rest).map_err(|_| Errno::EBADMSG)?;
+        let payload = buffer.payload();
+        match buffer.message_type() {
+            DONE => return Ok(true),
+            ERROR => {
+                let code = payload.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
+                return Err(Errno::from_raw(code.wrapping_neg()));
+            }
+            CHAIN => chains.extend(chain(payload)),
+            _ => {}
+        }
+        rest = rest.get((buffer.length() as usize).next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(false)
+}
+
+/// One message, after its netlink header; `None` when it is cut short.
+fn chain(payload: &[u8]) -> Option<Chain> {
+    let mut chain = Chain { family: *payload.first()?, ..Chain::default() };
+    for attribute in NlasIterator::new(payload.get(4..)?) {
+        let attribute = attribute.ok()?;
+        match attribute.kind() {
+            nft::CHAIN_TABLE => chain.table = text(&attribute),
+            nft::CHAIN_NAME => chain.name = text(&attribute),
+            nft::CHAIN_POLICY => chain.policy = number(&attribute),
+            nft::CHAIN_USE => chain.uses = number(&attribute)?,
+            nft::CHAIN_HOOK => {
+                let hooks = NlasIterator::new(attribute.value()).filter_map(Result::ok);
+                chain.hook =
+                    hooks.filter(|hook| hook.kind() == nft::HOOK_NUMBER).find_map(|hook| number(&hook));
+            }
+            _ => {}
+        }
+    }
+    Some(chain)
+}
+
+fn text(attribute: &NlaBuffer<&[u8]>) -> String {
+    String::from_utf8_lossy(attribute.value()).trim_end_matches('\0').to_owned()
+}
+
+fn number(attribute: &NlaBuffer<&[u8]>) -> Option<u32> {
+    attribute.value().first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_with_rules_where_forwarded_packets_pass_is_in_the_way() {
+        let forward = Chain { family: family::INET, hook: Some(hook::FORWARD), uses: 1, ..Chain::default() };
+        assert!(in_the_way(&forward));
+        assert!(!in_the_way(&Chain { uses: 0, ..forward.clone() }), "an empty chain");
+        assert!(!in_the_way(&Chain { uses: 0, policy: Some(hook::ACCEPT), ..forward.clone() }));
+        assert!(in_the_way(&Chain { uses: 0, policy: Some(0), ..forward.clone() }), "policy drop");
+        assert!(!in_the_way(&Chain { hook: Some(1), ..forward.clone() }), "input: for the host only");
+        assert!(!in_the_way(&Chain { hook: None, ..forward.clone() }), "nothing leads there but a jump");
+        assert!(in_the_way(&Chain { family: family::BRIDGE, hook: Some(1), ..forward.clone() }));
+        assert!(!in_the_way(&Chain { family: 3, ..forward }), "ARP");
+    }
+
+    /// As the kernel sent it for `table inet t { chain c { type filter hook forward priority 0; accept; } }`.
+    #[test]
+    fn a_chain_is_read_from_its_message() {
+        let mut payload = vec![family::INET, 0, 0, 1];
+        payload.extend(attribute(nft::CHAIN_TABLE, b"t\0"));
+        payload.extend(attribute(2, &7u64.to_be_bytes()));
+        payload.extend(attribute(nft::CHAIN_NAME, b"c\0"));
+        let mut hook = attribute(nft::HOOK_NUMBER, &hook::FORWARD.to_be_bytes());
+        hook.extend(attribute(2, &0u32.to_be_bytes()));
+        payload.extend(attribute(nft::CHAIN_HOOK | 0x8000, &hook));
+        payload.extend(attribute(nft::CHAIN_POLICY, &hook::ACCEPT.to_be_bytes()));
+        payload.extend(attribute(nft::CHAIN_USE, &1u32.to_be_bytes()));
+        let expected = Chain {
+            family: family::INET,
+            table: "t".to_owned(),
+            name: "c".to_owned(),
+            hook: Some(hook::FORWARD),
+            policy: Some(hook::ACCEPT),
+            uses: 1,
+        };
+        assert_eq!(chain(&payload), Some(expected));
+        for length in 0..payload.len() {
+            // Nothing that is cut short is read past its end.
+            let _ = chain(payload.get(..length).unwrap_or_default());
+        }
+    }
+
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(value.len() + 4).unwrap();
+        let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+}
