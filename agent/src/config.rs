@@ -12,7 +12,7 @@ use std::{
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
 
-use crate::model::LinkName;
+use crate::{kernel::fastpath::Policy, model::LinkName};
 
 /// Everything the daemon is told from outside.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +30,7 @@ pub struct Config {
     pub ovs: Ovs,
     /// Where the database of Open vSwitch listens.
     pub ovs_socket: PathBuf,
+    pub netfilter: Policy,
     /// How many flows have series of their own on `/metrics`.
     pub flow_metrics_max: usize,
     /// Flows that the tables are made for.
@@ -171,6 +172,10 @@ struct Settings {
     /// Socket of Open vSwitch's database [default: /var/run/openvswitch/db.sock]
     #[arg(long, env = "OVS_SOCKET", global = true)]
     ovs_socket: Option<String>,
+    /// respect: where the host has filter rules of its own, every packet passes them; bypass: packets of flows under
+    /// way do not [default: respect]
+    #[arg(long, env = "NETFILTER", global = true)]
+    netfilter: Option<String>,
     /// Flows with series of their own on /metrics, the largest first [default: 500]
     #[arg(long, env = "FLOW_METRICS_MAX", global = true)]
     flow_metrics_max: Option<String>,
@@ -300,6 +305,11 @@ impl Settings {
                 Some(text) => return Err(invalid("OVS", text, "use auto or require")),
             },
             ovs_socket: directory("OVS_SOCKET", self.ovs_socket.as_deref(), "/var/run/openvswitch/db.sock")?,
+            netfilter: match given(self.netfilter.as_deref()) {
+                None | Some("respect") => Policy::Respect,
+                Some("bypass") => Policy::Bypass,
+                Some(text) => return Err(invalid("NETFILTER", text, "use respect or bypass")),
+            },
             flow_metrics_max: number(
                 "FLOW_METRICS_MAX",
                 self.flow_metrics_max.as_deref(),
@@ -447,6 +457,7 @@ mod tests {
             (Settings { flow_metrics_max: Some("-1".into()), ..Settings::default() }, "FLOW_METRICS_MAX"),
             (Settings { dataplane: Some("iptables".into()), ..Settings::default() }, "DATAPLANE"),
             (Settings { ovs: Some("yes".into()), ..Settings::default() }, "OVS"),
+            (Settings { netfilter: Some("off".into()), ..Settings::default() }, "NETFILTER"),
         ];
         for (settings, variable) in cases {
             let Err(Refused::Invalid(line)) = settings.check() else { panic!("{variable} was accepted") };

@@ -348,6 +348,7 @@ pub(crate) mod tests {
             counters: Counters { packets_in: 1, bytes_in: bytes, packets_out: 2, bytes_out: bytes, flows: 0 },
             state: FlowState::Established,
             proven: true,
+            fast: true,
             age: Duration::from_secs(1),
             idle: Duration::ZERO,
             slot: Slot(0),

@@ -540,9 +540,18 @@ pub struct RuleView {
     pub port_parity: Option<bool>,
 }
 
+/// Whether flows may go past bridge, routes and netfilter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct FastPathView {
+    pub open: bool,
+    /// Why not.
+    pub reason: Option<String>,
+}
+
 /// `GET /nat/status`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct NatStatusView {
+    pub fast_path: FastPathView,
     pub port_forwards: Vec<RuleView>,
     pub masquerade_rules: Vec<RuleView>,
     /// In the order in which they are asked.
@@ -577,6 +586,10 @@ pub struct FlowView {
     pub idle: u64,
     /// Answered, so that no flood can push it out.
     pub proven: bool,
+    /// `fast`: its packets go past bridge, routes and netfilter; `kernel`: they pass them.
+    pub path: String,
+    /// Why they take the kernel's way.
+    pub path_reason: Option<String>,
     /// The rule that made it.
     pub rule_id: Option<String>,
     pub interface: Option<String>,

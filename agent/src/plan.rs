@@ -9,12 +9,13 @@ use std::{
 use crate::{
     engine::Options,
     kernel::{
-        dataplane::{HostAddresses, NatRule, Slot},
+        dataplane::{FastPort, HostAddresses, NatRule, Slot},
         filter::FilterRule,
         links::Observed,
         step::LinkStep,
         switch::SwitchPort,
     },
+    kinds::lan::Insides,
     model::bridge_vlan::PortVlans,
     state::{Record, State, Write},
 };
@@ -36,6 +37,8 @@ pub enum NatStep {
     PutRule(Slot, NatRule),
     RemoveRule(Slot, NatRule),
     SetAddresses(HostAddresses),
+    /// Where the fast path may begin and end.
+    SetPorts(Vec<FastPort>),
 }
 
 /// One change to the VLAN filter.
@@ -68,9 +71,13 @@ pub struct Installed {
     pub filter: Vec<FilterRule>,
     /// Ports of bridges with VLANs, by index.
     pub ports: BTreeMap<u32, SwitchPort>,
+    /// Where the fast path may begin and end.
+    pub fast_ports: Vec<FastPort>,
     rules: BTreeMap<Slot, NatRule>,
     /// How many rules each uplink has; follows from `rules`, and saves going through all of them.
     uplinks: BTreeMap<u32, usize>,
+    /// Follows from `rules` too.
+    insides: Insides,
 }
 
 /// What plans are made from.
@@ -161,6 +168,7 @@ impl NatStep {
             }
             Self::RemoveRule(slot, rule) => Some(Self::PutRule(*slot, rule.clone())),
             Self::SetAddresses(_) => Some(Self::SetAddresses(before.addresses.clone())),
+            Self::SetPorts(_) => Some(Self::SetPorts(before.fast_ports.clone())),
         }
     }
 }
@@ -192,14 +200,21 @@ impl Installed {
         self.uplinks.keys().copied()
     }
 
+    /// The inside hosts and networks that rules are about.
+    pub fn insides(&self) -> &Insides {
+        &self.insides
+    }
+
     pub fn put(&mut self, slot: Slot, rule: NatRule) {
         self.remove(slot);
+        self.insides.add(&rule);
         *self.uplinks.entry(rule.uplink()).or_default() += 1;
         self.rules.insert(slot, rule);
     }
 
     fn remove(&mut self, slot: Slot) {
         let Some(rule) = self.rules.remove(&slot) else { return };
+        self.insides.remove(&rule);
         let left = self.rules_of(rule.uplink()).saturating_sub(1);
         if left == 0 {
             self.uplinks.remove(&rule.uplink());
@@ -216,6 +231,7 @@ impl Installed {
             NatStep::PutRule(slot, rule) => self.put(*slot, rule.clone()),
             NatStep::RemoveRule(slot, _) => self.remove(*slot),
             NatStep::SetAddresses(addresses) => self.addresses = addresses.clone(),
+            NatStep::SetPorts(ports) => self.fast_ports.clone_from(ports),
         }
     }
 }
@@ -236,6 +252,7 @@ impl fmt::Display for Step {
             Self::Vlan(VlanStep::Remove(index)) => write!(f, "filter interface {index} no longer"),
             Self::Vlan(VlanStep::Prepare { vlans, .. }) => write!(f, "set the VLANs of {}", vlans.port),
             Self::Vlan(VlanStep::Withdraw(port)) => write!(f, "filter {port} no longer"),
+            Self::Nat(NatStep::SetPorts(_)) => f.write_str("set the ports of the fast path"),
         }
     }
 }

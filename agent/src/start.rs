@@ -11,6 +11,7 @@ use crate::{
     kernel::{
         Kernel as _,
         bpf::{self, BpfDataPlane, object::Object},
+        fastpath,
         host::HostKernel,
         iptables::Iptables,
         netlink::NetlinkKernel,
@@ -32,6 +33,8 @@ pub async fn start(config: &Config) -> Result<Engine> {
     let store = open_store(config)?;
     let (dataplane, mut object) = load(config, Some(config.flow_capacity))?;
     log_programs(&mut object);
+    let epoch = dataplane.epoch();
+    fastpath::watch(config.netfilter, move |notice| epoch.hear(notice))?;
     let options = engine::Options {
         wan_interface: config.wan_interface.as_ref().map(ToString::to_string),
         api_port: Some(config.listen.port()),

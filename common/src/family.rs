@@ -60,6 +60,12 @@ pub trait Address: Copy + Eq + Hash + Debug {
     /// The header's own checksum, if this family has one.
     fn check(header: &Self::Header) -> Option<[u8; 2]>;
 
+    /// How many routers may still pass it on: TTL, hop limit.
+    fn hops_left(header: &Self::Header) -> u8;
+
+    /// Counts one router.
+    fn hop(header: &mut Self::Header);
+
     /// Writes the addresses, whose difference is `difference`, and what the header itself has of a checksum.
     fn rewrite(header: &mut Self::Header, src: Self, dst: Self, difference: u16);
 }
@@ -125,6 +131,21 @@ impl Address for [u8; 4] {
     #[inline(always)]
     fn check(header: &Ipv4Hdr) -> Option<[u8; 2]> {
         Some(header.check)
+    }
+
+    #[inline(always)]
+    fn hops_left(header: &Ipv4Hdr) -> u8 {
+        header.ttl
+    }
+
+    #[inline(always)]
+    fn hop(header: &mut Ipv4Hdr) {
+        let ttl = header.ttl.wrapping_sub(1);
+        // The protocol shares the word with it, and does not change.
+        let word = |ttl| u16::from_ne_bytes([ttl, 0]);
+        let difference = checksum::fold(checksum::difference16(word(header.ttl), word(ttl)));
+        header.check = checksum::apply(header.check, difference);
+        header.ttl = ttl;
     }
 
     #[inline(always)]
@@ -205,6 +226,16 @@ impl Address for [u8; 16] {
     #[inline(always)]
     fn check(_header: &Ipv6Hdr) -> Option<[u8; 2]> {
         None
+    }
+
+    #[inline(always)]
+    fn hops_left(header: &Ipv6Hdr) -> u8 {
+        header.hop_limit
+    }
+
+    #[inline(always)]
+    fn hop(header: &mut Ipv6Hdr) {
+        header.hop_limit = header.hop_limit.wrapping_sub(1);
     }
 
     #[inline(always)]

@@ -4,8 +4,16 @@
 //! are written (`[192,168,100,10]`), ports and counters are numbers in host order. No struct has padding that is
 //! not a field: a key with undefined bytes would never be found again.
 
+use crate::packet::LinkHeader;
+
 /// Rules of all kinds that can exist at once: the size of the `rule` and `rule_stat` maps.
 pub const MAX_RULES: u32 = 16384;
+
+/// Entries of `hop`, a power of two. Entry 0 is not used: a flow's hop 0 is none.
+pub const HOPS: u32 = 16384;
+
+/// Interfaces at which the fast path may begin and end: the size of `port`.
+pub const MAX_PORTS: u32 = 8192;
 
 /// Version of everything in this file. A pinned map of another version is not touched.
 pub const SCHEMA: u32 = 4;
@@ -30,6 +38,10 @@ pub mod stage {
     pub const ICMP4_OUT: u32 = 13;
     pub const ICMP6_IN: u32 = 14;
     pub const ICMP6_OUT: u32 = 15;
+    pub const NEXT6_IN: u32 = 16;
+    pub const NEXT6_OUT: u32 = 17;
+    pub const LAN6_IN: u32 = 18;
+    pub const LAN6_OUT: u32 = 19;
 }
 
 /// Nanoseconds to ticks: 2^20 ns, a little more than a millisecond. 32 bits of ticks are 52 days, and idle times are
@@ -81,6 +93,16 @@ pub struct FlowKey<A> {
     pub direction: u8,
     /// Always 0.
     pub unused: u16,
+}
+
+impl<A: Copy> FlowKey<A> {
+    /// The key of a packet that goes back the way that this one came.
+    #[inline(always)]
+    #[must_use]
+    pub const fn reversed(&self) -> Self {
+        let &Self { src, dst, sport, dport, proto, direction, unused } = self;
+        Self { src: dst, dst: src, sport: dport, dport: sport, proto, direction: 1 - (direction & 1), unused }
+    }
 }
 
 /// One direction of a flow: connection tracking and translation in one record. IPv4: 64 bytes, one cache line, all
@@ -290,7 +312,48 @@ pub struct RuleStat {
 type A4 = [u8; 4];
 type A6 = [u8; 16];
 
+/// Value of `epoch`, of which there is one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C, align(4))]
+pub struct Epoch {
+    /// What flows learn their ways under; 0: no packet takes the fast path.
+    pub current: u32,
+    /// The last number that was not 0.
+    pub last: u32,
+}
+
+/// Value of `hop`: where the packets of many flows go next, see [`crate::nat::fast`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct Hop {
+    /// The epoch in which it was written; another one now means that it is free.
+    pub stamp: u64,
+    /// Index of the interface where they leave.
+    pub interface: u32,
+    /// Of the one whose addresses answer where they come in.
+    pub from: u32,
+    /// Longest IP packet that may leave there.
+    pub mtu: u32,
+    /// Addresses of the frame.
+    pub link: LinkHeader,
+}
+
+/// Value of `port`, by interface index: where the fast path may begin and end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C, align(4))]
+pub struct Port {
+    /// Index of the interface whose addresses answer for it: itself, or its bridge.
+    pub owner: u32,
+    pub mtu: u32,
+    /// The owner's.
+    pub mac: [u8; 6],
+    /// Always 0.
+    pub unused: u16,
+}
+
 const _: () = {
+    assert!(size_of::<Hop>() == 32);
+    assert!(size_of::<Port>() == 16);
     assert!(size_of::<FlowKey<A4>>() == 16);
     assert!(size_of::<Flow<A4>>() == 64);
     assert!(size_of::<FlowKey<A6>>() == 40);

@@ -28,6 +28,17 @@ pub trait Packet {
     /// Packets on the wire: more than one for a segmentation-offload super-packet.
     fn segments(&self) -> u32;
 
+    /// Payload of each packet on the wire of a segmentation-offload super-packet; 0 for others.
+    fn segment_payload(&self) -> u32;
+
+    /// Index of the interface that it came in through, of the one whose addresses answered for it; 0: the host's own.
+    fn came_in_through(&self) -> u32;
+
+    /// What a program of ours at another hook has said of it, see [`note`].
+    fn note(&self) -> u32;
+
+    fn set_note(&mut self, note: u32);
+
     /// Makes the first `len` bytes of the frame reachable for [`Packet::at`], as far as it has so many.
     /// Every pointer taken before is void.
     fn make_linear(&mut self, len: usize);
@@ -51,6 +62,8 @@ unsafe impl Wire for Ipv4Hdr {}
 // SAFETY: bytes and byte arrays only (network-types 0.2).
 unsafe impl Wire for Ipv6Hdr {}
 // SAFETY: byte arrays only.
+unsafe impl Wire for LinkHeader {}
+// SAFETY: byte arrays only.
 unsafe impl Wire for Transport {}
 // SAFETY: bytes.
 unsafe impl Wire for Extension {}
@@ -63,6 +76,24 @@ const _: () = {
     assert!(align_of::<Ipv4Hdr>() == 1 && align_of::<Ipv6Hdr>() == 1);
     assert!(align_of::<Transport>() == 1 && align_of::<TcpHeader>() == 1 && align_of::<Extension>() == 1);
 };
+
+/// Words about a packet from one hook to another. In the kernel they are kept in `skb->tc_index`, which packet
+/// classifiers used to pass on from ingress to egress, and nobody else does.
+pub mod note {
+    pub const NONE: u32 = 0;
+    /// It is translated and where it should be; leave it alone.
+    pub const DONE: u32 = 0x7c1;
+    /// The way that it takes should be written down.
+    pub const LEARN: u32 = 0x7c2;
+}
+
+/// The addresses of an Ethernet frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct LinkHeader {
+    pub dst: [u8; 6],
+    pub src: [u8; 6],
+}
 
 /// The first eight bytes of TCP, UDP or an ICMP query.
 #[derive(Debug, Clone, Copy)]
@@ -160,6 +191,8 @@ pub struct Headers<'a, A: Address> {
     pub protocol: u8,
     /// 0 unless TCP.
     pub tcp_bits: u8,
+    /// Length of the transport header with its options, in bytes; as the packet says.
+    pub transport_len: u8,
 }
 
 /// ICMP types (RFC 792, RFC 4443).
@@ -217,13 +250,14 @@ pub fn parse<P: Packet, A: Address>(packet: &mut P) -> Parsed<'_, A> {
     let Some(mut transport) = packet.at::<Transport>(transport_offset) else {
         return Parsed::Flowless { src, why: DropReason::Malformed };
     };
-    let mut tcp_bits = 0;
+    let (mut tcp_bits, mut transport_header) = (0, 8);
     if protocol == proto::TCP {
         let Some(header) = packet.at::<TcpHeader>(transport_offset) else {
             return Parsed::Flowless { src, why: DropReason::Malformed };
         };
         // SAFETY: `at` checked the bounds.
-        tcp_bits = unsafe { header.as_ref().bits };
+        let header = unsafe { header.as_ref() };
+        (tcp_bits, transport_header) = (header.bits, (header.offset >> 4) * 4);
     }
     // SAFETY: `at` checked the bounds, the two do not overlap (the transport header starts where the IP header
     // ends or later), and both live as long as the borrow of the packet.
@@ -240,7 +274,14 @@ pub fn parse<P: Packet, A: Address>(packet: &mut P) -> Parsed<'_, A> {
             return Parsed::Flowless { src, why: DropReason::Protocol };
         }
     }
-    Parsed::Flow(Headers { ip, transport, transport_offset, protocol, tcp_bits })
+    Parsed::Flow(Headers {
+        ip,
+        transport,
+        transport_offset,
+        protocol,
+        tcp_bits,
+        transport_len: transport_header,
+    })
 }
 
 /// The headers again, of a packet that `parse` has found to have them at this offset.
@@ -257,7 +298,7 @@ pub fn headers_at<P: Packet, A: Address>(
     }
     // SAFETY: `at` checked the bounds, the two do not overlap, and both live as long as the borrow of the packet.
     let (ip, transport) = unsafe { (ip.as_mut(), transport.as_mut()) };
-    Some(Headers { ip, transport, transport_offset, protocol, tcp_bits: 0 })
+    Some(Headers { ip, transport, transport_offset, protocol, tcp_bits: 0, transport_len: 0 })
 }
 
 /// Behind IPv4's header and its options.
@@ -327,6 +368,19 @@ pub(crate) fn locate6<P: Packet>(packet: &mut P) -> Addressed<[u8; 16]> {
 }
 
 impl<A: Address> Headers<'_, A> {
+    /// Bytes of IP before the payload.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "headers are shorter than 64 KiB")]
+    pub fn header_len(&self) -> u32 {
+        (self.transport_offset - EthHdr::LEN) as u32 + u32::from(self.transport_len)
+    }
+
+    /// IP options or extension headers, which every router on the way may want to see.
+    #[inline(always)]
+    pub fn has_options(&self) -> bool {
+        self.transport_offset != EthHdr::LEN + size_of::<A::Header>()
+    }
+
     /// The flow table's key of this packet.
     #[inline(always)]
     pub fn key(&self, direction: Direction) -> FlowKey<A> {

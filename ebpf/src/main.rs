@@ -22,8 +22,12 @@ use telecluster_common::{
     drop::DropReason,
     family::Address,
     maps::{Direction, stage},
-    nat::{Next, Verdict, established, first, icmp_error, make, translate},
-    packet::Packet as _,
+    nat::{
+        Next, Verdict, established,
+        fast::{lan_in, lan_out},
+        first, icmp_error, make, translate,
+    },
+    packet::{Packet as _, note},
     vlan::{self, port_in, port_out},
 };
 
@@ -38,13 +42,47 @@ const NEXT: i32 = -1; // TCX_NEXT (uapi/linux/bpf.h) and TC_ACT_UNSPEC (uapi/lin
 /// Ingress of the uplink.
 #[classifier]
 pub fn tc_wan_in(ctx: TcContext) -> i32 {
-    hook(&ctx, Direction::In, stage::NAT4_IN, stage::NAT6_IN)
+    // A note that somebody else has left means nothing here.
+    Skb::new(&ctx).set_note(note::NONE);
+    hook(&ctx, Direction::In, stage::NAT4_IN, stage::NEXT6_IN)
 }
 
 /// Egress of the uplink.
 #[classifier]
 pub fn tc_wan_out(ctx: TcContext) -> i32 {
-    hook(&ctx, Direction::Out, stage::NAT4_OUT, stage::NAT6_OUT)
+    if is_done(&ctx) {
+        return NEXT;
+    }
+    hook(&ctx, Direction::Out, stage::NAT4_OUT, stage::NEXT6_OUT)
+}
+
+/// Ingress of an interface towards inside hosts.
+#[classifier]
+pub fn tc_lan_in(ctx: TcContext) -> i32 {
+    let mut skb = Skb::new(&ctx);
+    skb.set_note(note::NONE);
+    if skb.carries(A4::ETHERTYPE) {
+        act(&ctx, lan_in::<_, _, A4>(&mut skb, &Kernel::new(&ctx)))
+    } else if skb.carries(A6::ETHERTYPE) {
+        go_on(&ctx, stage::LAN6_IN)
+    } else {
+        NEXT
+    }
+}
+
+/// Egress of an interface towards inside hosts.
+#[classifier]
+pub fn tc_lan_out(ctx: TcContext) -> i32 {
+    let mut skb = Skb::new(&ctx);
+    if is_done(&ctx) || skb.note() != note::LEARN {
+        return NEXT;
+    }
+    if skb.carries(A4::ETHERTYPE) {
+        lan_out::<_, _, A4>(&mut skb, &Kernel::new(&ctx));
+        NEXT
+    } else {
+        go_on(&ctx, stage::LAN6_OUT)
+    }
 }
 
 /// The programs that those on the hooks go on to, of one family and direction: whatever packet; the first one of a flow;
@@ -93,30 +131,73 @@ nat!(A4, Out, tc_nat4_out, tc_first4_out, FIRST4_OUT, tc_make4_out, MAKE4_OUT, t
 nat!(A6, In, tc_nat6_in, tc_first6_in, FIRST6_IN, tc_make6_in, MAKE6_IN, tc_icmp6_in, ICMP6_IN);
 nat!(A6, Out, tc_nat6_out, tc_first6_out, FIRST6_OUT, tc_make6_out, MAKE6_OUT, tc_icmp6_out, ICMP6_OUT);
 
+/// The next packet of an IPv6 flow from the outside.
+#[classifier]
+pub fn tc_next6_in(ctx: TcContext) -> i32 {
+    next6(&ctx, Direction::In, stage::NAT6_IN)
+}
+
+/// The same from the inside.
+#[classifier]
+pub fn tc_next6_out(ctx: TcContext) -> i32 {
+    next6(&ctx, Direction::Out, stage::NAT6_OUT)
+}
+
+/// IPv6 towards the outside, where it comes in.
+#[classifier]
+pub fn tc_lan6_in(ctx: TcContext) -> i32 {
+    act(&ctx, lan_in::<_, _, A6>(&mut Skb::new(&ctx), &Kernel::new(&ctx)))
+}
+
+/// IPv6 to the inside, where it leaves.
+#[classifier]
+pub fn tc_lan6_out(ctx: TcContext) -> i32 {
+    lan_out::<_, _, A6>(&mut Skb::new(&ctx), &Kernel::new(&ctx));
+    NEXT
+}
+
 /// Translates the next packet of an IPv4 flow; everything else goes on to a program of its own, with a stack of its
 /// own. IPv6 packets all do: their keys alone would fill this one's.
 #[inline(always)]
-fn hook(ctx: &TcContext, direction: Direction, nat4: u32, nat6: u32) -> i32 {
+fn hook(ctx: &TcContext, direction: Direction, nat4: u32, next6: u32) -> i32 {
     let mut skb = Skb::new(ctx);
-    let next = if skb.carries(A4::ETHERTYPE) {
-        if let Some(verdict) = established::<_, _, A4>(&mut skb, &Kernel::new(ctx), direction) {
-            return act(ctx, verdict);
+    if skb.carries(A4::ETHERTYPE) {
+        match established::<_, _, A4>(&mut skb, &Kernel::new(ctx), direction) {
+            Some(verdict) => act(ctx, verdict),
+            None => go_on(ctx, nat4),
         }
-        nat4
     } else if skb.carries(A6::ETHERTYPE) {
-        nat6
+        go_on(ctx, next6)
     } else {
-        return NEXT;
-    };
-    go_on(ctx, next)
+        NEXT
+    }
 }
 
-/// Goes on with another program.
 #[inline(always)]
-fn go_on(ctx: &TcContext, next: u32) -> i32 {
+fn next6(ctx: &TcContext, direction: Direction, nat6: u32) -> i32 {
+    match established::<_, _, A6>(&mut Skb::new(ctx), &Kernel::new(ctx), direction) {
+        Some(verdict) => act(ctx, verdict),
+        None => go_on(ctx, nat6),
+    }
+}
+
+/// To another program.
+#[inline(always)]
+fn go_on(ctx: &TcContext, stage: u32) -> i32 {
     // SAFETY: nothing here has to be dropped. It comes back only when the place is empty.
-    unsafe { STAGE.tail_call(ctx, next) }
+    unsafe { STAGE.tail_call(ctx, stage) }
     act(ctx, Verdict::Drop(DropReason::Program))
+}
+
+/// Sent here by the fast path: nothing is left to do, and the note has been read.
+#[inline(always)]
+fn is_done(ctx: &TcContext) -> bool {
+    let mut skb = Skb::new(ctx);
+    let done = skb.note() == note::DONE;
+    if done {
+        skb.set_note(note::NONE);
+    }
+    done
 }
 
 /// From a port of a bridge with VLANs into the bridge: a port's ingress, the bridge's own egress.
@@ -156,6 +237,8 @@ fn switched(ctx: &TcContext, verdict: vlan::Verdict) -> i32 {
 fn act(ctx: &TcContext, verdict: Verdict) -> i32 {
     let reason = match verdict {
         Verdict::Pass => return NEXT,
+        // SAFETY: no memory is involved; a missing interface is a dropped packet.
+        Verdict::Redirect(interface) => return unsafe { bpf_redirect(interface, 0) } as i32,
         Verdict::Drop(reason) => reason,
     };
     maps::count_drop(reason);

@@ -8,8 +8,8 @@ use aya_ebpf::{
 use telecluster_common::{
     drop::DropReason,
     maps::{
-        Binding, EndpointKey, Flow, FlowKey, Forward, ForwardKey, MAX_RULES, Masquerade, MasqueradeKey,
-        Moved, Rule, RuleStat, Uplink, stage,
+        Binding, EndpointKey, Epoch, Flow, FlowKey, Forward, ForwardKey, HOPS, Hop, MAX_PORTS, MAX_RULES,
+        Masquerade, MasqueradeKey, Moved, Port, Rule, RuleStat, Uplink, stage,
     },
     nat::work::Work,
 };
@@ -90,6 +90,15 @@ pub static RULE: Array<Rule, RULES> = Array::new();
 
 #[btf_map(name = "rule_stat")]
 pub static RULE_STAT: PerCpuArray<RuleStat, RULES> = PerCpuArray::new();
+
+#[btf_map(name = "epoch")]
+pub static EPOCH: Array<Epoch, 1> = Array::new();
+
+#[btf_map(name = "hop")]
+pub static HOP: Array<Hop, { HOPS as usize }> = Array::new();
+
+#[btf_map(name = "port")]
+pub static PORT: HashMap<u32, Port, { MAX_PORTS as usize }> = HashMap::new();
 
 /// Dropped packets by [`DropReason`].
 #[btf_map(name = "drop_stat")]

@@ -51,6 +51,30 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
+    fn segment_payload(&self) -> u32 {
+        // SAFETY: the context of the program that runs.
+        unsafe { (*self.0).gso_size }
+    }
+
+    #[inline(always)]
+    fn came_in_through(&self) -> u32 {
+        // SAFETY: the context of the program that runs.
+        unsafe { (*self.0).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn note(&self) -> u32 {
+        // SAFETY: the context of the program that runs.
+        unsafe { (*self.0).tc_index }
+    }
+
+    #[inline(always)]
+    fn set_note(&mut self, note: u32) {
+        // SAFETY: the context of the program that runs.
+        unsafe { (*self.0).tc_index = note }
+    }
+
+    #[inline(always)]
     fn make_linear(&mut self, len: usize) {
         // SAFETY: the context of the program that runs. A refusal shows in `at`.
         unsafe {

@@ -17,16 +17,19 @@ use aya_ebpf::{
 use telecluster_common::{
     maps::{
         Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, Masquerade, MasqueradeKey,
-        Moved, Rule, Uplink,
+        Moved, Port, Rule, Uplink,
     },
-    nat::work::Work,
+    nat::{
+        fast::{HopRef, Ways, stamp},
+        work::Work,
+    },
     tables::{BindingRef, Claim, FlowRef, Host, Tables},
     tcp::proto,
 };
 
 use crate::maps::{
-    BINDING4, BINDING6, FLOW4, FLOW6, FORWARD4, FORWARD6, HALF_NEXT, HALF4, HALF6, LOCAL4, LOCAL6,
-    MASQUERADE4, MASQUERADE6, MOVED4, MOVED6, RULE, RULE_STAT, UPLINK4, UPLINK6, WORK4, WORK6,
+    BINDING4, BINDING6, EPOCH, FLOW4, FLOW6, FORWARD4, FORWARD6, HALF_NEXT, HALF4, HALF6, HOP, LOCAL4,
+    LOCAL6, MASQUERADE4, MASQUERADE6, MOVED4, MOVED6, PORT, RULE, RULE_STAT, UPLINK4, UPLINK6, WORK4, WORK6,
 };
 
 const EEXIST: i32 = -17;
@@ -107,6 +110,31 @@ impl Host for Kernel {
     fn random(&self) -> u32 {
         // SAFETY: no arguments.
         unsafe { bpf_get_prandom_u32() }
+    }
+}
+
+impl Ways for Kernel {
+    #[inline(always)]
+    fn epoch(&self) -> u32 {
+        EPOCH.get(0).map_or(0, |epoch| epoch.current)
+    }
+
+    #[inline(always)]
+    fn hop(&self, slot: u32) -> Option<HopRef> {
+        // SAFETY: map memory stays mapped while the program runs.
+        NonNull::new(HOP.get_ptr_mut(slot)?).map(|hop| unsafe { HopRef::new(hop) })
+    }
+
+    #[inline(always)]
+    fn take(&self, hop: HopRef, old: u64) -> bool {
+        // SAFETY: the stamp of an entry in map memory.
+        unsafe { compare_exchange(&raw mut (*hop.as_ptr()).stamp, old, stamp::BUSY) == old }
+    }
+
+    #[inline(always)]
+    fn port(&self, interface: u32) -> Option<Port> {
+        // SAFETY: read at once; the agent replaces entries whole.
+        unsafe { PORT.get(interface) }.copied()
     }
 }
 
@@ -302,4 +330,17 @@ fn words(address: [u8; 16]) -> [u32; 4] {
 pub unsafe fn atomic_add(counter: *mut u64, value: u64) {
     // SAFETY: one atomic addition, by the caller's contract.
     unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) value, options(nostack)) }
+}
+
+/// What was there before; `new` is there now if that was `old`.
+///
+/// # Safety
+/// `place` must be writable and aligned.
+#[inline(always)]
+unsafe fn compare_exchange(place: *mut u64, mut old: u64, new: u64) -> u64 {
+    // SAFETY: one atomic exchange, by the caller's contract; it compares with r0 and answers there.
+    unsafe {
+        asm!("r0 = cmpxchg_64({0} + 0, r0, {1})", in(reg) place, in(reg) new, inout("r0") old, options(nostack));
+    }
+    old
 }

@@ -13,11 +13,16 @@ use telecluster_common::{
     drop::DropReason,
     family::Address,
     maps::{
-        Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, Masquerade, Moved,
+        Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, Masquerade, Moved, Port,
         Rule as RuleSlot, RuleStat, Timeouts, Uplink,
     },
-    nat::{Next, Verdict, established, first, icmp_error, make, translate, work::Work},
-    packet::{ChecksumFix, Packet, Wire},
+    nat::{
+        Next, Verdict, established,
+        fast::{HopRef, Ways},
+        first, icmp_error, make, translate,
+        work::Work,
+    },
+    packet::{ChecksumFix, Packet, Wire, note},
     tables::{self, BindingRef, Claim, FlowRef, Tables},
 };
 
@@ -45,6 +50,20 @@ impl Packet for Bytes<'_> {
     fn segments(&self) -> u32 {
         1
     }
+
+    fn segment_payload(&self) -> u32 {
+        0
+    }
+
+    fn came_in_through(&self) -> u32 {
+        0
+    }
+
+    fn note(&self) -> u32 {
+        note::NONE
+    }
+
+    fn set_note(&mut self, _note: u32) {}
 
     fn make_linear(&mut self, _len: usize) {}
 
@@ -224,6 +243,25 @@ impl tables::Host for HostTables {
     }
 }
 
+/// The vectors are about translation: no flow knows a way.
+impl Ways for HostTables {
+    fn epoch(&self) -> u32 {
+        0
+    }
+
+    fn hop(&self, _slot: u32) -> Option<HopRef> {
+        None
+    }
+
+    fn take(&self, _hop: HopRef, _stamp: u64) -> bool {
+        false
+    }
+
+    fn port(&self, _interface: u32) -> Option<Port> {
+        None
+    }
+}
+
 impl<A: Side> Tables<A> for HostTables {
     fn flow(&self, key: &FlowKey<A>) -> Option<FlowRef<A>> {
         let table = A::of(self).flows.borrow();
@@ -377,11 +415,13 @@ impl Machine for Host {
             established::<_, _, [u8; 4]>(&mut packet, tables, direction)
                 .unwrap_or_else(|| whole::<[u8; 4]>(&mut packet, tables, direction))
         } else {
-            whole::<[u8; 16]>(&mut packet, tables, direction)
+            established::<_, _, [u8; 16]>(&mut packet, tables, direction)
+                .unwrap_or_else(|| whole::<[u8; 16]>(&mut packet, tables, direction))
         };
         match verdict {
             Verdict::Pass => (Outcome::Passed, frame),
             Verdict::Drop(reason) => (Outcome::Dropped(reason), frame),
+            Verdict::Redirect(interface) => (Outcome::Sent(interface), frame),
         }
     }
 

@@ -92,6 +92,8 @@ pub enum Rule {
 pub enum Outcome {
     Passed,
     Dropped(DropReason),
+    /// Out through this interface at once.
+    Sent(u32),
 }
 
 /// Something that runs packets: the host's engine, or the kernel's programs.

@@ -45,6 +45,7 @@ fn receives(host: &mut Host, from: Socket, port: u16) -> Result<Option<Socket>, 
             let to = Ipv4Addr::new(bytes[30], bytes[31], bytes[32], bytes[33]);
             Ok((to != UPLINK_ADDRESS).then(|| (to, u16::from_be_bytes([bytes[36], bytes[37]]))))
         }
+        Outcome::Sent(interface) => unreachable!("nobody has learned a way to {interface}"),
     }
 }
 

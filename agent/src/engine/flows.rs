@@ -5,6 +5,8 @@ use std::{
     collections::{BTreeMap, HashMap},
 };
 
+use telecluster_common::tcp::{FlowState, proto};
+
 use crate::{
     kernel::dataplane::{Flow, Slot},
     model::FlowView,
@@ -15,6 +17,8 @@ use super::{FlowPage, FlowQuery, FlowSort};
 /// What numbers in a flow are called.
 #[derive(Debug, Default)]
 pub(super) struct Names {
+    /// Why no flow is fast.
+    pub(super) no_fast_path: Option<String>,
     pub(super) rules: BTreeMap<Slot, String>,
     pub(super) interfaces: HashMap<u32, String>,
 }
@@ -65,6 +69,22 @@ fn protocol_name(protocol: u8) -> String {
     }
 }
 
+/// Why a flow's packets take the kernel's way.
+fn reason(flow: &Flow, names: &Names) -> Option<String> {
+    if flow.fast {
+        return None;
+    }
+    let closed = names.no_fast_path.clone();
+    Some(closed.unwrap_or_else(|| {
+        let why = match (flow.protocol, flow.state) {
+            (proto::TCP, FlowState::Established) | (proto::UDP, _) => "its way is not known yet",
+            (proto::TCP, _) => "the connection is opening or closing",
+            (_, _) => "only TCP and UDP can be fast",
+        };
+        why.to_owned()
+    }))
+}
+
 fn view(flow: &Flow, names: &Names) -> FlowView {
     let counters = &flow.counters;
     FlowView {
@@ -83,6 +103,8 @@ fn view(flow: &Flow, names: &Names) -> FlowView {
         age: flow.age.as_secs(),
         idle: flow.idle.as_secs(),
         proven: flow.proven,
+        path: if flow.fast { "fast" } else { "kernel" }.to_owned(),
+        path_reason: reason(flow, names),
         rule_id: names.rules.get(&flow.slot).cloned(),
         interface: names.interfaces.get(&flow.uplink).cloned(),
     }
@@ -91,8 +113,6 @@ fn view(flow: &Flow, names: &Names) -> FlowView {
 #[cfg(test)]
 mod tests {
     use std::{net::Ipv4Addr, time::Duration};
-
-    use telecluster_common::tcp::FlowState;
 
     use super::*;
     use crate::kernel::dataplane::Counters;
@@ -106,6 +126,7 @@ mod tests {
             counters: Counters { bytes_in: bytes, packets_out: 1, ..Counters::default() },
             state: FlowState::Established,
             proven: true,
+            fast: true,
             age: Duration::from_secs(u64::from(port)),
             idle: Duration::from_secs(1),
             slot: Slot(u32::from(protocol)),
@@ -115,6 +136,7 @@ mod tests {
 
     fn names() -> Names {
         Names {
+            no_fast_path: None,
             rules: BTreeMap::from([(Slot(6), "fwd-1".to_owned())]),
             interfaces: HashMap::from([(2, "ens3".to_owned())]),
         }

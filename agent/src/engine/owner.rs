@@ -196,7 +196,7 @@ impl Owner {
             info!("{}", plan.message);
         }
         // Rules may follow an interface that has changed. A change of rules has done its own steps.
-        if plan.steps.iter().any(|step| matches!(step, Step::Link(_))) {
+        if plan.steps.iter().any(|step| matches!(step, Step::Link(_) | Step::Vlan(_))) {
             self.refresh_nat(&after).await;
         }
         if changed {
@@ -263,6 +263,7 @@ impl Owner {
             Step::Nat(NatStep::PutRule(slot, rule)) => self.shared.dataplane.put_rule(*slot, rule)?,
             Step::Nat(NatStep::RemoveRule(slot, rule)) => self.shared.dataplane.remove_rule(*slot, rule)?,
             Step::Nat(NatStep::SetAddresses(addresses)) => self.shared.dataplane.set_addresses(addresses)?,
+            Step::Nat(NatStep::SetPorts(ports)) => self.shared.dataplane.set_ports(ports)?,
         }
         if let Step::Nat(step) = step {
             self.nat.note(step);

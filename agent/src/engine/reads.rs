@@ -9,7 +9,7 @@ use crate::{
     error::{Code, Error, Result},
     kernel::{
         KernelError,
-        dataplane::{DataPlane, Flow, Slot},
+        dataplane::{DataPlane, FastPath, Flow, Slot},
         filter::Matched,
         links::{At, Observed},
     },
@@ -19,8 +19,8 @@ use crate::{
         vlan_link,
     },
     model::{
-        BridgeView, InterfaceView, NatStatusView, RuleView, TunView, VethView, VlanLinkView, VlanProtocol,
-        firewall::FirewallView,
+        BridgeView, FastPathView, InterfaceView, NatStatusView, RuleView, TunView, VethView, VlanLinkView,
+        VlanProtocol, firewall::FirewallView,
     },
     plan::Subject,
     state::{Rule, RuleSpec},
@@ -97,7 +97,9 @@ impl Engine {
         let rules: Vec<Rule> = self.shared.state().rules.values().cloned().collect();
         let flows = self.shared.blocking(|dataplane| dataplane.flows()).await?;
         let active = count_by_slot(&flows);
+        let reason = self.shared.no_fast_path();
         let mut status = NatStatusView {
+            fast_path: FastPathView { open: reason.is_none(), reason },
             port_forwards: Vec::new(),
             masquerade_rules: Vec::new(),
             firewall_rules: self.shared.firewall().await?,
@@ -120,6 +122,7 @@ impl Engine {
         let found = self.shared.blocking(|dataplane| dataplane.flows()).await?;
         let observed = self.shared.observe().await?;
         let names = flows::Names {
+            no_fast_path: self.shared.no_fast_path(),
             rules: self.shared.state().rules.values().map(|rule| (rule.slot, rule.id.clone())).collect(),
             interfaces: observed.links.into_iter().map(|link| (link.index, link.name)).collect(),
         };
@@ -157,6 +160,13 @@ impl Engine {
 }
 
 impl Shared {
+    fn no_fast_path(&self) -> Option<String> {
+        match self.dataplane.fast_path() {
+            FastPath::Open => None,
+            FastPath::Closed(why) => Some(why),
+        }
+    }
+
     /// Calls the data plane where it may block.
     pub(super) async fn blocking<T: Send + 'static>(
         &self,

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 use ipnet::IpNet;
 use telecluster_common::{drop::DropReason, maps::rule, tcp::FlowState};
 
-use super::{KernelError, switch::VlanPlane};
+use super::{KernelError, links::Mac, switch::VlanPlane};
 
 /// Index of a rule in the kernel's `rule` and `rule_stat` maps; assigned by the engine, kept in the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -117,6 +117,27 @@ pub struct HostAddresses {
     pub uplinks: Vec<(u32, IpAddr)>,
 }
 
+/// An interface at which the fast path may begin and end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FastPort {
+    pub index: u32,
+    /// The interface whose addresses answer for it: itself, or the bridge that it is a port of.
+    pub owner: u32,
+    pub mtu: u32,
+    /// The owner's.
+    pub mac: Mac,
+    /// Towards inside hosts; else it is an uplink.
+    pub inside: bool,
+}
+
+/// Whether flows may take the fast path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FastPath {
+    Open,
+    /// Every packet takes the kernel's way, and why.
+    Closed(String),
+}
+
 /// Packets and bytes of IP, by direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -141,6 +162,8 @@ pub struct Flow {
     pub counters: Counters,
     pub state: FlowState,
     pub proven: bool,
+    /// Its packets, of both directions if both are used, take the fast path.
+    pub fast: bool,
     pub age: Duration,
     pub idle: Duration,
     pub slot: Slot,
@@ -192,6 +215,11 @@ pub trait DataPlane: VlanPlane {
 
     /// Replaces the addresses.
     fn set_addresses(&self, addresses: &HostAddresses) -> Result<(), KernelError>;
+
+    /// Replaces the ports of the fast path. What flows have learned is forgotten.
+    fn set_ports(&self, ports: &[FastPort]) -> Result<(), KernelError>;
+
+    fn fast_path(&self) -> FastPath;
 
     fn counters(&self, slot: Slot) -> Result<Counters, KernelError>;
 

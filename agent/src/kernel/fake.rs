@@ -20,7 +20,9 @@ use tokio::sync::mpsc;
 
 use super::{
     Kernel, KernelError,
-    dataplane::{Attachment, Counters, DataPlane, Flow, HostAddresses, MapPressure, NatRule, Slot},
+    dataplane::{
+        Attachment, Counters, DataPlane, FastPath, FastPort, Flow, HostAddresses, MapPressure, NatRule, Slot,
+    },
     filter::{FilterRule, Matched, PacketFilter},
     links::{
         ALIAS, Address, At, BridgePort, Link, LinkKind, Mac, Namespace, Observed, OperState, Peer, Place,
@@ -495,6 +497,7 @@ pub struct Nat {
     pub attached: BTreeSet<u32>,
     pub rules: BTreeMap<Slot, NatRule>,
     pub addresses: HostAddresses,
+    pub ports: Vec<FastPort>,
     pub counters: BTreeMap<Slot, Counters>,
     pub flows: Vec<Flow>,
     /// Times that garbage was collected.
@@ -581,6 +584,16 @@ impl DataPlane for FakeDataPlane {
         self.faults.step("set addresses")?;
         lock(&self.nat).addresses = addresses.clone();
         Ok(())
+    }
+
+    fn set_ports(&self, ports: &[FastPort]) -> Result<(), KernelError> {
+        self.faults.step("set fast ports")?;
+        lock(&self.nat).ports = ports.to_vec();
+        Ok(())
+    }
+
+    fn fast_path(&self) -> FastPath {
+        FastPath::Open
     }
 
     fn counters(&self, slot: Slot) -> Result<Counters, KernelError> {

@@ -7,6 +7,7 @@ pub mod bridge_vlan;
 pub mod firewall;
 pub mod forward;
 pub mod interface;
+pub mod lan;
 pub mod masquerade;
 pub mod route;
 pub mod rule;

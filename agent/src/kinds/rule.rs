@@ -18,7 +18,7 @@ use crate::{
     state::{Record, Rule, RuleSpec, State},
 };
 
-use super::{forward, masquerade};
+use super::{forward, lan, masquerade};
 
 /// The name of the uplink that is used when nothing is said and it is there (README).
 const USUAL_UPLINK: &str = "ens3";
@@ -129,6 +129,15 @@ pub fn steps(changes: &BTreeMap<Slot, Option<NatRule>>, observed: &Observed, nat
     let addresses = host_addresses(observed, &uplinks);
     if addresses != nat.addresses {
         steps.push(Step::Nat(NatStep::SetAddresses(addresses)));
+    }
+    let mut insides = nat.insides().clone();
+    for (slot, rule) in &changes {
+        nat.rules().get(slot).inspect(|old| insides.remove(old));
+        rule.iter().for_each(|new| insides.add(new));
+    }
+    let ports = lan::fast_ports(observed, &uplinks, &insides, |index| nat.ports.contains_key(&index));
+    if ports != nat.fast_ports {
+        steps.push(Step::Nat(NatStep::SetPorts(ports)));
     }
     for (slot, rule) in changes {
         if let Some(old) = nat.rules().get(slot) {

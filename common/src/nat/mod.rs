@@ -7,6 +7,7 @@
 //! the hook stays small. What it cannot do, [`translate`] does whole, in a program of its own.
 
 mod binding;
+pub mod fast;
 mod icmp_error;
 mod life;
 mod open;
@@ -18,12 +19,15 @@ use crate::{
     drop::DropReason,
     family::Address,
     maps::Direction,
-    packet::{ChecksumFix, Headers, Packet, Parsed, headers_at, parse},
+    packet::{ChecksumFix, Headers, Packet, Parsed, headers_at, note, parse},
     tables::{FlowRef, Tables},
     tcp::proto,
 };
 
-use self::work::Work;
+use self::{
+    fast::{Shape, Sight, Ways},
+    work::Work,
+};
 
 /// What becomes of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,17 +35,20 @@ pub enum Verdict {
     /// On to the next program, then to the stack.
     Pass,
     Drop(DropReason),
+    /// Out through the interface with this index, at once.
+    Redirect(u32),
 }
 
-/// Translates a packet of a flow that is under way. `None`, and the packet as it was, when there is more to do.
+/// Translates a packet of a flow that is under way, and sends it on at once when its way is known. `None`, and the
+/// packet as it was, when there is more to do.
 #[inline(always)]
 pub fn established<P, T, A>(packet: &mut P, tables: &T, direction: Direction) -> Option<Verdict>
 where
     P: Packet,
-    T: Tables<A>,
+    T: Tables<A> + Ways,
     A: Address,
 {
-    let (interface, packets, bytes) = (packet.interface(), packet.segments(), packet.network_len());
+    let (interface, packets, shape) = (packet.interface(), packet.segments(), Shape::of(packet));
     let headers = match parse::<P, A>(packet) {
         Parsed::Other => return Some(Verdict::Pass),
         Parsed::Flowless { .. } | Parsed::IcmpError { .. } => return None,
@@ -55,9 +62,23 @@ where
     {
         return None;
     }
-    tables.touch(flow, now, packets, bytes);
-    tables.count(flow.rule(), direction, packets, bytes);
+    tables.touch(flow, now, packets, shape.network_len);
+    tables.count(flow.rule(), direction, packets, shape.network_len);
+    if direction == Direction::In
+        && let Some(hop) = fast::way(tables, flow, &headers, shape, interface, now)
+    {
+        A::hop(headers.ip);
+        let fix = rewrite(headers, flow);
+        return Some(fast::send(packet, &hop, fix));
+    }
     let fix = rewrite(headers, flow);
+    if fast::is_wanted(tables, flow, key.proto, now) {
+        match direction {
+            // It leaves elsewhere: there its way is written down.
+            Direction::In => packet.set_note(note::LEARN),
+            Direction::Out => fast::learn(packet, tables, &key, flow, Sight::Sure),
+        }
+    }
     Some(commit(packet, fix))
 }
 
@@ -194,7 +215,7 @@ where
 /// Writes the translated addresses and ports, and the IP checksum; says what the transport checksum needs.
 #[inline(always)]
 pub fn rewrite<A: Address>(headers: Headers<'_, A>, flow: FlowRef<A>) -> ChecksumFix {
-    let Headers { ip, transport, transport_offset, protocol, tcp_bits: _ } = headers;
+    let Headers { ip, transport, transport_offset, protocol, tcp_bits: _, transport_len: _ } = headers;
     let (pseudo, body) = (flow.address_difference(), flow.port_difference());
     A::rewrite(ip, flow.to_src(), flow.to_dst(), pseudo);
     let (sport, dport) = (flow.to_sport().to_be_bytes(), flow.to_dport().to_be_bytes());

@@ -32,6 +32,8 @@ const HANDLE: TcHandle = TcHandle::new(0, 0x7c1);
 pub(super) enum Role {
     /// Where addresses are translated.
     Uplink,
+    /// Where the fast path begins and ends on the inside.
+    Lan,
     /// A port of a bridge with VLANs.
     Port,
     /// Such a bridge itself: what the host sends goes into the bridge, what the bridge hands up leaves it.
@@ -83,6 +85,10 @@ const UPLINK: [Hook; 2] = [
     hook("tc_wan_in", TcAttachType::Ingress, "in", Place::Anywhere),
     hook("tc_wan_out", TcAttachType::Egress, "out", Place::Anywhere),
 ];
+const LAN: [Hook; 2] = [
+    hook("tc_lan_in", TcAttachType::Ingress, "lanin", Place::Anywhere),
+    hook("tc_lan_out", TcAttachType::Egress, "lanout", Place::Anywhere),
+];
 const PORT: [Hook; 2] = [
     hook("tc_port_in", TcAttachType::Ingress, "portin", Place::Last),
     hook("tc_port_out", TcAttachType::Egress, "portout", Place::First),
@@ -93,11 +99,12 @@ const HOST: [Hook; 2] = [
 ];
 
 impl Role {
-    const ALL: [Self; 3] = [Self::Uplink, Self::Port, Self::Host];
+    const ALL: [Self; 4] = [Self::Uplink, Self::Lan, Self::Port, Self::Host];
 
     const fn hooks(self) -> &'static [Hook; 2] {
         match self {
             Self::Uplink => &UPLINK,
+            Self::Lan => &LAN,
             Self::Port => &PORT,
             Self::Host => &HOST,
         }
@@ -107,6 +114,7 @@ impl Role {
     const fn marker(self) -> &'static str {
         match self {
             Self::Uplink => "clsact",
+            Self::Lan => "lanclsact",
             Self::Port => "portclsact",
             Self::Host => "hostclsact",
         }

@@ -6,7 +6,8 @@ use aya::maps::MapData;
 use nix::time::{ClockId, clock_gettime};
 use telecluster_common::{
     maps::{Direction, Flow as Record, FlowKey, Rule, TICK_BITS, flag, ticks},
-    tcp::{FlowState, timeout},
+    nat::fast::is_fast,
+    tcp::{FlowState, proto, timeout},
 };
 
 use super::{
@@ -52,11 +53,11 @@ impl Table {
     }
 
     /// Every live flow.
-    fn list<A: Octets>(&self, rules: &[Rule], now: u64) -> Result<Vec<Flow>, KernelError> {
+    fn list<A: Octets>(&self, rules: &[Rule], epoch: u32, now: u64) -> Result<Vec<Flow>, KernelError> {
         let mut join = Join::<A>::default();
         self.for_each(|key: &FlowKey<A>, record: &Record<A>| {
             if let Some(rule) = rule_of(key, record, rules, now, 0) {
-                join.add(key, record, rule, now);
+                join.add(key, record, rule, epoch, now);
             }
         })?;
         Ok(join.flows)
@@ -97,11 +98,11 @@ impl FlowTables {
         Ok(Self { ipv4: Table::open(object, "flow4")?, ipv6: Table::open(object, "flow6")? })
     }
 
-    /// Every live flow. `rules`: what is in each slot.
-    pub(super) fn list(&self, rules: &[Rule]) -> Result<Vec<Flow>, KernelError> {
+    /// Every live flow. `rules`: what is in each slot; `epoch`: what ways are learned under.
+    pub(super) fn list(&self, rules: &[Rule], epoch: u32) -> Result<Vec<Flow>, KernelError> {
         let now = now()?;
-        let mut flows = self.ipv4.list::<[u8; 4]>(rules, now)?;
-        flows.extend(self.ipv6.list::<[u8; 16]>(rules, now)?);
+        let mut flows = self.ipv4.list::<[u8; 4]>(rules, epoch, now)?;
+        flows.extend(self.ipv6.list::<[u8; 16]>(rules, epoch, now)?);
         Ok(flows)
     }
 
@@ -168,7 +169,7 @@ impl<A> Default for Join<A> {
 }
 
 impl<A: Octets> Join<A> {
-    fn add(&mut self, key: &FlowKey<A>, record: &Record<A>, rule: &Rule, now: u64) {
+    fn add(&mut self, key: &FlowKey<A>, record: &Record<A>, rule: &Rule, epoch: u32, now: u64) {
         let [src, dst, to_src, to_dst] = [
             (key.src, key.sport),
             (key.dst, key.dport),
@@ -186,6 +187,7 @@ impl<A: Octets> Join<A> {
                 counters: Counters::default(),
                 state: FlowState::from_u8(record.state),
                 proven: false,
+                fast: true,
                 age: Duration::ZERO,
                 idle: Duration::MAX,
                 slot: Slot(record.rule),
@@ -203,6 +205,9 @@ impl<A: Octets> Join<A> {
             flow.counters.packets_in += record.packets;
             flow.counters.bytes_in += record.bytes;
         }
+        // A direction that nobody uses takes no way at all; a connection that ends takes the kernel's.
+        let ends = key.proto == proto::TCP && record.state != FlowState::Established as u8;
+        flow.fast &= record.packets == 0 || (!ends && is_fast(record.stamp, record.lease, epoch, now));
         flow.proven |= record.flags & flag::PROVEN != 0;
         let age = (now / 1_000_000_000).saturating_sub(u64::from(record.created));
         flow.age = flow.age.max(Duration::from_secs(age));
@@ -273,7 +278,7 @@ mod tests {
         for order in [[Direction::In, Direction::Out], [Direction::Out, Direction::In]] {
             let mut join = Join::default();
             for direction in order {
-                join.add(&key(direction), &record(direction), &rule(1), 15 * SECOND);
+                join.add(&key(direction), &record(direction), &rule(1), 0, 15 * SECOND);
             }
             let [flow] = &join.flows[..] else { panic!("{:?}", join.flows) };
             assert_eq!(flow.inside, socket(INSIDE, 4000));

@@ -7,13 +7,16 @@
 //! | [`rules`], [`family`], [`slots`] | rules and addresses into maps |
 //! | [`switch`] | ports and their VLANs into maps, stations and counters out of them |
 //! | [`flows`], [`bindings`] | flows out of maps: joined, aged; external ports whose time is over |
+//! | [`epoch`], [`fast`] | when and where flows may take the fast path |
 //! | [`log`] | the programs' messages into the agent's log |
 //! | [`batch`] | many map entries with one system call |
 
 mod attach;
 mod batch;
 mod bindings;
+mod epoch;
 mod family;
+mod fast;
 mod flows;
 pub mod log;
 pub mod object;
@@ -24,7 +27,7 @@ mod switch;
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use aya::programs::ProgramError;
@@ -34,6 +37,8 @@ pub use self::switch::config as switch_config;
 use self::{
     attach::{Attacher, Role},
     bindings::BindingTables,
+    epoch::Epoch,
+    fast::FastPorts,
     flows::FlowTables,
     object::Object,
     rules::RuleMaps,
@@ -41,7 +46,9 @@ use self::{
 };
 use super::{
     KernelError,
-    dataplane::{Attachment, Counters, DataPlane, Flow, HostAddresses, MapPressure, NatRule, Slot},
+    dataplane::{
+        Attachment, Counters, DataPlane, FastPath, FastPort, Flow, HostAddresses, MapPressure, NatRule, Slot,
+    },
     switch::{PortDrops, Station, SwitchPort, VlanCounters, VlanPlane},
 };
 
@@ -62,6 +69,7 @@ pub struct BpfDataPlane {
     inner: Mutex<Inner>,
     flows: FlowTables,
     bindings: BindingTables,
+    epoch: Arc<Epoch>,
 }
 
 #[derive(Debug)]
@@ -69,6 +77,7 @@ struct Inner {
     attacher: Attacher,
     rules: RuleMaps,
     switch: SwitchMaps,
+    fast_ports: FastPorts,
 }
 
 impl BpfDataPlane {
@@ -80,11 +89,19 @@ impl BpfDataPlane {
         let flows = FlowTables::open(&object)?;
         let bindings = BindingTables::open(&object)?;
         let mut switch = SwitchMaps::take(&mut object)?;
+        let epoch = Arc::new(Epoch::take(&mut object)?);
+        let fast_ports = FastPorts::take(&mut object)?;
         let mut attacher = Attacher::adopt(&mut object, &options.directory)?;
         for port in switch.stale(&attacher) {
             switch.clear(&mut attacher, port)?;
         }
-        Ok((Self { inner: Mutex::new(Inner { attacher, rules, switch }), flows, bindings }, object))
+        let inner = Inner { attacher, rules, switch, fast_ports };
+        Ok((Self { inner: Mutex::new(inner), flows, bindings, epoch }, object))
+    }
+
+    /// What has to hear of the kernel's changes.
+    pub fn epoch(&self) -> Arc<Epoch> {
+        Arc::clone(&self.epoch)
     }
 
     /// A panic elsewhere must not take the data plane with it: every change of the maps is whole by itself.
@@ -130,13 +147,23 @@ impl DataPlane for BpfDataPlane {
         self.inner().rules.set_addresses(addresses)
     }
 
+    fn set_ports(&self, ports: &[FastPort]) -> Result<(), KernelError> {
+        let Inner { attacher, fast_ports, .. } = &mut *self.inner();
+        fast_ports.set(ports, attacher)?;
+        self.epoch.raise()
+    }
+
+    fn fast_path(&self) -> FastPath {
+        self.epoch.fast_path()
+    }
+
     fn counters(&self, slot: Slot) -> Result<Counters, KernelError> {
         self.inner().rules.counters(slot)
     }
 
     fn flows(&self) -> Result<Vec<Flow>, KernelError> {
         let rules = self.inner().rules.slots()?;
-        self.flows.list(&rules)
+        self.flows.list(&rules, self.epoch.current()?)
     }
 
     fn drops(&self) -> Result<Vec<(DropReason, u64)>, KernelError> {
@@ -232,7 +259,7 @@ macro_rules! plain {
 }
 
 plain!(maps::ForwardKey<A>, maps::Forward<A>, maps::MasqueradeKey<A>, maps::Masquerade, maps::Uplink<A>);
-plain!(maps::Rule, maps::RuleStat);
+plain!(maps::Rule, maps::RuleStat, maps::Epoch, maps::Port);
 plain!(vlan::PortConfig, vlan::MemberKey, vlan::Member, vlan::FloodKey, vlan::StationKey, vlan::Station);
 plain!(vlan::VlanStat, vlan::PortStat);
 

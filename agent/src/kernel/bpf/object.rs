@@ -14,8 +14,8 @@ use nix::{
 use telecluster_common::{
     drop::DropReason,
     maps::{
-        Binding, EndpointKey, Flow, FlowKey, Forward, ForwardKey, MAX_RULES, Masquerade, MasqueradeKey,
-        Moved, Rule, RuleStat, SCHEMA, Uplink, stage,
+        Binding, EndpointKey, Epoch, Flow, FlowKey, Forward, ForwardKey, HOPS, Hop, MAX_PORTS, MAX_RULES,
+        Masquerade, MasqueradeKey, Moved, Port, Rule, RuleStat, SCHEMA, Uplink, stage,
     },
     nat::work::Work,
 };
@@ -28,10 +28,11 @@ use crate::kernel::KernelError;
 static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/telecluster"));
 
 /// The programs that hang on hooks.
-pub const PROGRAM_NAMES: [&str; 4] = ["tc_wan_in", "tc_wan_out", "tc_port_in", "tc_port_out"];
+pub const PROGRAM_NAMES: [&str; 6] =
+    ["tc_wan_in", "tc_wan_out", "tc_lan_in", "tc_lan_out", "tc_port_in", "tc_port_out"];
 
 /// The programs that those go on to, with their places in the `stage` map.
-const STAGES: [(&str, u32); 16] = [
+const STAGES: [(&str, u32); 20] = [
     ("tc_nat4_in", stage::NAT4_IN),
     ("tc_nat4_out", stage::NAT4_OUT),
     ("tc_nat6_in", stage::NAT6_IN),
@@ -48,6 +49,10 @@ const STAGES: [(&str, u32); 16] = [
     ("tc_icmp4_out", stage::ICMP4_OUT),
     ("tc_icmp6_in", stage::ICMP6_IN),
     ("tc_icmp6_out", stage::ICMP6_OUT),
+    ("tc_next6_in", stage::NEXT6_IN),
+    ("tc_next6_out", stage::NEXT6_OUT),
+    ("tc_lan6_in", stage::LAN6_IN),
+    ("tc_lan6_out", stage::LAN6_OUT),
 ];
 
 /// The programs and maps of this run. Dropping it leaves everything pinned in place.
@@ -77,7 +82,7 @@ pub(super) enum Entries {
 type A4 = [u8; 4];
 type A6 = [u8; 16];
 
-const LAYOUTS: [Layout; 23] = [
+const LAYOUTS: [Layout; 26] = [
     layout::<FlowKey<A4>, Flow<A4>>("flow4", MapType::Hash, Entries::Flows),
     layout::<FlowKey<A6>, Flow<A6>>("flow6", MapType::Hash, Entries::Flows),
     layout::<EndpointKey<A4>, Binding<A4>>("binding4", MapType::Hash, Entries::Bindings),
@@ -108,6 +113,9 @@ const LAYOUTS: [Layout; 23] = [
     layout::<u32, Rule>("rule", MapType::Array, Entries::Fixed(MAX_RULES)),
     layout::<u32, RuleStat>("rule_stat", MapType::PerCpuArray, Entries::Fixed(MAX_RULES)),
     layout::<u32, u64>("drop_stat", MapType::PerCpuArray, Entries::Fixed(DropReason::COUNT)),
+    layout::<u32, Epoch>("epoch", MapType::Array, Entries::Fixed(1)),
+    layout::<u32, Hop>("hop", MapType::Array, Entries::Fixed(HOPS)),
+    layout::<u32, Port>("port", MapType::Hash, Entries::Fixed(MAX_PORTS)),
     layout::<u32, u32>("stage", MapType::ProgramArray, Entries::Fixed(stage::COUNT)),
 ];
 

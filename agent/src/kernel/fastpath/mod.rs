@@ -39,6 +39,15 @@ pub enum Notice {
     Netfilter(Result<(), String>),
 }
 
+/// What becomes of the fast path when the host has filter rules of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Policy {
+    /// Every packet passes them.
+    Respect,
+    /// Packets of flows under way do not.
+    Bypass,
+}
+
 /// Group of nf_tables' own events (linux/netfilter/nfnetlink.h NFNLGRP_NFTABLES).
 const NFTABLES_EVENTS: u32 = 7;
 
@@ -59,10 +68,10 @@ const RECEIVE_BUFFER: usize = 1 << 20;
 
 /// Tells once how things are, then starts a thread in this one's network namespace that tells what changes, for as
 /// long as the process lives.
-pub fn watch(tell: impl Fn(Notice) + Send + 'static) -> Result<(), KernelError> {
+pub fn watch(policy: Policy, tell: impl Fn(Notice) + Send + 'static) -> Result<(), KernelError> {
     let routes = listen(NETLINK_ROUTE, ROUTE_EVENTS.map(|group| group as u32))?;
     let filters = listen(NETLINK_NETFILTER, [NFTABLES_EVENTS])?;
-    tell(Notice::Netfilter(netfilter::clear()));
+    tell(Notice::Netfilter(allowed(policy)));
     let run = move || {
         let mut changes = Changes::default();
         loop {
@@ -81,7 +90,7 @@ pub fn watch(tell: impl Fn(Notice) + Send + 'static) -> Result<(), KernelError> 
                 tell(Notice::Changed);
             }
             if filters_ready && drain(&filters, |_| true) {
-                tell(Notice::Netfilter(netfilter::clear()));
+                tell(Notice::Netfilter(allowed(policy)));
             }
         }
     };
@@ -90,6 +99,13 @@ pub fn watch(tell: impl Fn(Notice) + Send + 'static) -> Result<(), KernelError> 
         .spawn(run)
         .map(drop)
         .map_err(|error| KernelError::other("start the fast path's watch", error.to_string()))
+}
+
+fn allowed(policy: Policy) -> Result<(), String> {
+    match policy {
+        Policy::Respect => netfilter::clear(),
+        Policy::Bypass => Ok(()),
+    }
 }
 
 fn listen<const N: usize>(protocol: isize, groups: [u32; N]) -> Result<Socket, KernelError> {

@@ -10,7 +10,6 @@ use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NlaBuffer, N
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use nix::{
     errno::Errno,
-    libc,
     sys::{
         socket::{setsockopt, sockopt},
         time::{TimeVal, TimeValLike as _},
@@ -124,8 +123,9 @@ fn request() -> [u8; 20] {
 
 /// Adds the chains of one datagram; true when it was the last one.
 fn read(datagram: &[u8], chains: &mut Vec<Chain>) -> Result<bool, Errno> {
-    const ERROR: u16 = libc::NLMSG_ERROR as u16;
-    const DONE: u16 = libc::NLMSG_DONE as u16;
+    // linux/netlink.h NLMSG_ERROR, NLMSG_DONE
+    const ERROR: u16 = 2;
+    const DONE: u16 = 3;
     const CHAIN: u16 = nft::SUBSYSTEM << 8 | nft::NEW_CHAIN;
     let mut rest = datagram;
     while !rest.is_empty() {

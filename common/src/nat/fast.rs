@@ -1,0 +1,387 @@
+//! The fast path: a packet of a flow whose way is known goes there at once, past bridge, routes and netfilter.
+//!
+//! The first packets of a flow take the kernel's way. Where they leave, [`learn`] writes down what the kernel has
+//! decided: device, addresses of the link layer, MTU. From then on [`way`] finds it written, in the flow's own record
+//! and in an entry of the table of hops, which all flows to one neighbour share.
+//!
+//! What was learned holds for an *epoch*: a number that the agent raises when anything changes that packets are
+//! forwarded by, and sets to 0 while every packet has to pass the host's own packet filter. It also has a lease: every
+//! so often a packet takes the kernel's way again, so that nothing stays wrong when nobody raises the epoch any more.
+//!
+//! What does not look like most packets takes the kernel's way always: IP options, a TTL that ends, a packet that
+//! does not fit, TCP segments that open or close, ICMP.
+
+use core::ptr::NonNull;
+
+use super::{Verdict, commit, life, rewrite};
+use crate::{
+    drop::DropReason,
+    family::Address,
+    maps::{Direction, FlowKey, HOPS, Hop, Port, TICK_BITS, ticks},
+    packet::{ChecksumFix, Headers, LinkHeader, Packet, Parsed, note, parse},
+    tables::{FlowRef, Host, Tables},
+    tcp::{FlowState, proto},
+};
+
+/// Entries that are tried for a new hop before its flows stay on the kernel's way.
+const PROBES: u32 = 4;
+
+/// How long a way may be used before a packet has to take the kernel's again: 16 s.
+const LEASE: u32 = ticks(16);
+
+/// Values of a flow's lease that are no time.
+mod lease {
+    /// A packet was seen to go that way, once. A bridge that does not know a station sends to every port, so one
+    /// sight of it proves nothing.
+    pub(super) const SEEN: u32 = 0;
+    /// The way is known, but that of the other direction is not.
+    pub(super) const WAITING: u32 = 1;
+}
+
+/// Values of a hop's stamp that are no epoch.
+pub mod stamp {
+    /// Never written.
+    pub const FREE: u64 = 0;
+    /// Somebody is writing it.
+    pub const BUSY: u64 = u64::MAX;
+}
+
+/// What the fast path needs of its maps.
+pub trait Ways: Host {
+    /// The present epoch; 0: every packet takes the kernel's way.
+    fn epoch(&self) -> u32;
+
+    fn hop(&self, slot: u32) -> Option<HopRef>;
+
+    /// Sets the stamp of an entry to [`stamp::BUSY`] if it still is `stamp`: the entry is the caller's then.
+    fn take(&self, hop: HopRef, stamp: u64) -> bool;
+
+    /// An interface at which the fast path may begin and end.
+    fn port(&self, interface: u32) -> Option<Port>;
+}
+
+/// An entry of the table of hops, which other CPUs read and write too.
+#[derive(Debug, Clone, Copy)]
+pub struct HopRef(NonNull<Hop>);
+
+impl HopRef {
+    /// # Safety
+    /// `hop` must stay readable and writable while the reference is used.
+    #[inline(always)]
+    pub const unsafe fn new(hop: NonNull<Hop>) -> Self {
+        Self(hop)
+    }
+
+    #[inline(always)]
+    pub const fn as_ptr(self) -> *mut Hop {
+        self.0.as_ptr()
+    }
+
+    #[inline(always)]
+    fn stamp(self) -> u64 {
+        // SAFETY: readable by the contract of `new`.
+        unsafe { (&raw const (*self.0.as_ptr()).stamp).read_volatile() }
+    }
+
+    /// Where it leads, if it was written in this epoch.
+    #[inline(always)]
+    fn of_epoch(self, epoch: u32) -> Option<Hop> {
+        if self.stamp() != u64::from(epoch) {
+            return None;
+        }
+        // SAFETY: readable by the contract of `new`; every bit pattern is a Hop.
+        let hop = unsafe { self.0.as_ptr().read_volatile() };
+        // When the epoch has just ended, somebody may be writing it anew: what was read then is half of each.
+        (self.stamp() == u64::from(epoch)).then_some(hop)
+    }
+
+    /// Fills an entry that is the caller's, and only then shows it to others.
+    #[inline(always)]
+    fn publish(self, hop: &Hop, epoch: u32) {
+        let entry = self.0.as_ptr();
+        // SAFETY: writable by the contract of `new`, and nobody else writes an entry that is BUSY.
+        unsafe {
+            (&raw mut (*entry).interface).write_volatile(hop.interface);
+            (&raw mut (*entry).from).write_volatile(hop.from);
+            (&raw mut (*entry).mtu).write_volatile(hop.mtu);
+            (&raw mut (*entry).link).write_volatile(hop.link);
+            (&raw mut (*entry).stamp).write_volatile(u64::from(epoch));
+        }
+    }
+}
+
+/// How long a packet is on the wire; taken before its headers are borrowed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shape {
+    pub(super) network_len: u32,
+    /// Payload of each segment of a super-packet, 0 for others.
+    segment: u32,
+}
+
+impl Shape {
+    #[inline(always)]
+    pub(super) fn of<P: Packet>(packet: &P) -> Self {
+        Self { network_len: packet.network_len(), segment: packet.segment_payload() }
+    }
+}
+
+/// Where a packet of this flow, which came in through `from`, may go at once.
+#[inline(always)]
+pub(super) fn way<T, A>(
+    tables: &T,
+    flow: FlowRef<A>,
+    headers: &Headers<'_, A>,
+    shape: Shape,
+    from: u32,
+    now: u64,
+) -> Option<Hop>
+where
+    T: Ways,
+    A: Address,
+{
+    let epoch = tables.epoch();
+    if !is_fast(flow.stamp(), flow.lease(), epoch, now) {
+        return None;
+    }
+    if headers.protocol == proto::TCP {
+        if flow.state() != FlowState::Established as u8 {
+            return None;
+        }
+    } else if headers.protocol != proto::UDP {
+        return None;
+    }
+    if headers.has_options() || A::hops_left(headers.ip) <= 1 {
+        return None;
+    }
+    let hop = tables.hop(flow.hop())?.of_epoch(epoch)?;
+    let len = if shape.segment == 0 { shape.network_len } else { headers.header_len() + shape.segment };
+    (hop.from == from && len <= hop.mtu).then_some(hop)
+}
+
+/// Whether the kernel's way of this flow's packets is worth writing down.
+#[inline(always)]
+pub(super) fn is_wanted<T, A>(tables: &T, flow: FlowRef<A>, protocol: u8, now: u64) -> bool
+where
+    T: Ways,
+    A: Address,
+{
+    let epoch = tables.epoch();
+    epoch != 0
+        && (protocol == proto::UDP || protocol == proto::TCP)
+        && (flow.stamp() != epoch || !runs(flow.lease(), now))
+}
+
+/// Whether the way that a flow has learned under this stamp, until this lease, may be used.
+#[inline(always)]
+pub const fn is_fast(stamp: u32, lease: u32, epoch: u32, now: u64) -> bool {
+    epoch != 0 && stamp == epoch && runs(lease, now)
+}
+
+#[inline(always)]
+const fn runs(lease: u32, now: u64) -> bool {
+    lease > lease::WAITING && lease.wrapping_sub(tick(now)) <= LEASE
+}
+
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "ticks wrap")]
+const fn tick(now: u64) -> u32 {
+    (now >> TICK_BITS) as u32
+}
+
+/// Gives the frame the addresses of its new link. False: its first bytes cannot be reached.
+#[inline(always)]
+pub(super) fn address<P: Packet>(packet: &mut P, hop: &Hop) -> bool {
+    let Some(mut link) = packet.at::<LinkHeader>(0) else { return false };
+    // SAFETY: `at` checked the bounds; nothing else holds the packet.
+    unsafe { *link.as_mut() = hop.link };
+    true
+}
+
+/// From the inside, at a port of the LAN: what is on a fast flow leaves through the uplink at once.
+#[inline(always)]
+pub fn lan_in<P, T, A>(packet: &mut P, tables: &T) -> Verdict
+where
+    P: Packet,
+    T: Tables<A> + Ways,
+    A: Address,
+{
+    shorten(packet, tables).unwrap_or(Verdict::Pass)
+}
+
+#[inline(always)]
+fn shorten<P, T, A>(packet: &mut P, tables: &T) -> Option<Verdict>
+where
+    P: Packet,
+    T: Tables<A> + Ways,
+    A: Address,
+{
+    let port = tables.port(packet.interface())?;
+    if tables.epoch() == 0 || !is_for(packet, port.mac) {
+        return None;
+    }
+    let (packets, shape) = (packet.segments(), Shape::of(packet));
+    let headers = match parse::<P, A>(packet) {
+        Parsed::Other | Parsed::Flowless { .. } | Parsed::IcmpError { .. } => return None,
+        Parsed::Flow(headers) => headers,
+    };
+    let key = headers.key(Direction::Out);
+    let flow = tables.flow(&key)?;
+    let now = tables.now();
+    let hop = way(tables, flow, &headers, shape, port.owner, now)?;
+    if !life::is_alive(tables, flow, key.proto, hop.interface, now)
+        || life::is_noteworthy(flow, headers.tcp_bits, now)
+    {
+        return None;
+    }
+    tables.touch(flow, now, packets, shape.network_len);
+    tables.count(flow.rule(), Direction::Out, packets, shape.network_len);
+    A::hop(headers.ip);
+    let fix = rewrite(headers, flow);
+    Some(send(packet, &hop, fix))
+}
+
+/// The last steps of a packet on the fast path: link addresses, checksum, and away.
+#[inline(always)]
+pub(super) fn send<P: Packet>(packet: &mut P, hop: &Hop, fix: ChecksumFix) -> Verdict {
+    if !address(packet, hop) {
+        return Verdict::Drop(DropReason::Rewrite);
+    }
+    // Whoever looks at it where it leaves must not translate it again.
+    packet.set_note(note::DONE);
+    match commit(packet, fix) {
+        Verdict::Pass => Verdict::Redirect(hop.interface),
+        refused => refused,
+    }
+}
+
+/// Only frames for the router itself are its to forward; a bridge carries the others.
+#[inline(always)]
+fn is_for<P: Packet>(packet: &mut P, mac: [u8; 6]) -> bool {
+    packet.make_linear(size_of::<LinkHeader>());
+    let Some(link) = packet.at::<LinkHeader>(0) else { return false };
+    // SAFETY: `at` checked the bounds; nothing else holds the packet.
+    same(unsafe { link.as_ref() }.dst, mac)
+}
+
+/// To the inside, where it leaves through a port of the LAN: writes down the way of the flow that it belongs to.
+#[inline(always)]
+pub fn lan_out<P, T, A>(packet: &mut P, tables: &T)
+where
+    P: Packet,
+    T: Tables<A> + Ways,
+    A: Address,
+{
+    let headers = match parse::<P, A>(packet) {
+        Parsed::Other | Parsed::Flowless { .. } | Parsed::IcmpError { .. } => return,
+        Parsed::Flow(headers) => headers,
+    };
+    // Translated already: what would answer it tells the flow.
+    let answers = headers.key(Direction::In).reversed();
+    let Some(out) = tables.flow(&answers) else { return };
+    let key = out.peer_of(&answers);
+    if let Some(flow) = tables.flow(&key) {
+        learn(packet, tables, &key, flow, Sight::Unsure);
+    }
+}
+
+/// What it proves that a packet leaves through an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sight {
+    /// That this is its way.
+    Sure,
+    /// Perhaps it leaves through every port of a bridge.
+    Unsure,
+}
+
+/// Writes down where this packet of the flow leaves, as the kernel has decided it.
+#[inline(always)]
+pub(super) fn learn<P, T, A>(packet: &mut P, tables: &T, key: &FlowKey<A>, flow: FlowRef<A>, sight: Sight)
+where
+    P: Packet,
+    T: Tables<A> + Ways,
+    A: Address,
+{
+    let (interface, from, epoch) = (packet.interface(), packet.came_in_through(), tables.epoch());
+    // The host's own come from nowhere.
+    if from == 0 || epoch == 0 {
+        return;
+    }
+    let Some(Port { mtu, .. }) = tables.port(interface) else { return };
+    let Some(link) = packet.at::<LinkHeader>(0) else { return };
+    // SAFETY: `at` checked the bounds.
+    let link = unsafe { link.as_ptr().read() };
+    let wanted = Hop { stamp: 0, interface, from, mtu, link };
+    let Some(slot) = slot_of(tables, &wanted, epoch) else { return };
+
+    let known = flow.stamp() == epoch && flow.hop() == slot;
+    flow.set_hop(slot);
+    if !known && sight == Sight::Unsure {
+        flow.set_lease(lease::SEEN);
+        flow.set_stamp(epoch);
+        return;
+    }
+    let until = tick(tables.now()).wrapping_add(LEASE).max(lease::WAITING + 1);
+    if key.proto != proto::TCP {
+        flow.set_lease(until);
+        flow.set_stamp(epoch);
+        return;
+    }
+    // Both directions or neither: a connection of which the kernel sees one side is invalid to its own tracking.
+    let peer = tables.flow(&flow.peer_of(key));
+    let peer = peer.filter(|peer| peer.stamp() == epoch && peer.lease() != lease::SEEN);
+    flow.set_lease(if peer.is_some() { until } else { lease::WAITING });
+    flow.set_stamp(epoch);
+    if let Some(peer) = peer
+        && peer.lease() == lease::WAITING
+    {
+        peer.set_lease(until);
+    }
+}
+
+/// The entry that holds this hop in this epoch: one that does already, or one of an earlier epoch, which nobody uses.
+#[inline(always)]
+fn slot_of<T: Ways>(tables: &T, wanted: &Hop, epoch: u32) -> Option<u32> {
+    let mut slot = hash(wanted);
+    let mut tried = 0;
+    while tried < PROBES {
+        tried += 1;
+        slot = (slot + 1) & (HOPS - 1);
+        if slot == 0 {
+            continue;
+        }
+        let hop = tables.hop(slot)?;
+        let stamp = hop.stamp();
+        if stamp == u64::from(epoch) {
+            if hop.of_epoch(epoch).is_some_and(|hop| leads_as(&hop, wanted)) {
+                return Some(slot);
+            }
+        } else if stamp != stamp::BUSY && tables.take(hop, stamp) {
+            hop.publish(wanted, epoch);
+            return Some(slot);
+        }
+    }
+    None
+}
+
+#[inline(always)]
+fn leads_as(a: &Hop, b: &Hop) -> bool {
+    (a.interface, a.from, a.mtu) == (b.interface, b.from, b.mtu)
+        && same(a.link.dst, b.link.dst)
+        && same(a.link.src, b.link.src)
+}
+
+/// By words; a comparison of arrays would be a call.
+#[inline(always)]
+const fn same([a, b, c, d, e, f]: [u8; 6], [g, h, i, j, k, l]: [u8; 6]) -> bool {
+    u32::from_ne_bytes([a, b, c, d]) == u32::from_ne_bytes([g, h, i, j])
+        && u16::from_ne_bytes([e, f]) == u16::from_ne_bytes([k, l])
+}
+
+/// Where the search for a hop begins: neighbours differ in the last bytes of their address.
+#[inline(always)]
+fn hash(hop: &Hop) -> u32 {
+    let [_, _, a, b, c, d] = hop.link.dst;
+    let mixed = u32::from_ne_bytes([a, b, c, d]) ^ hop.interface.wrapping_mul(0x85eb_ca6b) ^ hop.from;
+    // Knuth's multiplicative hash: the upper bits are the mixed ones.
+    mixed.wrapping_mul(0x9e37_79b1) >> 16
+}

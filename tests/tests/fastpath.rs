@@ -1,0 +1,244 @@
+//! The fast path on real packets: flows leave the kernel's way, and whatever changes there is followed.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{Shutdown, SocketAddr, UdpSocket},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use telecluster_tests::lab::{INSIDE, Lab, OUTSIDE, PATIENCE, WAN};
+
+/// One flow: inside 40000 to outside 5300.
+struct Conversation {
+    client: UdpSocket,
+    server: UdpSocket,
+}
+
+impl Conversation {
+    fn new(lab: &Lab) -> Self {
+        let server = lab.outside.udp((OUTSIDE, 5300));
+        let client = lab.inside.udp((INSIDE, 40000));
+        client.connect((OUTSIDE, 5300)).expect("connect");
+        Self { client, server }
+    }
+
+    /// There and back again.
+    fn turn(&self) {
+        let mut buffer = [0; 2048];
+        self.client.send(b"there").expect("send");
+        let (len, from) = self.server.recv_from(&mut buffer).expect("a datagram");
+        assert_eq!(from, SocketAddr::from((WAN, 40000)));
+        self.server.send_to(&buffer[..len], from).expect("answer");
+        assert_eq!(self.client.recv(&mut buffer).expect("the answer"), len);
+    }
+
+    /// Whether a datagram arrives, soon.
+    fn gets_through(&self) -> bool {
+        self.server.set_read_timeout(Some(Duration::from_millis(100))).expect("set a timeout");
+        let arrived = self.client.send(b"there").is_ok() && self.server.recv(&mut [0; 2048]).is_ok();
+        self.server.set_read_timeout(Some(PATIENCE)).expect("set a timeout");
+        arrived
+    }
+
+    /// Until it is on the fast path.
+    fn warm_up(&self, lab: &Lab) {
+        wait(lab, "the flow does not become fast", || {
+            self.turn();
+            the_flow(lab)["path"] == "fast"
+        });
+    }
+}
+
+fn wait(lab: &Lab, what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "{what}: {}", lab.get("/nat/flows"));
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn the_flow(lab: &Lab) -> Value {
+    lab.get("/nat/flows")["flows"][0].clone()
+}
+
+/// Packets that a device of the router says it has received.
+fn received(lab: &Lab, device: &str) -> u64 {
+    let text = lab.router.sh("cat /proc/thread-self/net/dev");
+    let line = text.lines().find_map(|line| line.trim().strip_prefix(&format!("{device}:")));
+    let packets = line.and_then(|line| line.split_whitespace().nth(1)).expect("the device");
+    packets.parse().expect("a number")
+}
+
+/// A worker that masquerades, and a fast flow.
+fn warm_lab() -> (Lab, telecluster_tests::lab::Worker, Conversation) {
+    let lab = Lab::new();
+    let worker = lab.start();
+    lab.masquerade();
+    let conversation = Conversation::new(&lab);
+    conversation.warm_up(&lab);
+    (lab, worker, conversation)
+}
+
+#[test]
+fn a_conversation_leaves_the_bridge_and_is_still_counted_exactly() {
+    let (lab, _worker, conversation) = warm_lab();
+    let (flow, bridge) = (the_flow(&lab), received(&lab, "br-lab"));
+    for _ in 0..200 {
+        conversation.turn();
+    }
+    let after = the_flow(&lab);
+    for counter in ["packets_in", "packets_out"] {
+        let grown = after[counter].as_u64().unwrap() - flow[counter].as_u64().unwrap();
+        assert_eq!(grown, 200, "{counter}: {after}");
+    }
+    // Neighbours are confirmed, leases renewed, and no more.
+    assert!(received(&lab, "br-lab") - bridge < 40, "the bridge carried the flow");
+    assert_eq!(lab.get("/nat/status")["fast_path"], json!({"open": true, "reason": null}));
+}
+
+#[test]
+fn a_flow_that_nobody_answers_becomes_fast_in_either_direction() {
+    let lab = Lab::new();
+    let _worker = lab.start();
+    lab.masquerade();
+    let forward =
+        json!({"external_port": 5353, "internal_ip": INSIDE, "internal_port": 53, "protocol": "udp"});
+    lab.post("/nat/forward", &forward).ok();
+    let collector = lab.outside.udp((OUTSIDE, 5300));
+    let sensor = lab.inside.udp((INSIDE, 40000));
+    wait(&lab, "outwards", || {
+        sensor.send_to(b"measured", (OUTSIDE, 5300)).expect("send");
+        collector.recv(&mut [0; 64]).expect("a datagram");
+        lab.get("/nat/flows?external_port=40000")["flows"][0]["path"] == "fast"
+    });
+    let resolver = lab.inside.udp((INSIDE, 53));
+    let asker = lab.outside.udp((OUTSIDE, 6000));
+    wait(&lab, "inwards", || {
+        asker.send_to(b"asked", (WAN, 5353)).expect("send");
+        resolver.recv(&mut [0; 64]).expect("a datagram");
+        lab.get("/nat/flows?external_port=5353")["flows"][0]["path"] == "fast"
+    });
+}
+
+#[test]
+fn a_forwarded_connection_keeps_its_bytes_and_its_checksums() {
+    let lab = Lab::new();
+    let _worker = lab.start();
+    let forward =
+        json!({"external_port": 2222, "internal_ip": INSIDE, "internal_port": 22, "protocol": "tcp"});
+    lab.post("/nat/forward", &forward).ok();
+    let listener = lab.inside.listen((INSIDE, 22));
+    let mut client = lab.outside.connect((WAN, 2222)).expect("connect");
+    let (mut server, _) = listener.accept().expect("accept");
+    wait(&lab, "the connection does not become fast", || {
+        client.write_all(b"there").expect("send");
+        server.read_exact(&mut [0; 5]).expect("receive");
+        server.write_all(b"back").expect("answer");
+        client.read_exact(&mut [0; 4]).expect("the answer");
+        the_flow(&lab)["path"] == "fast"
+    });
+    let data: Vec<u8> = (0..32 << 20).map(|i: u32| i.wrapping_mul(2_654_435_761).to_le_bytes()[3]).collect();
+    let mut received = Vec::with_capacity(data.len());
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            client.write_all(&data).expect("send");
+            client.shutdown(Shutdown::Write).expect("finish sending");
+        });
+        server.read_to_end(&mut received).expect("receive");
+    });
+    assert!(received == data, "{} of {} bytes, and not the same", received.len(), data.len());
+    for host in [&lab.inside, &lab.outside] {
+        assert_eq!(host.snmp("Tcp", "InCsumErrors"), 0);
+    }
+    // It has begun to close, which is the kernel's business.
+    assert_eq!(the_flow(&lab)["path"], "kernel");
+}
+
+#[test]
+fn a_packet_loses_exactly_one_hop() {
+    let (_lab, _worker, conversation) = warm_lab();
+    conversation.client.set_ttl(2).expect("set the TTL");
+    assert!(conversation.gets_through());
+    conversation.client.set_ttl(1).expect("set the TTL");
+    assert!(!conversation.gets_through());
+}
+
+#[test]
+fn a_rule_of_the_hosts_own_filter_is_obeyed_at_once_and_forgotten_when_it_is_gone() {
+    let (lab, _worker, conversation) = warm_lab();
+    lab.router.sh("nft add table inet foreign");
+    lab.router.sh("nft add chain inet foreign c { type filter hook forward priority 0; }");
+    // An empty chain is in nobody's way.
+    conversation.warm_up(&lab);
+    lab.router.sh("nft add rule inet foreign c udp dport 5300 counter drop");
+    wait(&lab, "the rule is passed by", || !conversation.gets_through());
+    wait(&lab, "no reason is given", || {
+        let flow = the_flow(&lab);
+        flow["path"] == "kernel" && flow["path_reason"].as_str().is_some_and(|why| why.contains("foreign"))
+    });
+    assert_eq!(lab.get("/nat/status")["fast_path"]["open"], false);
+    lab.router.sh("nft delete table inet foreign");
+    conversation.warm_up(&lab);
+}
+
+#[test]
+fn a_route_that_changes_is_followed() {
+    let (lab, _worker, conversation) = warm_lab();
+    lab.router.ip(&format!("route add blackhole {OUTSIDE}/32"));
+    wait(&lab, "the route is passed by", || !conversation.gets_through());
+    lab.router.ip(&format!("route del blackhole {OUTSIDE}/32"));
+    conversation.warm_up(&lab);
+}
+
+#[test]
+fn a_neighbour_that_gets_another_card_is_followed() {
+    let (lab, _worker, conversation) = warm_lab();
+    lab.outside.ip("link set eth0 address 02:00:00:00:00:77");
+    lab.router.ip(&format!("neigh replace {OUTSIDE} lladdr 02:00:00:00:00:77 dev wan0"));
+    wait(&lab, "packets go to the old card", || conversation.gets_through());
+    conversation.warm_up(&lab);
+}
+
+#[test]
+fn an_inside_host_that_moves_to_another_port_is_followed() {
+    let (lab, _worker, conversation) = warm_lab();
+    // The same card, plugged in elsewhere, says so.
+    let mac = lab.inside.sh("cat /proc/thread-self/net/arp");
+    assert!(!mac.is_empty());
+    lab.router.veth("lan1", &lab.inside, "eth1");
+    lab.router.ip("link set lan1 master br-lab");
+    lab.router.ip("link set lan1 up");
+    let address = lab.inside.sh("ip -o link show eth0");
+    let address = address.split("link/ether ").nth(1).and_then(|rest| rest.split(' ').next()).expect("a MAC");
+    lab.inside.ip("link set eth0 down");
+    lab.inside.ip(&format!("link set eth1 address {address}"));
+    lab.inside.ip(&format!("addr add {INSIDE}/24 dev eth1"));
+    lab.inside.ip("link set eth1 up");
+    lab.inside.ip(&format!("route replace default via {} dev eth1", telecluster_tests::lab::GATEWAY));
+    conversation.warm_up(&lab);
+}
+
+#[test]
+fn a_link_that_gets_narrower_sends_back_what_does_not_fit() {
+    let (lab, _worker, conversation) = warm_lab();
+    lab.router.ip("link set wan0 mtu 1400");
+    // The kernel's own answer: the sender is told, and its next datagram is refused where it is sent.
+    wait(&lab, "a datagram that does not fit is not refused", || {
+        conversation.client.send(&[7; 1450]).is_err()
+    });
+}
+
+#[test]
+fn flows_stay_fast_when_the_worker_dies_and_when_it_comes_back() {
+    let (lab, worker, conversation) = warm_lab();
+    worker.murder();
+    let bridge = received(&lab, "br-lab");
+    for _ in 0..100 {
+        conversation.turn();
+    }
+    assert!(received(&lab, "br-lab") - bridge < 20, "the bridge carried the flow");
+    let _worker = lab.start();
+    conversation.warm_up(&lab);
+}
