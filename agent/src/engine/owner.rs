@@ -314,7 +314,7 @@ impl Owner {
             Ok(observed) => observed,
             Err(error) => {
                 warn!(%error, "the kernel could not be observed");
-                return None;
+                return Some(Instant::now() + Duration::from_secs(1));
             }
         };
         let holds = {
