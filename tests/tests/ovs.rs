@@ -124,6 +124,55 @@ fn a_pair_with_both_ends_on_one_bridge_of_ovs_is_no_storm() {
 }
 
 #[test]
+fn vlans_of_ports_keep_hosts_apart_and_trunks_carry_several() {
+    let Some((lab, ovs)) = lab() else { return };
+    let hosts: Vec<_> = [("p1", "10.5.0.1"), ("p2", "10.5.0.2"), ("p3", "10.5.0.3"), ("p4", "10.5.0.4")]
+        .map(|(port, address)| host(&lab, port, address))
+        .into();
+    let worker = lab.start();
+    lab.post("/bridge/create", &json!({ "name": "br-o", "type": "ovs" })).ok();
+    for (port, vlan) in [("p1", 10), ("p2", 10), ("p3", 20)] {
+        let body = json!({ "bridge_name": "br-o", "port_name": port, "vlan": vlan });
+        lab.post("/bridge/add-port", &body).ok();
+    }
+    add_port(&lab, "br-o", "p4").ok();
+    let apart = |when: &str| {
+        let shown = ovs.vsctl(&lab.router, "show");
+        assert!(reaches(&hosts[0], "10.5.0.2"), "both are in VLAN 10, {when}: {shown}");
+        assert!(!reaches(&hosts[0], "10.5.0.3") && !reaches(&hosts[0], "10.5.0.4"), "others are not");
+    };
+    apart("as made");
+    assert_eq!(ovs.vsctl(&lab.router, "get Port p3 tag").trim(), "20");
+    assert_eq!(bridge(&lab, "br-o")["vlans"], json!([10, 20]));
+
+    // Another native VLAN takes the place of the first; without any it is in the untagged domain.
+    let vlan = |port: &str, id: u16, tagged: bool| json!({ "bridge_name": "br-o", "port_name": port, "vlan_id": id, "tagged": tagged });
+    let moved = lab.post("/vlan/add-to-bridge", &vlan("p3", 10, false)).ok();
+    assert_eq!(moved["data"]["native_vlan"], 10, "{moved}");
+    assert!(reaches(&hosts[0], "10.5.0.3"));
+    lab.post("/vlan/remove-from-bridge", &vlan("p3", 10, false)).ok();
+    assert!(reaches(&hosts[2], "10.5.0.4") && !reaches(&hosts[0], "10.5.0.3"));
+
+    lab.post("/vlan/add-to-bridge", &vlan("p4", 10, true)).ok();
+    let trunk = lab.post("/vlan/add-to-bridge", &vlan("p4", 20, true)).ok();
+    assert_eq!(trunk["data"]["tagged_vlans"], json!([10, 20]), "{trunk}");
+    assert_eq!(ovs.vsctl(&lab.router, "get Port p4 trunks").trim(), "[10, 20]");
+    let rows = lab.get("/vlan/bridge-vlans");
+    let row = json!({ "bridge_name": "br-o", "port_name": "p4", "vlan_id": 20, "tagged": true });
+    assert!(rows.as_array().is_some_and(|rows| rows.contains(&row)), "{rows}");
+
+    // What others change in the meantime is put right at the next start.
+    worker.stop();
+    ovs.vsctl(&lab.router, "set Port p2 tag=20");
+    ovs.vsctl(&lab.router, "del-port p1");
+    let _worker = lab.start();
+    lab.get("/health");
+    apart("after a restart");
+    let refused = lab.post("/vlan/add-to-bridge", &vlan("br-o", 10, true));
+    assert_eq!(refused.status, 501, "{}", refused.body);
+}
+
+#[test]
 fn bridges_of_others_are_shown_and_left_alone() {
     let Some((lab, ovs)) = lab() else { return };
     ovs.vsctl(&lab.router, "add-br br-theirs -- set bridge br-theirs datapath_type=netdev");

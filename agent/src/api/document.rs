@@ -92,6 +92,32 @@ mod tests {
     }
 
     #[test]
+    fn the_readme_names_every_call_and_no_other() {
+        let document = serde_json::to_value(document()).unwrap();
+        let mut calls = BTreeSet::from(["GET /docs".to_owned(), "GET /openapi.json".to_owned()]);
+        for (path, item) in document["paths"].as_object().unwrap() {
+            for (method, operation) in item.as_object().unwrap() {
+                // The second spelling of a call has an id of its own.
+                if !operation["operationId"].as_str().unwrap().starts_with("network_")
+                    || !path.starts_with("/network/")
+                {
+                    calls.insert(format!("{} {path}", method.to_uppercase()));
+                }
+            }
+        }
+        calls.insert("GET /network/status".to_owned());
+        let readme = include_str!("../../../README.md");
+        let table = readme.split("## All calls").nth(1).and_then(|text| text.split("\n## ").next()).unwrap();
+        let named: BTreeSet<String> = (table.split('`'))
+            .filter(|text| {
+                text.starts_with("GET /") || text.starts_with("POST /") || text.starts_with("DELETE /")
+            })
+            .map(str::to_owned)
+            .collect();
+        assert_eq!(named, calls);
+    }
+
+    #[test]
     fn the_checked_in_document_is_the_current_one() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
         let current = crate::api::document_text();

@@ -14,7 +14,7 @@ use crate::{
         links::{At, Observed},
     },
     kinds::{
-        bridge, bridge_vlan, firewall, interface, rule, tuntap,
+        bridge, bridge_vlan, firewall, interface, ovs_vlan, rule, tuntap,
         veth::{self, Pair},
         vlan_link,
     },
@@ -269,6 +269,9 @@ pub(super) async fn object(shared: &Shared, subject: &Subject, observed: &Observ
         }
         Subject::Tun(name) => Ok(Object::Tun(shared.tun(name, observed).await?)),
         Subject::PortVlans { bridge, port } => {
+            if let Some(view) = ovs_vlan::view(bridge, port, observed) {
+                return Ok(Object::PortVlans(view));
+            }
             let vlans = shared.switch_ports().await?;
             Ok(Object::PortVlans(bridge_vlan::view(bridge, port, &vlans, observed)?))
         }

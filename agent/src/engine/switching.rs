@@ -11,7 +11,7 @@ use crate::{
         links::{Mac, Observed, Place},
         switch::{SwitchPort, VlanCounters},
     },
-    kinds::bridge_vlan,
+    kinds::{bridge_vlan, ovs_vlan},
     model::bridge_vlan::{BridgeVlanView, PortVlansView, StationView},
 };
 
@@ -45,7 +45,9 @@ pub struct PortLabel {
 impl Engine {
     pub async fn bridge_vlans(&self) -> Result<Vec<BridgeVlanView>> {
         let observed = self.shared.observe().await?;
-        Ok(bridge_vlan::list(&self.shared.switch_ports().await?, &observed))
+        let mut rows = bridge_vlan::list(&self.shared.switch_ports().await?, &observed);
+        rows.extend(ovs_vlan::list(&observed));
+        Ok(rows)
     }
 
     pub async fn switch_ports(&self) -> Result<Vec<PortVlansView>> {

@@ -429,6 +429,8 @@ fn apply(world: &mut Observed, step: &LinkStep) -> Step {
             world.ipv6_forward = Some(*on);
             Ok(())
         }
+        // It has no Open vSwitch.
+        LinkStep::SetPortVlans { .. } => Err(Errno::EOPNOTSUPP),
         LinkStep::SetIpForwarding(on) => {
             world.ip_forward = *on;
             Ok(())

@@ -1,8 +1,9 @@
 //! The whole machine: netlink, and OVS where it is. To everybody else a bridge of OVS is a bridge with ports.
 
 use std::{
+    collections::HashMap,
     net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
@@ -12,7 +13,7 @@ use super::{
     Kernel, KernelError,
     links::{ALIAS, BridgePort, LinkKind, Observed, OperState, Place, PortState},
     netlink::NetlinkKernel,
-    ovs::{Ovs, Presence},
+    ovs::{Ovs, OvsVlans, Presence},
     step::LinkStep,
 };
 
@@ -23,11 +24,13 @@ pub struct HostKernel {
     ovs: Arc<Ovs>,
     /// What OVS had when it was last looked at.
     seen: Mutex<Presence>,
+    /// VLANs of ports that are about to enter a bridge of OVS.
+    coming: Mutex<HashMap<String, OvsVlans>>,
 }
 
 impl HostKernel {
     pub fn new(netlink: NetlinkKernel, ovs: Ovs) -> Self {
-        Self { netlink, ovs: Arc::new(ovs), seen: Mutex::default() }
+        Self { netlink, ovs: Arc::new(ovs), seen: Mutex::default(), coming: Mutex::default() }
     }
 
     async fn look(&self) -> Result<Presence, KernelError> {
@@ -37,6 +40,10 @@ impl HostKernel {
             .map_err(|error| KernelError::other("look at OVS", error.to_string()))?;
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = presence.clone();
         Ok(presence)
+    }
+
+    fn coming(&self) -> MutexGuard<'_, HashMap<String, OvsVlans>> {
+        self.coming.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn ovs(
@@ -66,7 +73,8 @@ impl HostKernel {
         match master.and_then(|master| presence.bridge(master)) {
             Some(bridge) => {
                 let bridge = bridge.name.clone();
-                self.ovs(move |ovs| ovs.add_port(&operation, &bridge, &name, &Default::default())).await
+                let vlans = self.coming().remove(port).unwrap_or_default();
+                self.ovs(move |ovs| ovs.add_port(&operation, &bridge, &name, &vlans)).await
             }
             // The kernel's own masters, and none at all.
             None if master.is_some() || presence.port(port).is_none() => self.netlink.apply(step).await,
@@ -132,6 +140,14 @@ impl Kernel for HostKernel {
                     false => ovs.set_vlans(&operation, &port, &Default::default()),
                 })
                 .await
+            }
+            LinkStep::SetPortVlans { port, vlans } => {
+                let (port, vlans) = (port.clone(), vlans.clone());
+                if presence.port(&port).is_none() {
+                    self.coming().insert(port, vlans);
+                    return Ok(());
+                }
+                self.ovs(move |ovs| ovs.set_vlans(&operation, &port, &vlans)).await
             }
             LinkStep::SetStp { bridge, stp } if presence.bridge(bridge).is_some() => {
                 let (bridge, stp) = (bridge.clone(), *stp);

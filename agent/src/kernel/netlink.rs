@@ -223,6 +223,8 @@ impl Inner {
                 let message = LinkMessageBuilder::<LinkBridge>::new(bridge).index(index).stp_state(state);
                 rtnl.change(&operation, RouteNetlinkMessage::NewLink(message.build()), 0)
             }),
+            // `HostKernel` does it.
+            LinkStep::SetPortVlans { .. } => Err(KernelError::errno(operation, Errno::EOPNOTSUPP as i32)),
             LinkStep::SetIpForwarding(on) => forwarding::set_ipv4(&operation, *on),
             LinkStep::SetIpv6Forwarding(on) => forwarding::set_ipv6(&operation, *on),
         }

@@ -6,6 +6,7 @@ use ipnet::IpNet;
 
 use super::{
     links::{Address, At, Link, LinkKind, Mac, Observed, Place, VlanTag},
+    ovs::OvsVlans,
     routes::{Neighbour, Route},
 };
 
@@ -78,6 +79,11 @@ pub enum LinkStep {
     SetStp {
         bridge: String,
         stp: bool,
+    },
+    /// The VLANs of a port of Open vSwitch; of one that is none yet, those that it will enter its bridge with.
+    SetPortVlans {
+        port: String,
+        vlans: OvsVlans,
     },
     /// `net.ipv4.ip_forward`.
     SetIpForwarding(bool),
@@ -157,7 +163,9 @@ impl LinkStep {
             Self::DeleteLink(at) => restore(at, before),
             Self::SetMaster { port, .. } => {
                 let Some(link) = before.link(port) else { return Vec::new() };
-                enslave(link, before.master_name(&Place::Here, link))
+                let mut steps = vlans_before(port, before);
+                steps.extend(enslave(link, before.master_name(&Place::Here, link)));
+                steps
             }
             Self::SetUp { link: at, .. } => before
                 .find(at)
@@ -216,12 +224,22 @@ impl LinkStep {
                 }
                 _ => Vec::new(),
             },
+            Self::SetPortVlans { port, .. } => vlans_before(port, before),
             Self::SetIpForwarding(_) => vec![Self::SetIpForwarding(before.ip_forward)],
             Self::SetIpv6Forwarding(_) => {
                 before.ipv6_forward.map(Self::SetIpv6Forwarding).into_iter().collect()
             }
         }
     }
+}
+
+/// The VLANs that a port of Open vSwitch had.
+fn vlans_before(port: &str, before: &Observed) -> Vec<LinkStep> {
+    let found = before.ovs.port(port).filter(|(_, found)| !found.is_held());
+    found
+        .map(|(_, found)| LinkStep::SetPortVlans { port: port.to_owned(), vlans: found.vlans() })
+        .into_iter()
+        .collect()
 }
 
 /// Puts a port back under its master; one that was held is never up there without its guard.
@@ -253,6 +271,7 @@ fn restore(at: &At, before: &Observed) -> Vec<LinkStep> {
             })];
             steps.extend(dress(at, link, before));
             for port in before.ports_of(link.index) {
+                steps.extend(vlans_before(&port.name, before));
                 steps.extend(enslave(port, Some(&link.name)));
             }
             steps
@@ -375,6 +394,7 @@ impl fmt::Display for LinkStep {
             Self::SetIpv6Forwarding(on) => {
                 write!(f, "set net.ipv6.conf.all.forwarding to {}", u8::from(*on))
             }
+            Self::SetPortVlans { port, .. } => write!(f, "set the VLANs of port {port}"),
             Self::SetIpForwarding(on) => write!(f, "set net.ipv4.ip_forward to {}", u8::from(*on)),
         }
     }

@@ -24,7 +24,7 @@ use crate::{
     state::{Record, State, Write},
 };
 
-use super::{bridge, managed, target_bridge};
+use super::{bridge, managed, ovs_vlan, target_bridge};
 
 /// Stations of one port when nothing is said: more than a rack of containers, and far from filling the table.
 const STATION_LIMIT: u32 = 1024;
@@ -43,10 +43,13 @@ pub(super) fn add(bridge: &str, port: &str, change: &PortVlansChange, world: Wor
 
 /// Makes a link a port of a bridge with a native VLAN, or gives it that VLAN when it is one.
 pub(super) fn add_port(bridge: &str, port: &str, vlan: u16, world: World<'_>) -> Result<Plan> {
-    require_filter(target_bridge(bridge, world)?)?;
+    let at = target_bridge(bridge, world)?;
     let mut plan = bridge::add_port(bridge, port, world)?;
     let change = PortVlansChange { native: Some(vlan), ..PortVlansChange::default() };
     let vlans = changed(stored(bridge, port, world)?, &change)?;
+    if ovs_vlan::is_ovs(at) {
+        ovs_vlan::require_plain(at, port, &vlans.options)?;
+    }
     plan.message = format!("{port} is a port of bridge {bridge}, in VLAN {vlan}");
     if plan.is_empty() {
         let Plan { message, subject, warnings, .. } = plan;
@@ -88,6 +91,13 @@ pub(super) fn fix_station(
 ) -> Result<Plan> {
     let at = target_bridge(bridge, world)?;
     require_port(at, port, world.observed)?;
+    if ovs_vlan::is_ovs(at) {
+        return Err(Error::new(
+            Code::Unsupported,
+            format!("{bridge} is a bridge of Open vSwitch, which has no fixed stations here"),
+        )
+        .hint("use a bridge of type linux"));
+    }
     let FixedStation { vlan, mac } = station;
     if mac.0[0] & 1 == 1 || mac.0 == [0; 6] {
         return Err(Error::field("mac_address", format!("{mac} is no station's address")));
@@ -128,7 +138,6 @@ pub(super) fn fix_station(
 
 /// The port of a filtered bridge by the name that the caller gave; the bridge's own name is the host's side.
 fn require_port(bridge: &Link, port: &str, observed: &Observed) -> Result<()> {
-    require_filter(bridge)?;
     if port == bridge.name {
         return Ok(());
     }
@@ -140,16 +149,6 @@ fn require_port(bridge: &Link, port: &str, observed: &Observed) -> Result<()> {
             .hint("add it first: POST /bridge/add-port, which takes a vlan too"));
     }
     Ok(())
-}
-
-/// Bridges of OVS have VLANs of their own, which the worker does not set yet.
-fn require_filter(bridge: &Link) -> Result<()> {
-    if !matches!(bridge.kind, LinkKind::OvsBridge { .. }) {
-        return Ok(());
-    }
-    let what =
-        format!("{} is a bridge of Open vSwitch; setting VLANs there is not in this version", bridge.name);
-    Err(Error::new(Code::Unsupported, what).hint("use a bridge of type linux, or ovs-vsctl"))
 }
 
 /// What the store has of a port of this very bridge; of another bridge it means nothing here.
@@ -196,6 +195,11 @@ fn changed(mut vlans: PortVlans, change: &PortVlansChange) -> Result<PortVlans> 
 
 /// The plan after which a port has these VLANs.
 fn put(vlans: &PortVlans, message: String, subject: Subject, world: World<'_>) -> Result<Plan> {
+    let at = target_bridge(vlans.bridge.as_str(), world)?;
+    if ovs_vlan::is_ovs(at) {
+        ovs_vlan::require_plain(at, &vlans.port, &vlans.options)?;
+        return Ok(ovs_vlan::put(vlans, message, world));
+    }
     let mut plan = Plan::new(subject, message);
     let stored = world.state.port_vlans.get(&vlans.port);
     if vlans.all().is_empty() {
@@ -375,6 +379,7 @@ pub(super) fn prepare(plan: &mut Plan, world: World<'_>) {
     let mut steps = Vec::with_capacity(plan.steps.len());
     for step in plan.steps.drain(..) {
         if let Step::Link(LinkStep::SetMaster { port, master: Some(master) }) = &step
+            && world.observed.ovs.bridge(master).is_none()
             && let Some(vlans) = after.port_vlans.get(port).filter(|vlans| vlans.bridge == **master)
         {
             let held = held.contains(port);

@@ -9,6 +9,7 @@ pub mod forward;
 pub mod interface;
 pub mod lan;
 pub mod masquerade;
+pub mod ovs_vlan;
 pub mod route;
 pub mod rule;
 pub mod tuntap;
@@ -30,6 +31,7 @@ use crate::{
 pub fn plan(change: &Change, world: World<'_>) -> Result<Plan> {
     let mut plan = plan_itself(change, world)?;
     bridge_vlan::follow(&mut plan, world);
+    ovs_vlan::follow(&mut plan, world);
     Ok(plan)
 }
 
@@ -80,14 +82,16 @@ pub fn remake(record: &Record, world: World<'_>) -> Result<Plan> {
         Record::Tun(spec) => tuntap::remake(spec, world, &mut plan)?,
         Record::VlanLink(spec) => vlan_link::remake(spec, world, &mut plan)?,
         Record::Port(spec) => bridge::remake_port(spec, world, &mut plan)?,
-        // They follow from the links, see `bridge_vlan::desired`.
+        // They follow from the links, see `bridge_vlan::desired`; with Open vSwitch, they go with their port.
         Record::PortVlans(_) => {}
         // Rules follow from the interfaces, see `rule::desired`.
         Record::Rule(_) => {}
         // All together and in order, see `firewall::wanted`.
         Record::Firewall(_) => {}
     }
+    ovs_vlan::mend_ports_of(record, world, &mut plan);
     bridge_vlan::prepare(&mut plan, world);
+    ovs_vlan::follow(&mut plan, world);
     Ok(plan)
 }
 
