@@ -100,6 +100,8 @@ fn filter(level: LogLevel) -> Targets {
         .with_target("hyper", level.min(LevelFilter::INFO))
         .with_target("hyper_util", level.min(LevelFilter::INFO))
         .with_target("mio", level.min(LevelFilter::INFO))
+        // The layout of the topology's picture tells its every step at info.
+        .with_target("rust_sugiyama", level.min(LevelFilter::WARN))
 }
 
 impl LogLevel {
