@@ -10,7 +10,7 @@ checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 worker=${TELECLUSTER_WORKER_BIN:-$checkout/target/release/telecluster-worker}
 
 case "$1" in
-caps) echo snat dnat ;;
+caps) echo snat dnat snat6 dnat6 ;;
 version) git -C "$checkout" describe --always --dirty 2>/dev/null || echo unknown ;;
 up)
   # The namespace is ours alone: any port outside the forwards and the ephemeral range is free.
