@@ -52,7 +52,7 @@ pub enum Code {
     LinkInUse,
     /// The bridge still has ports.
     BridgeHasPorts,
-    /// The external port is forwarded already.
+    /// The external port is forwarded already, or a program of the host listens on it.
     ForwardPortInUse,
     /// The external port is the worker's own.
     ForwardPortReserved,

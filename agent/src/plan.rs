@@ -12,6 +12,7 @@ use crate::{
         dataplane::{FastPort, HostAddresses, NatRule, Slot},
         filter::FilterRule,
         links::Observed,
+        listeners::Listener,
         step::LinkStep,
         switch::SwitchPort,
     },
@@ -91,6 +92,8 @@ pub struct World<'a> {
     pub fresh_id: &'a str,
     /// Gateways that answered just before the change and that it could cut off.
     pub reachable: &'a [IpAddr],
+    /// Sockets of the host that a new forward could take packets from.
+    pub listeners: &'a [Listener],
 }
 
 /// What an answer shows afterwards.

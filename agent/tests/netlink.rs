@@ -23,6 +23,7 @@ use telecluster_worker::{
         dataplane::NatType,
         fake::{FakeDataPlane, FakeFilter, Faults},
         links::{At, Link, LinkKind, Observed, OperState, Place, PortState},
+        listeners::Listener,
         netlink::NetlinkKernel,
         step::{LinkStep, NewBridge, NewTun},
     },
@@ -92,6 +93,10 @@ impl Kernel for Faulty {
 
     async fn reachable(&self, link: &str, host: IpAddr) -> Result<bool, KernelError> {
         self.kernel.reachable(link, host).await
+    }
+
+    async fn listeners(&self) -> Result<Vec<Listener>, KernelError> {
+        self.kernel.listeners().await
     }
 
     fn events(&self) -> Result<mpsc::Receiver<()>, KernelError> {

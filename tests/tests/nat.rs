@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{Shutdown, TcpStream, UdpSocket},
+    net::{Ipv4Addr, Shutdown, TcpStream, UdpSocket},
     process::Stdio,
     thread,
     time::{Duration, Instant},
@@ -234,6 +234,32 @@ fn a_changed_uplink_address_is_followed() {
         assert!(Instant::now() < deadline, "it still leaves as {from}");
         thread::sleep(Duration::from_millis(50));
     }
+}
+
+#[test]
+fn a_port_that_a_program_of_the_host_listens_on_is_not_forwarded_until_it_stops() {
+    let lab = Lab::new();
+    let _worker = lab.start();
+    let listener = lab.router.listen((Ipv4Addr::UNSPECIFIED, 7100));
+    let socket = lab.router.udp((WAN, 7100));
+    let forward = |protocol: &str| {
+        let body = json!({
+            "external_port": 7100, "internal_ip": INSIDE, "internal_port": 7200, "protocol": protocol,
+        });
+        lab.post("/nat/forward", &body).status
+    };
+    assert_eq!((forward("tcp"), forward("udp"), forward("all")), (409, 409, 409));
+    assert_eq!(lab.get("/nat/status")["port_forwards"], json!([]));
+    let _client = lab.outside.connect((WAN, 7100)).expect("connect to the host");
+    let (connection, _) = listener.accept().expect("accept");
+    // a connection that lives on holds nothing: its packets open no flow
+    drop(listener);
+    drop(socket);
+    assert_eq!((forward("tcp"), forward("udp")), (200, 200));
+    let inside = lab.inside.listen((INSIDE, 7200));
+    let _forwarded = lab.outside.connect((WAN, 7100)).expect("connect through the forward");
+    inside.accept().expect("accept inside");
+    drop(connection);
 }
 
 #[test]

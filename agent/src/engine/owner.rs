@@ -165,7 +165,8 @@ impl Owner {
     }
 
     fn world<'a>(&'a self, observed: &'a Observed, state: &'a State, fresh_id: &'a str) -> World<'a> {
-        World { observed, state, nat: &self.nat, options: &self.shared.options, fresh_id, reachable: &[] }
+        let (nat, options) = (&self.nat, &self.shared.options);
+        World { observed, state, nat, options, fresh_id, reachable: &[], listeners: &[] }
     }
 
     /// Which of the gateways that a change could cut off answer now.
@@ -185,10 +186,15 @@ impl Owner {
     async fn change(&mut self, change: &Change) -> Result<Outcome> {
         let before = self.shared.observe().await?;
         let reachable = self.reachable(change, &before).await;
+        let listeners = match change {
+            Change::CreateForward(request) if request.enabled => self.shared.kernel.listeners().await?,
+            _ => Vec::new(),
+        };
         let id = uuid::Uuid::new_v4().simple().to_string();
         let plan = {
             let state = self.shared.state();
-            kinds::plan(change, World { reachable: &reachable, ..self.world(&before, &state, &id[..12]) })?
+            let world = self.world(&before, &state, &id[..12]);
+            kinds::plan(change, World { reachable: &reachable, listeners: &listeners, ..world })?
         };
         let changed = !plan.is_empty();
         let after = if changed { self.carry_out(&plan, &before).await? } else { before };

@@ -1057,6 +1057,7 @@ async fn planned(fake: &Fake, change: &Change) -> Result<Vec<(String, Option<ser
         options: &options,
         fresh_id: "",
         reachable: &[],
+        listeners: &[],
     };
     let plan = crate::kinds::plan(change, world).map_err(|error| error.code)?;
     let entry = |write: crate::state::Write| match write {

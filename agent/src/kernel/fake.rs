@@ -28,6 +28,7 @@ use super::{
         ALIAS, Address, At, BridgePort, Link, LinkKind, Mac, Namespace, Observed, OperState, Peer, Place,
         PortState, TunInfo,
     },
+    listeners::Listener,
     observe,
     ovs::Presence,
     routes::Route,
@@ -91,6 +92,8 @@ pub struct FakeKernel {
     listeners: Mutex<Vec<mpsc::Sender<()>>>,
     /// Links through which nobody answers.
     deaf: Mutex<BTreeSet<String>>,
+    /// Sockets of the host.
+    sockets: Mutex<Vec<Listener>>,
 }
 
 /// The gateway of the uplink.
@@ -115,7 +118,18 @@ impl FakeKernel {
             ip_forward: false,
             ipv6_forward: Some(false),
         };
-        Self { world: Mutex::new(world), faults, listeners: Mutex::new(Vec::new()), deaf: Mutex::default() }
+        Self {
+            world: Mutex::new(world),
+            faults,
+            listeners: Mutex::new(Vec::new()),
+            deaf: Mutex::default(),
+            sockets: Mutex::default(),
+        }
+    }
+
+    /// A program of the host listens.
+    pub fn listen(&self, listener: Listener) {
+        lock(&self.sockets).push(listener);
     }
 
     /// Changes the machine behind the worker's back; nobody is told until [`Self::notify`].
@@ -168,6 +182,10 @@ impl Kernel for FakeKernel {
 
     async fn reachable(&self, link: &str, _host: IpAddr) -> Result<bool, KernelError> {
         Ok(!lock(&self.deaf).contains(link))
+    }
+
+    async fn listeners(&self) -> Result<Vec<Listener>, KernelError> {
+        Ok(lock(&self.sockets).clone())
     }
 
     fn events(&self) -> Result<mpsc::Receiver<()>, KernelError> {

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use super::{
     Kernel, KernelError,
     links::{ALIAS, BridgePort, LinkKind, Observed, OperState, Place, PortState},
+    listeners::Listener,
     netlink::NetlinkKernel,
     ovs::{Ovs, OvsVlans, Presence},
     step::LinkStep,
@@ -108,6 +109,10 @@ impl Kernel for HostKernel {
 
     async fn reachable(&self, link: &str, host: IpAddr) -> Result<bool, KernelError> {
         self.netlink.reachable(link, host).await
+    }
+
+    async fn listeners(&self) -> Result<Vec<Listener>, KernelError> {
+        self.netlink.listeners().await
     }
 
     async fn apply(&self, step: &LinkStep) -> Result<(), KernelError> {

@@ -9,6 +9,7 @@ mod forwarding;
 pub mod host;
 pub mod iptables;
 pub mod links;
+pub mod listeners;
 pub mod netlink;
 mod netns;
 mod observe;
@@ -25,7 +26,7 @@ use std::net::IpAddr;
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
-use self::{links::Observed, step::LinkStep};
+use self::{links::Observed, listeners::Listener, step::LinkStep};
 
 /// Links, addresses and namespaces of the machine. `netlink` does it for real, `fake` in memory.
 #[async_trait]
@@ -38,6 +39,9 @@ pub trait Kernel: Send + Sync + std::fmt::Debug {
 
     /// Whether a host answers on the link itself, by ARP or neighbour discovery. May take a few seconds.
     async fn reachable(&self, link: &str, host: IpAddr) -> Result<bool, KernelError>;
+
+    /// The sockets of the host that wait for strangers.
+    async fn listeners(&self) -> Result<Vec<Listener>, KernelError>;
 
     /// Says that a link, an address or a route has changed; what exactly is for `observe` to tell.
     /// More than one change may come as one message.

@@ -31,6 +31,7 @@ use tokio::sync::mpsc;
 use super::{
     Kernel, KernelError, forwarding,
     links::{ALIAS, At, Link, Observed, OperState, Place, PortState},
+    listeners::{self, Listener},
     netns, observe,
     reach::{self, Through},
     rtnl::{Rtnl, io_error},
@@ -97,6 +98,10 @@ impl Kernel for NetlinkKernel {
     async fn reachable(&self, link: &str, host: IpAddr) -> Result<bool, KernelError> {
         let link = link.to_owned();
         self.blocking("look for a gateway", move |inner| inner.reachable(&link, host, GATEWAY_BEFORE)).await
+    }
+
+    async fn listeners(&self) -> Result<Vec<Listener>, KernelError> {
+        listeners::list().await
     }
 
     fn events(&self) -> Result<mpsc::Receiver<()>, KernelError> {

@@ -11,6 +11,7 @@ use crate::{
     kernel::{
         dataplane::{NatRule, Transport},
         links::Link,
+        listeners::Listener,
     },
     model::{ForwardProtocol, ForwardRequest, ForwardSpec, LinkName, RuleAction, RuleView},
     plan::{Plan, Subject, World},
@@ -47,6 +48,9 @@ pub(super) fn create(request: &ForwardRequest, world: World<'_>) -> Result<Plan>
     };
 
     let existing = conflict(&spec, owner, world)?;
+    if spec.enabled && !existing.is_some_and(|rule| rule.spec.enabled()) {
+        unheard(&spec, world.observed.links.iter().find(|link| link.index == owner), world.listeners)?;
+    }
     let (id, slot) = match existing {
         Some(rule) => (rule.id.clone(), rule.slot),
         None => (format!("fwd-{}", world.fresh_id), rule::free_slot(world)?),
@@ -134,6 +138,34 @@ fn conflict<'a>(spec: &ForwardSpec, owner: u32, world: World<'a>) -> Result<Opti
         .hint(format!("delete rule {} first, or choose another external port", rule.id)));
     }
     Ok(None)
+}
+
+/// No program of the host listens where the forward would take the packets. What is bound to loopback or to an address
+/// of another interface is reached from there, past the uplink's programs.
+fn unheard(spec: &ForwardSpec, uplink: Option<&Link>, listeners: &[Listener]) -> Result<()> {
+    let addresses: Vec<IpAddr> = match spec.external_ip {
+        Some(ip) => vec![ip],
+        None => uplink.into_iter().flat_map(Link::ips).map(|(ip, _)| ip).collect(),
+    };
+    let transports = transports(spec.protocol);
+    let robbed = listeners.iter().find(|listener| {
+        listener.local.port() == spec.external_port
+            && transports.contains(&listener.transport)
+            && listener.takes(spec.internal_ip.is_ipv6(), &addresses)
+    });
+    let Some(Listener { transport, local }) = robbed else { return Ok(()) };
+    let (name, flag) = match transport {
+        Transport::Tcp => ("tcp", 't'),
+        Transport::Udp => ("udp", 'u'),
+    };
+    Err(Error::new(
+        Code::ForwardPortInUse,
+        format!("a program of this host listens on {name} {local}: the forward would take its packets"),
+    )
+    .hint(format!(
+        "`ss -ln{flag}p sport = :{}` tells which; stop it, choose another external port, or create the forward with enabled: false",
+        spec.external_port
+    )))
 }
 
 /// Whether one packet could match both.

@@ -1,6 +1,7 @@
 //! Port forwards, masquerade, flows, and what is measured of them.
 
 use super::*;
+use crate::kernel::{dataplane::Transport, listeners::Listener};
 
 fn ssh() -> Value {
     json!({
@@ -60,6 +61,43 @@ async fn a_port_leads_to_one_place() {
     let refused = lab.post("/nat/forward", other).await;
     refused.refused(409, "FORWARD_PORT_IN_USE");
     assert_eq!(rules(&lab).await.0.len(), 1);
+}
+
+#[tokio::test]
+async fn a_port_that_the_host_listens_on_is_not_taken_from_it() {
+    let lab = Lab::new().await;
+    lab.post("/nat/forward", ssh()).await.done(true);
+    for local in ["0.0.0.0:2222", "192.0.2.10:2223", "127.0.0.1:2224", "198.51.100.1:2225"] {
+        lab.fake.kernel.listen(Listener { transport: Transport::Tcp, local: local.parse().unwrap() });
+    }
+    // It was there first.
+    lab.post("/nat/forward", ssh()).await.done(false);
+
+    let on = |port: u16| with(ssh(), "external_port", json!(port));
+    lab.post("/nat/forward", on(2223)).await.refused(409, "FORWARD_PORT_IN_USE");
+    lab.post("/nat/forward", with(on(2223), "protocol", json!("all")))
+        .await
+        .refused(409, "FORWARD_PORT_IN_USE");
+    assert_eq!(rules(&lab).await.0.len(), 1);
+    let one = with(on(2223), "external_ip", json!("192.0.2.10"));
+    lab.post("/nat/forward", one).await.refused(409, "FORWARD_PORT_IN_USE");
+    let other = with(on(2223), "external_ip", json!("192.0.2.99"));
+    lab.post("/nat/forward", other).await.done(true);
+
+    // Another transport, loopback, another interface's address, another family.
+    lab.post("/nat/forward", with(on(2223), "protocol", json!("udp"))).await.done(true);
+    lab.post("/nat/forward", on(2224)).await.done(true);
+    lab.post("/nat/forward", on(2225)).await.done(true);
+    lab.post("/nat/forward", with(ssh(), "internal_ip", json!("fd00:100::10"))).await.done(true);
+}
+
+#[tokio::test]
+async fn a_forward_that_sleeps_takes_nothing_until_it_is_woken() {
+    let lab = Lab::new().await;
+    lab.fake.kernel.listen(Listener { transport: Transport::Tcp, local: "[::]:2222".parse().unwrap() });
+    lab.post("/nat/forward", with(ssh(), "enabled", json!(false))).await.done(true);
+    lab.post("/nat/forward", ssh()).await.refused(409, "FORWARD_PORT_IN_USE");
+    assert_eq!(rules(&lab).await.0[0]["enabled"], false);
 }
 
 #[tokio::test]
