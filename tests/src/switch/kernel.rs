@@ -18,9 +18,10 @@ use telecluster_worker::{
 
 use super::{
     HOST, HOST_MAC, Machine, Port,
-    frames::{AD, EXPERIMENT, Ether, Q, ether},
+    frames::{AD, EXPERIMENT, Q, ether},
     wire::Wire,
 };
+use crate::lab::eventually;
 
 /// What the host listens to: it must not see a frame before the programs have, so each kind is asked for by name.
 const HOST_KINDS: [u16; 6] = [EXPERIMENT, 0x0806, 0x8035, 0x86dd, Q, AD];
@@ -56,12 +57,18 @@ impl Bridge {
             lines.push(format!("link set e{port} up"));
         }
         batch("ip", &lines);
-        Self {
+        let bridge = Self {
             host: Wire::all("br0"),
             host_kinds: HOST_KINDS.iter().map(|kind| Wire::kind("br0", *kind)).collect(),
             ports: (1..=ports).map(|port| Wire::all(&format!("p{port}"))).collect(),
             stations: (1..=ports).map(|port| Wire::all(&format!("e{port}"))).collect(),
+        };
+        for (port, station) in bridge.ports.iter().zip(&bridge.stations) {
+            carry(port, station);
+            carry(station, port);
         }
+        bridge.host_kinds.iter().chain([&bridge.host]).for_each(|wire| drop(wire.pending()));
+        bridge
     }
 
     pub fn index(&self) -> u32 {
@@ -88,9 +95,7 @@ impl Bridge {
             self.stations[port - 1].send(frame);
         }
         // The bridge's own protocols pass every port. On one processor they come after the frame.
-        let last: Ether =
-            ether([2, 0xaa, 0, 0, 0, 1], [1, 0x80, 0xc2, 0, 0, 0x0e]).payload(0x88cc, vec![0; 46]);
-        let last = last.bytes();
+        let last = own_protocol();
         for port in &self.ports {
             port.send(&last);
         }
@@ -105,6 +110,22 @@ impl Bridge {
         drop(self.host.pending());
         out
     }
+}
+
+/// Of the bridge's own protocols, which pass every port and are forwarded to none.
+fn own_protocol() -> Vec<u8> {
+    ether([2, 0xaa, 0, 0, 0, 1], [1, 0x80, 0xc2, 0, 0, 0x0e]).payload(0x88cc, vec![0; 46]).bytes()
+}
+
+/// Waits until frames get from one end of a pair to the other: what is sent before the kernel has seen the carrier
+/// is lost without a word.
+fn carry(from: &Wire, to: &Wire) {
+    let frame = own_protocol();
+    eventually("a new pair carries frames", || {
+        from.send(&frame);
+        to.pending().contains(&frame)
+    });
+    drop(from.pending());
 }
 
 /// Runs many lines of a command of iproute2 at once.
