@@ -30,6 +30,9 @@ pub(crate) struct Options {
     pub(crate) exec: Option<String>,
     /// Only tests whose name contains this
     pub(crate) filter: Option<String>,
+    /// Only these test binaries; none named: all
+    #[arg(skip)]
+    pub(crate) only: &'static [&'static str],
 }
 
 /// Boots, runs every test of the `tests` crate, and fails as they do.
@@ -58,6 +61,10 @@ pub(crate) fn main(options: &Options) -> Result<Count> {
 
 /// What the guest's init runs.
 fn guest_script(options: &Options) -> String {
+    let tests = match options.only {
+        [] => "/tests/*".to_owned(),
+        only => only.iter().map(|name| format!("/tests/{name}")).collect::<Vec<_>>().join(" "),
+    };
     let filter = options.filter.as_deref().map(quoted).unwrap_or_default();
     let environment = format!(
         "export TELECLUSTER_WORKER_BIN=/bin/{} TELECLUSTER_VM={} RUST_BACKTRACE=1\ncd /tmp\n",
@@ -66,7 +73,7 @@ fn guest_script(options: &Options) -> String {
     );
     let body = options.exec.clone().unwrap_or_else(|| {
         format!(
-            "failed=\nfor test in /tests/*; do\n  echo \"==> $test\"\n  \
+            "failed=\nfor test in {tests}; do\n  echo \"==> $test\"\n  \
              \"$test\" --test-threads=1 {filter} || failed=\"$failed $test\"\ndone\n\
              [ -z \"$failed\" ] || {{ echo \"failed:$failed\"; exit 1; }}"
         )
