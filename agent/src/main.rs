@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use sd_notify::NotifyState;
 use telecluster_worker::{
     api::{self, ApiOptions, auth::Token, guard::Names},
     check,
@@ -83,12 +84,21 @@ async fn run(config: &Config) -> Result<()> {
         flow_metrics_max: config.flow_metrics_max,
     };
     tracing::info!(listen = %config.listen, version = env!("CARGO_PKG_VERSION"), "ready");
+    tell_service_manager(NotifyState::Ready);
     let stop = async {
         let name = signals.next().await;
+        tell_service_manager(NotifyState::Stopping);
         tracing::info!(signal = name, "stopping, the data plane stays");
     };
     serve(listener, api::router(engine, options), Timeouts::default(), stop).await;
     Ok(())
+}
+
+/// `Type=notify` of systemd (`sd_notify(3)`); nothing where nobody asked to be told.
+fn tell_service_manager(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "the service manager was not told");
+    }
 }
 
 fn check_permissions() -> Result<()> {

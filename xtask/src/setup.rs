@@ -49,6 +49,8 @@ const TOOLS: &[Tool] = &[
         "a switch of the tests' own; its service is not started",
     ),
     tool(Set::Test, "python3 -m venv", "python3-venv", "a place for schemathesis, which tries the whole API"),
+    tool(Set::Test, "systemd-analyze", "systemd", "judges the worker's unit"),
+    tool(Set::Test, "setpriv", "util-linux", "takes rights away from a worker"),
     tool(Set::Test, "nft", "nftables", "proves that no nft rule exists"),
     tool(Set::Test, "iptables", "iptables", "proves that no iptables rule exists"),
     tool(Set::Vm, "qemu-system-x86_64", QEMU, "boots other kernels, without KVM"),

@@ -116,8 +116,9 @@ impl Kernel for NetlinkKernel {
         let (mut connection, handle, mut messages) = new_multicast_connection(&groups)
             .map_err(|error| io_error("listen to the kernel's events", &error))?;
         // Also of the namespaces that this one has a number for: those with the far end of one of its pairs.
-        (connection.socket_mut().socket_mut().set_listen_all_namespaces(true))
-            .map_err(|error| io_error("listen to the events of other namespaces", &error))?;
+        if let Err(error) = connection.socket_mut().socket_mut().set_listen_all_namespaces(true) {
+            tracing::warn!(%error, "what happens to far ends in other namespaces is not heard of: grant CAP_NET_BROADCAST");
+        }
         tokio::spawn(connection);
         // One message in the channel says it all: look again.
         let (sender, receiver) = mpsc::channel(1);
