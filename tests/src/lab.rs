@@ -80,6 +80,11 @@ impl Netns {
         netns
     }
 
+    /// The same namespace, for a thread that outlives this value.
+    pub fn again(&self) -> Self {
+        Self(self.0.try_clone().expect("duplicate a descriptor"))
+    }
+
     /// Runs on a thread inside the namespace. Sockets that it makes stay in it.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {

@@ -11,6 +11,7 @@
 //! | [`ovs`] | Open vSwitch of a test's own |
 //! | [`sandbox`] | namespaces that vanish with the thread that made them |
 //! | [`tap`] | the far side of a TAP |
+//! | [`traffic`] | many flows that notice every lost packet |
 
 #![expect(clippy::panic, reason = "all of this crate is test code: a failure is a panic")]
 
@@ -22,4 +23,5 @@ pub mod ovs;
 pub mod sandbox;
 pub mod switch;
 pub mod tap;
+pub mod traffic;
 pub mod vectors;

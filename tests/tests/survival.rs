@@ -1,0 +1,60 @@
+//! The worker dies, stops, comes back and is replaced while many flows run: none of them notices.
+
+use serde_json::Value;
+use telecluster_tests::{
+    lab::{Lab, Worker},
+    traffic::Traffic,
+};
+
+/// How often the programs are replaced by those of a new worker.
+const REPLACEMENTS: u32 = 100;
+
+fn sum(rows: &Value, of: &str) -> u64 {
+    let rows = rows.as_array().expect("a list");
+    rows.iter().map(|row| row[of].as_u64().expect("a number")).sum()
+}
+
+/// Every datagram was counted, there and back, however many workers have come and gone.
+fn counted(lab: &Lab, datagrams: u64) {
+    let flows = &lab.get("/nat/flows?protocol=udp&limit=1000")["flows"];
+    for counter in ["packets_in", "packets_out"] {
+        assert_eq!(sum(flows, counter), datagrams, "{counter}");
+    }
+}
+
+/// A worker, and flows through it.
+fn busy(lab: &Lab) -> (Worker, Traffic) {
+    let worker = lab.start();
+    let traffic = Traffic::start(lab);
+    traffic.goes_on();
+    (worker, traffic)
+}
+
+#[test]
+fn a_killed_worker_is_missed_by_no_flow_and_neither_is_its_return() {
+    let lab = Lab::new();
+    let (mut worker, traffic) = busy(&lab);
+    for _ in 0..3 {
+        worker.murder();
+        traffic.goes_on();
+        worker = lab.start();
+        traffic.goes_on();
+    }
+    let datagrams = traffic.finish();
+    counted(&lab, datagrams);
+    drop(worker);
+}
+
+#[test]
+fn programs_are_replaced_again_and_again_and_no_packet_is_lost() {
+    let lab = Lab::new();
+    let (mut worker, traffic) = busy(&lab);
+    for _ in 0..REPLACEMENTS {
+        worker.stop();
+        worker = lab.start();
+    }
+    traffic.goes_on();
+    let datagrams = traffic.finish();
+    counted(&lab, datagrams);
+    drop(worker);
+}
