@@ -9,7 +9,7 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::{
     checksum,
-    packet::{Addressed, FRAGMENT_OFFSET, Packet, Wire, icmp},
+    packet::{Addressed, FRAGMENT_OFFSET, Packet, Piece, Wire, icmp},
     tcp::proto,
 };
 
@@ -31,6 +31,8 @@ pub trait Address: Copy + Eq + Hash + Debug {
     const ECHO_REPLY: u8;
     /// Whether the checksum of ICMP covers the addresses (RFC 4443 section 2.3; not so in RFC 792).
     const ICMP_HAS_PSEUDO_HEADER: bool;
+    /// Whether every fragment of a packet says what protocol it is of (RFC 791; not so in RFC 8200 section 4.5).
+    const FRAGMENTS_NAME_PROTOCOL: bool;
 
     /// Reads an address of a map, word by word: LLVM would keep each of its bytes in a register of its own.
     ///
@@ -46,6 +48,9 @@ pub trait Address: Copy + Eq + Hash + Debug {
 
     /// Finds the transport header, and says why there is none that names a flow.
     fn locate<P: Packet>(packet: &mut P) -> Addressed<Self>;
+
+    /// What a fragment says of itself. False: it is none, or cannot be read.
+    fn piece<P: Packet>(packet: &mut P, piece: &mut Piece<Self>) -> bool;
 
     fn src(header: &Self::Header) -> Self;
     fn dst(header: &Self::Header) -> Self;
@@ -79,6 +84,7 @@ impl Address for [u8; 4] {
     const ECHO: u8 = icmp::ECHO;
     const ECHO_REPLY: u8 = icmp::ECHO_REPLY;
     const ICMP_HAS_PSEUDO_HEADER: bool = false;
+    const FRAGMENTS_NAME_PROTOCOL: bool = true;
 
     #[inline(always)]
     unsafe fn load(from: *const Self) -> Self {
@@ -99,6 +105,11 @@ impl Address for [u8; 4] {
     #[inline(always)]
     fn locate<P: Packet>(packet: &mut P) -> Addressed<Self> {
         crate::packet::locate4(packet)
+    }
+
+    #[inline(always)]
+    fn piece<P: Packet>(packet: &mut P, piece: &mut Piece<Self>) -> bool {
+        crate::packet::piece4(packet, piece)
     }
 
     #[inline(always)]
@@ -165,6 +176,7 @@ impl Address for [u8; 16] {
     const ECHO: u8 = icmp::ECHO6;
     const ECHO_REPLY: u8 = icmp::ECHO_REPLY6;
     const ICMP_HAS_PSEUDO_HEADER: bool = true;
+    const FRAGMENTS_NAME_PROTOCOL: bool = false;
 
     #[inline(always)]
     unsafe fn load(from: *const Self) -> Self {
@@ -199,6 +211,11 @@ impl Address for [u8; 16] {
     #[inline(always)]
     fn locate<P: Packet>(packet: &mut P) -> Addressed<Self> {
         crate::packet::locate6(packet)
+    }
+
+    #[inline(always)]
+    fn piece<P: Packet>(packet: &mut P, piece: &mut Piece<Self>) -> bool {
+        crate::packet::piece6(packet, piece)
     }
 
     #[inline(always)]

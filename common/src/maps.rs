@@ -16,7 +16,7 @@ pub const HOPS: u32 = 16384;
 pub const MAX_PORTS: u32 = 8192;
 
 /// Version of everything in this file. A pinned map of another version is not touched.
-pub const SCHEMA: u32 = 4;
+pub const SCHEMA: u32 = 5;
 
 /// Places of the programs in the `stage` map, to which those on the hooks go on.
 pub mod stage {
@@ -42,6 +42,10 @@ pub mod stage {
     pub const NEXT6_OUT: u32 = 17;
     pub const LAN6_IN: u32 = 18;
     pub const LAN6_OUT: u32 = 19;
+    pub const FRAGMENT4_IN: u32 = 24;
+    pub const FRAGMENT4_OUT: u32 = 25;
+    pub const FRAGMENT6_IN: u32 = 26;
+    pub const FRAGMENT6_OUT: u32 = 27;
 }
 
 /// Nanoseconds to ticks: 2^20 ns, a little more than a millisecond. 32 bits of ticks are 52 days, and idle times are
@@ -201,6 +205,41 @@ pub struct Moved<A> {
     pub port: u16,
     /// Always 0.
     pub unused: u16,
+}
+
+/// Packets in parts that can be on their way at once: the size of `fragment4` and of `fragment6`.
+pub const MAX_FRAGMENTED: u32 = 8192;
+
+/// Uplinks at which fragments can wait: the size of `waiting_room`.
+pub const MAX_WAITING_ROOMS: u32 = 512;
+
+/// Key of `fragment4` and `fragment6`: a packet that comes in parts, as its sender has named it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(C, align(4))]
+pub struct FragmentKey<A> {
+    pub src: A,
+    pub dst: A,
+    pub id: u32,
+    /// IPv4: the protocol; IPv6: 0, only the first part is sure to know it.
+    pub proto: u8,
+    /// [`Direction`]: 0 in, 1 out.
+    pub direction: u8,
+    /// Always 0.
+    pub unused: u16,
+}
+
+/// Value of `fragment4` and `fragment6`: what only the first part says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C, align(4))]
+pub struct Fragmented {
+    /// As in [`FlowKey`].
+    pub sport: u16,
+    pub dport: u16,
+    /// In ticks of 2^20 ns since boot.
+    pub expires: u32,
+    pub proto: u8,
+    /// Always 0.
+    pub unused: [u8; 3],
 }
 
 /// Key of `forward4` and `forward6`.
@@ -367,6 +406,8 @@ const _: () = {
     assert!(size_of::<EndpointKey<A4>>() == 8 && size_of::<EndpointKey<A6>>() == 20);
     assert!(size_of::<Binding<A4>>() == 60 && size_of::<Binding<A6>>() == 168);
     assert!(size_of::<Moved<A4>>() == 8 && size_of::<Moved<A6>>() == 20);
+    assert!(size_of::<FragmentKey<A4>>() == 16 && size_of::<FragmentKey<A6>>() == 40);
+    assert!(size_of::<Fragmented>() == 12);
     assert!(size_of::<Rule>() == 32);
     assert!(size_of::<RuleStat>() == 40);
 };

@@ -46,6 +46,10 @@ pub trait Packet {
     /// The bytes from `offset` as a `T`, if they are reachable.
     fn at<T: Wire>(&mut self, offset: usize) -> Option<NonNull<T>>;
 
+    /// Bytes have changed that no checksum in the packet makes up for; `difference` is theirs. Devices may have summed
+    /// the packet up before.
+    fn resum(&mut self, difference: u16);
+
     /// Adjusts the transport checksum, whatever the checksum offload has made of it. The last thing to happen to a
     /// packet. False: the kernel refused, and the packet must not go on.
     fn commit(&mut self, fix: ChecksumFix) -> bool;
@@ -85,6 +89,43 @@ pub mod note {
     pub const DONE: u32 = 0x7c1;
     /// The way that it takes should be written down.
     pub const LEARN: u32 = 0x7c2;
+
+    /// A fragment that waits for its first one: in the lowest eight bits since when, above them which way it goes.
+    const WAITING: u32 = 0x7e00;
+    const WAITING_MASK: u32 = 0xfe00;
+    const OUT: u32 = 0x100;
+    const SINCE: u32 = 0xff;
+    /// Nanoseconds to the units of `SINCE`: about 17 ms, so that they wrap after 4.3 s.
+    const UNIT_BITS: u32 = 24;
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "masked to eight bits")]
+    const fn units(now: u64) -> u32 {
+        (now >> UNIT_BITS) as u32 & SINCE
+    }
+
+    /// It waits from now on.
+    #[inline(always)]
+    pub const fn waiting(out: bool, now: u64) -> u32 {
+        WAITING | if out { OUT } else { 0 } | units(now)
+    }
+
+    #[inline(always)]
+    pub const fn is_waiting(note: u32) -> bool {
+        note & WAITING_MASK == WAITING
+    }
+
+    /// Whether it goes out.
+    #[inline(always)]
+    pub const fn is_out(note: u32) -> bool {
+        note & OUT != 0
+    }
+
+    /// For how long it has waited, in units of about 17 ms.
+    #[inline(always)]
+    pub const fn waited(note: u32, now: u64) -> u32 {
+        units(now).wrapping_sub(note) & SINCE
+    }
 }
 
 /// The addresses of an Ethernet frame.
@@ -158,6 +199,8 @@ pub enum Parsed<'a, A: Address> {
         src: A,
         why: DropReason,
     },
+    /// A part of a packet: [`crate::nat::fragment`].
+    Fragment,
     Flow(Headers<'a, A>),
     /// An ICMP error, whose header is at `offset`: it belongs to the flow of the packet that it embeds.
     IcmpError {
@@ -174,6 +217,7 @@ pub enum Addressed<A> {
         src: A,
         why: DropReason,
     },
+    Fragment,
     Transport {
         protocol: u8,
         /// From the start of the frame.
@@ -226,7 +270,7 @@ mod extension {
     pub(super) const DESTINATION: u8 = 60;
 }
 
-const MORE_FRAGMENTS: u16 = 0x2000;
+pub(crate) const MORE_FRAGMENTS: u16 = 0x2000;
 pub(crate) const FRAGMENT_OFFSET: u16 = 0x1fff;
 
 /// Reads the headers: one bounds check each, everything from strangers checked.
@@ -238,8 +282,19 @@ pub fn parse<P: Packet, A: Address>(packet: &mut P) -> Parsed<'_, A> {
     let (protocol, transport_offset) = match A::locate(packet) {
         Addressed::Other => return Parsed::Other,
         Addressed::Flowless { src, why } => return Parsed::Flowless { src, why },
+        Addressed::Fragment => return Parsed::Fragment,
         Addressed::Transport { protocol, offset } => (protocol, offset),
     };
+    read(packet, protocol, transport_offset)
+}
+
+/// Reads the transport header of this protocol at this offset.
+#[inline(always)]
+pub(crate) fn read<P: Packet, A: Address>(
+    packet: &mut P,
+    protocol: u8,
+    transport_offset: usize,
+) -> Parsed<'_, A> {
     let transport_len = if protocol == proto::TCP { size_of::<TcpHeader>() } else { size_of::<Transport>() };
     packet.make_linear(transport_offset + transport_len);
     let Some(mut ip) = packet.at::<A::Header>(EthHdr::LEN) else {
@@ -317,7 +372,7 @@ pub(crate) fn locate4<P: Packet>(packet: &mut P) -> Addressed<[u8; 4]> {
         return Addressed::Other;
     }
     if fragment & (MORE_FRAGMENTS | FRAGMENT_OFFSET) != 0 {
-        return Addressed::Flowless { src, why: DropReason::Fragment };
+        return Addressed::Fragment;
     }
     match protocol {
         proto::TCP | proto::UDP | proto::ICMP => {
@@ -348,7 +403,7 @@ pub(crate) fn locate6<P: Packet>(packet: &mut P) -> Addressed<[u8; 16]> {
         match next {
             proto::TCP | proto::UDP | proto::ICMP6 => return Addressed::Transport { protocol: next, offset },
             extension::HOP_BY_HOP | extension::ROUTING | extension::DESTINATION => {}
-            extension::FRAGMENT => return Addressed::Flowless { src, why: DropReason::Fragment },
+            extension::FRAGMENT => return Addressed::Fragment,
             _ => return Addressed::Flowless { src, why: DropReason::Protocol },
         }
         packet.make_linear(offset + size_of::<Extension>());
@@ -365,6 +420,112 @@ pub(crate) fn locate6<P: Packet>(packet: &mut P) -> Addressed<[u8; 16]> {
         proto::TCP | proto::UDP | proto::ICMP6 => Addressed::Transport { protocol: next, offset },
         _ => Addressed::Flowless { src, why: DropReason::Protocol },
     }
+}
+
+/// What a fragment says of itself.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(4))]
+pub struct Piece<A> {
+    pub src: A,
+    pub dst: A,
+    /// The sender's number of the packet that it is a part of.
+    pub id: u32,
+    /// Where in the packet it belongs, in units of 8 bytes.
+    pub place: u32,
+    /// What follows its headers, and where; of the transport header when it is the packet's first.
+    pub protocol: u32,
+    pub offset: u32,
+}
+
+impl<A> Piece<A> {
+    /// As memory has it: the verifier would follow what was written along every way that leads here.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "a byte was written")]
+    pub fn protocol(&self) -> u8 {
+        // SAFETY: a reference is readable.
+        unsafe { (&raw const self.protocol).read_volatile() as u8 }
+    }
+
+    /// As memory has it.
+    #[inline(always)]
+    pub fn place(&self) -> u32 {
+        // SAFETY: a reference is readable.
+        unsafe { (&raw const self.place).read_volatile() }
+    }
+
+    /// As memory has it, with a bound that the verifier knows: six extension headers of 2048 bytes.
+    #[inline(always)]
+    pub fn offset(&self) -> usize {
+        // SAFETY: a reference is readable.
+        let offset = unsafe { (&raw const self.offset).read_volatile() };
+        (offset & 0x3fff) as usize
+    }
+}
+
+/// Reads what an IPv4 fragment says of itself.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "an offset in a packet's headers")]
+pub(crate) fn piece4<P: Packet>(packet: &mut P, piece: &mut Piece<[u8; 4]>) -> bool {
+    packet.make_linear(EthHdr::LEN + Ipv4Hdr::LEN);
+    let Some(ip) = packet.at::<Ipv4Hdr>(EthHdr::LEN) else {
+        return false;
+    };
+    // SAFETY: `at` checked the bounds, `Wire` the layout; nothing else holds the packet.
+    let ip = unsafe { ip.as_ref() };
+    *piece = Piece {
+        src: ip.src_addr,
+        dst: ip.dst_addr,
+        id: u32::from(u16::from_be_bytes(ip.id)),
+        place: u32::from(u16::from_be_bytes(ip.frags) & FRAGMENT_OFFSET),
+        protocol: u32::from(ip.proto),
+        offset: (EthHdr::LEN + ((ip.vihl & 15) as usize) * 4) as u32,
+    };
+    true
+}
+
+/// Reads what an IPv6 fragment says of itself, in a header of its own (RFC 8200 section 4.5).
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "an offset in a packet's headers")]
+pub(crate) fn piece6<P: Packet>(packet: &mut P, piece: &mut Piece<[u8; 16]>) -> bool {
+    packet.make_linear(EthHdr::LEN + Ipv6Hdr::LEN);
+    let Some(ip) = packet.at::<Ipv6Hdr>(EthHdr::LEN) else {
+        return false;
+    };
+    // SAFETY: `at` checked the bounds, `Wire` the layout; nothing else holds the packet.
+    let mut next = unsafe {
+        let ip = ip.as_ref();
+        (piece.src, piece.dst) = (<[u8; 16]>::src(ip), <[u8; 16]>::dst(ip));
+        ip.next_hdr
+    };
+    let mut offset = EthHdr::LEN + Ipv6Hdr::LEN;
+    let (mut seen, mut found) = (0, false);
+    while seen < EXTENSIONS {
+        match next {
+            extension::HOP_BY_HOP | extension::ROUTING | extension::DESTINATION | extension::FRAGMENT => {}
+            _ => break,
+        }
+        packet.make_linear(offset + size_of::<Extension>());
+        let Some(header) = packet.at::<Extension>(offset) else {
+            return false;
+        };
+        // SAFETY: `at` checked the bounds.
+        let Extension { next: following, len, rest } = unsafe { *header.as_ref() };
+        offset += (if next == extension::FRAGMENT { 1 } else { len as usize + 1 }) * 8;
+        if next == extension::FRAGMENT {
+            let [high, low, a, b, c, d] = rest;
+            piece.id = u32::from_be_bytes([a, b, c, d]);
+            piece.place = u32::from(u16::from_be_bytes([high, low]) >> 3);
+            found = true;
+        }
+        next = following;
+        if found && piece.place != 0 {
+            break;
+        }
+        seen += 1;
+    }
+    piece.protocol = u32::from(next);
+    piece.offset = offset as u32;
+    found
 }
 
 impl<A: Address> Headers<'_, A> {

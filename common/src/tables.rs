@@ -5,8 +5,8 @@ use core::ptr::NonNull;
 use crate::{
     family::Address,
     maps::{
-        Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, Masquerade, Moved, REMOTES,
-        Rule, TICK_BITS, Uplink,
+        Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented,
+        Masquerade, Moved, REMOTES, Rule, TICK_BITS, Uplink,
     },
     nat::work::Work,
 };
@@ -201,6 +201,10 @@ pub trait Host {
     /// Nanoseconds since boot (CLOCK_MONOTONIC, coarse).
     fn now(&self) -> u64;
 
+    /// Index of the interface that a fragment is sent through which has to wait for its first one, and which comes back
+    /// to this uplink.
+    fn waiting_room(&self, uplink: u32) -> Option<u32>;
+
     /// Unpredictable bits.
     fn random(&self) -> u32;
 }
@@ -236,6 +240,11 @@ pub trait Tables<A: Address>: Host {
 
     /// Inserts or replaces. False: no room.
     fn set_moved(&self, key: &EndpointKey<A>, moved: &Moved<A>) -> bool;
+
+    fn fragmented(&self, key: &FragmentKey<A>) -> Option<Fragmented>;
+
+    /// Inserts or replaces; the one that was used least lately goes for it.
+    fn set_fragmented(&self, key: &FragmentKey<A>, fragmented: &Fragmented);
 
     fn forward(&self, key: &ForwardKey<A>) -> Option<Forward<A>>;
 

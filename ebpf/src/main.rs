@@ -25,9 +25,10 @@ use telecluster_common::{
     nat::{
         Next, Verdict, established,
         fast::{lan_in, lan_out},
-        first, icmp_error, make, translate,
+        first, fragment, icmp_error, make, translate,
     },
     packet::{Packet as _, note},
+    tables::Host as _,
     vlan::{self, port_in, port_out},
 };
 
@@ -42,8 +43,11 @@ const NEXT: i32 = -1; // TCX_NEXT (uapi/linux/bpf.h) and TC_ACT_UNSPEC (uapi/lin
 /// Ingress of the uplink.
 #[classifier]
 pub fn tc_wan_in(ctx: TcContext) -> i32 {
+    let mut skb = Skb::new(&ctx);
     // A note that somebody else has left means nothing here.
-    Skb::new(&ctx).set_note(note::NONE);
+    if !note::is_waiting(skb.note()) {
+        skb.set_note(note::NONE);
+    }
     hook(&ctx, Direction::In, stage::NAT4_IN, stage::NEXT6_IN)
 }
 
@@ -86,11 +90,11 @@ pub fn tc_lan_out(ctx: TcContext) -> i32 {
 }
 
 /// The programs that those on the hooks go on to, of one family and direction: whatever packet; the first one of a flow;
-/// the making of that flow; an ICMP error. Each leaves to the next what it cannot do, in memory of this CPU.
+/// the making of that flow; an ICMP error; a part of a packet. Each leaves to the next what it cannot do, in memory of this CPU.
 macro_rules! nat {
     (
         $address:ty, $direction:ident, $nat:ident, $first:ident, $first_stage:ident, $make:ident, $make_stage:ident,
-        $icmp:ident, $icmp_stage:ident
+        $icmp:ident, $icmp_stage:ident, $fragment:ident, $fragment_stage:ident
     ) => {
         #[classifier]
         pub fn $nat(ctx: TcContext) -> i32 {
@@ -99,6 +103,19 @@ macro_rules! nat {
                 Next::Done(verdict) => act(&ctx, verdict),
                 Next::First => go_on(&ctx, stage::$first_stage),
                 Next::IcmpError => go_on(&ctx, stage::$icmp_stage),
+                Next::Fragment => go_on(&ctx, stage::$fragment_stage),
+            }
+        }
+
+        #[classifier]
+        pub fn $fragment(ctx: TcContext) -> i32 {
+            let (mut skb, kernel) = (Skb::new(&ctx), Kernel::new(&ctx));
+            match fragment::<_, _, $address>(&mut skb, &kernel, Direction::$direction) {
+                Next::Done(verdict) => act(&ctx, verdict),
+                Next::First => go_on(&ctx, stage::$first_stage),
+                Next::IcmpError => go_on(&ctx, stage::$icmp_stage),
+                // never a fragment of a fragment
+                Next::Fragment => act(&ctx, Verdict::Drop(DropReason::Program)),
             }
         }
 
@@ -126,10 +143,58 @@ macro_rules! nat {
     };
 }
 
-nat!(A4, In, tc_nat4_in, tc_first4_in, FIRST4_IN, tc_make4_in, MAKE4_IN, tc_icmp4_in, ICMP4_IN);
-nat!(A4, Out, tc_nat4_out, tc_first4_out, FIRST4_OUT, tc_make4_out, MAKE4_OUT, tc_icmp4_out, ICMP4_OUT);
-nat!(A6, In, tc_nat6_in, tc_first6_in, FIRST6_IN, tc_make6_in, MAKE6_IN, tc_icmp6_in, ICMP6_IN);
-nat!(A6, Out, tc_nat6_out, tc_first6_out, FIRST6_OUT, tc_make6_out, MAKE6_OUT, tc_icmp6_out, ICMP6_OUT);
+nat!(
+    A4,
+    In,
+    tc_nat4_in,
+    tc_first4_in,
+    FIRST4_IN,
+    tc_make4_in,
+    MAKE4_IN,
+    tc_icmp4_in,
+    ICMP4_IN,
+    tc_fragment4_in,
+    FRAGMENT4_IN
+);
+nat!(
+    A4,
+    Out,
+    tc_nat4_out,
+    tc_first4_out,
+    FIRST4_OUT,
+    tc_make4_out,
+    MAKE4_OUT,
+    tc_icmp4_out,
+    ICMP4_OUT,
+    tc_fragment4_out,
+    FRAGMENT4_OUT
+);
+nat!(
+    A6,
+    In,
+    tc_nat6_in,
+    tc_first6_in,
+    FIRST6_IN,
+    tc_make6_in,
+    MAKE6_IN,
+    tc_icmp6_in,
+    ICMP6_IN,
+    tc_fragment6_in,
+    FRAGMENT6_IN
+);
+nat!(
+    A6,
+    Out,
+    tc_nat6_out,
+    tc_first6_out,
+    FIRST6_OUT,
+    tc_make6_out,
+    MAKE6_OUT,
+    tc_icmp6_out,
+    ICMP6_OUT,
+    tc_fragment6_out,
+    FRAGMENT6_OUT
+);
 
 /// The next packet of an IPv6 flow from the outside.
 #[classifier]
@@ -187,6 +252,23 @@ fn go_on(ctx: &TcContext, stage: u32) -> i32 {
     // SAFETY: nothing here has to be dropped. It comes back only when the place is empty.
     unsafe { STAGE.tail_call(ctx, stage) }
     act(ctx, Verdict::Drop(DropReason::Program))
+}
+
+/// Where fragments come out that had to wait for their first one: back to the hook that they were sent from. The kernel's
+/// own packets on this interface end here.
+#[classifier]
+pub fn tc_waited(ctx: TcContext) -> i32 {
+    let skb = Skb::new(&ctx);
+    let note = skb.note();
+    let Some(uplink) = Kernel::new(&ctx).waiting_room(skb.interface()) else {
+        return TC_ACT_SHOT as i32;
+    };
+    if !note::is_waiting(note) {
+        return TC_ACT_SHOT as i32;
+    }
+    let flags = if note::is_out(note) { 0 } else { u64::from(BPF_F_INGRESS) };
+    // SAFETY: no pointers.
+    unsafe { bpf_redirect(uplink, flags) as i32 }
 }
 
 /// Sent here by the fast path: nothing is left to do, and the note has been read.

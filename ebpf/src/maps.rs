@@ -2,14 +2,15 @@
 //! `telecluster_common::maps`. The agent sets the sizes of the flow tables when it loads.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, ProgramArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
     macros::btf_map,
 };
 use telecluster_common::{
     drop::DropReason,
     maps::{
-        Binding, EndpointKey, Epoch, Flow, FlowKey, Forward, ForwardKey, HOPS, Hop, MAX_PORTS, MAX_RULES,
-        Masquerade, MasqueradeKey, Moved, Port, Rule, RuleStat, Uplink, stage,
+        Binding, EndpointKey, Epoch, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented, HOPS, Hop,
+        MAX_FRAGMENTED, MAX_PORTS, MAX_RULES, MAX_WAITING_ROOMS, Masquerade, MasqueradeKey, Moved, Port,
+        Rule, RuleStat, Uplink, stage,
     },
     nat::work::Work,
 };
@@ -59,6 +60,20 @@ pub static WORK4: PerCpuArray<Work<A4>, 1> = PerCpuArray::new();
 
 #[btf_map(name = "work6")]
 pub static WORK6: PerCpuArray<Work<A6>, 1> = PerCpuArray::new();
+
+/// What the first parts of packets have said.
+#[btf_map(name = "fragment4")]
+pub static FRAGMENT4: LruHashMap<FragmentKey<A4>, Fragmented, { MAX_FRAGMENTED as usize }> =
+    LruHashMap::new();
+
+#[btf_map(name = "fragment6")]
+pub static FRAGMENT6: LruHashMap<FragmentKey<A6>, Fragmented, { MAX_FRAGMENTED as usize }> =
+    LruHashMap::new();
+
+/// Of an uplink, the interface through which parts go that have to wait for their first one; of the interface where they
+/// come out again, the uplink.
+#[btf_map(name = "waiting_room")]
+pub static WAITING_ROOM: HashMap<u32, u32, { MAX_WAITING_ROOMS as usize }> = HashMap::new();
 
 #[btf_map(name = "forward4")]
 pub static FORWARD4: HashMap<ForwardKey<A4>, Forward<A4>, FORWARDS> = HashMap::new();

@@ -4,7 +4,7 @@ use core::{arch::asm, ptr::NonNull};
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
-    helpers::{bpf_l4_csum_replace, bpf_skb_pull_data},
+    helpers::{bpf_csum_update, bpf_l4_csum_replace, bpf_skb_pull_data},
     programs::TcContext,
 };
 use telecluster_common::packet::{ChecksumFix, Packet, Wire};
@@ -94,6 +94,15 @@ impl Packet for Skb {
             return None;
         }
         NonNull::new(start as *mut T)
+    }
+
+    #[inline(always)]
+    fn resum(&mut self, difference: u16) {
+        // SAFETY: the context of the program that runs. It refuses where no device has summed up (net/core/filter.c
+        // `bpf_csum_update`): then nothing has to be done.
+        unsafe {
+            bpf_csum_update(self.0, u32::from(difference));
+        }
     }
 
     #[inline(always)]

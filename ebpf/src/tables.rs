@@ -16,8 +16,8 @@ use aya_ebpf::{
 };
 use telecluster_common::{
     maps::{
-        Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, Masquerade, MasqueradeKey,
-        Moved, Port, Rule, Uplink,
+        Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented,
+        Masquerade, MasqueradeKey, Moved, Port, Rule, Uplink,
     },
     nat::{
         fast::{HopRef, Ways, stamp},
@@ -28,8 +28,9 @@ use telecluster_common::{
 };
 
 use crate::maps::{
-    BINDING4, BINDING6, EPOCH, FLOW4, FLOW6, FORWARD4, FORWARD6, HALF_NEXT, HALF4, HALF6, HOP, LOCAL4,
-    LOCAL6, MASQUERADE4, MASQUERADE6, MOVED4, MOVED6, PORT, RULE, RULE_STAT, UPLINK4, UPLINK6, WORK4, WORK6,
+    BINDING4, BINDING6, EPOCH, FLOW4, FLOW6, FORWARD4, FORWARD6, FRAGMENT4, FRAGMENT6, HALF_NEXT, HALF4,
+    HALF6, HOP, LOCAL4, LOCAL6, MASQUERADE4, MASQUERADE6, MOVED4, MOVED6, PORT, RULE, RULE_STAT, UPLINK4,
+    UPLINK6, WAITING_ROOM, WORK4, WORK6,
 };
 
 const EEXIST: i32 = -17;
@@ -107,6 +108,12 @@ impl Host for Kernel {
     }
 
     #[inline(always)]
+    fn waiting_room(&self, uplink: u32) -> Option<u32> {
+        // SAFETY: four bytes, read at once.
+        unsafe { WAITING_ROOM.get(uplink) }.copied()
+    }
+
+    #[inline(always)]
     fn random(&self) -> u32 {
         // SAFETY: no arguments.
         unsafe { bpf_get_prandom_u32() }
@@ -140,8 +147,8 @@ impl Ways for Kernel {
 
 /// The tables of one family: the same code over its own maps. `$family` is its place in `half_next`.
 macro_rules! tables {
-    ($address:ty, $prefix:literal, $flow:ident, $half:ident, $family:literal, $work:ident, $binding:ident, $moved:ident, $forward:ident,
-     $masquerade:ident, $uplink:ident, $local:ident, $tuple:expr) => {
+    ($address:ty, $prefix:literal, $flow:ident, $half:ident, $family:literal, $work:ident, $binding:ident, $moved:ident,
+     $fragment:ident, $forward:ident, $masquerade:ident, $uplink:ident, $local:ident, $tuple:expr) => {
         impl Tables<$address> for Kernel {
             #[inline(always)]
             fn flow(&self, key: &FlowKey<$address>) -> Option<FlowRef<$address>> {
@@ -232,6 +239,18 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn fragmented(&self, key: &FragmentKey<$address>) -> Option<Fragmented> {
+                // SAFETY: read at once; where it is half of each, no flow is found.
+                unsafe { $fragment.get(key) }.copied()
+            }
+
+            #[inline(always)]
+            fn set_fragmented(&self, key: &FragmentKey<$address>, fragmented: &Fragmented) {
+                // Without an entry the others are dropped and counted.
+                let _ = $fragment.insert(key, fragmented, 0);
+            }
+
+            #[inline(always)]
             fn forward(&self, key: &ForwardKey<$address>) -> Option<Forward<$address>> {
                 // SAFETY: read at once; the agent replaces entries whole, and an old one is as good as a new one.
                 unsafe { $forward.get(key) }.copied()
@@ -272,6 +291,7 @@ tables!(
     WORK4,
     BINDING4,
     MOVED4,
+    FRAGMENT4,
     FORWARD4,
     MASQUERADE4,
     UPLINK4,
@@ -287,6 +307,7 @@ tables!(
     WORK6,
     BINDING6,
     MOVED6,
+    FRAGMENT6,
     FORWARD6,
     MASQUERADE6,
     UPLINK6,

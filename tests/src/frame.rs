@@ -23,13 +23,15 @@ pub struct Frame {
     pub options: Vec<u8>,
     /// IPv4: flags and offset as they stand in the header.
     pub fragment: u16,
+    /// IPv4: of all fragments of one packet the same.
+    pub id: u16,
     pub transport: Vec<u8>,
 }
 
 impl Frame {
     pub fn new(src: impl Into<IpAddr>, dst: impl Into<IpAddr>, proto: u8, transport: Vec<u8>) -> Self {
         let (src, dst) = (src.into(), dst.into());
-        Self { src, dst, proto, options: Vec::new(), fragment: 0, transport }
+        Self { src, dst, proto, options: Vec::new(), fragment: 0, id: 0x1234, transport }
     }
 
     #[must_use]
@@ -44,6 +46,30 @@ impl Frame {
     pub fn fragment(mut self, fragment: u16) -> Self {
         self.fragment = fragment;
         self
+    }
+
+    /// The packet in parts of `len` bytes of what comes behind its headers, in order; `id` is theirs.
+    #[must_use]
+    pub fn fragments(&self, id: u16, len: usize) -> Vec<Self> {
+        const MORE: u16 = 0x2000;
+        assert!(len.is_multiple_of(8));
+        let last = self.transport.len().div_ceil(len) - 1;
+        let parts = self.transport.chunks(len).enumerate();
+        parts
+            .map(|(number, part)| {
+                let place = u16::try_from(number * len / 8).expect("a packet is shorter");
+                let mut fragment = Self { transport: part.to_vec(), id, ..self.clone() };
+                if self.src.is_ipv4() {
+                    fragment.fragment = place | if number == last { 0 } else { MORE };
+                    return fragment;
+                }
+                let [high, low] = (place << 3 | u16::from(number != last)).to_be_bytes();
+                let [a, b] = id.to_be_bytes();
+                fragment.options.splice(0..0, [self.proto, 0, high, low, 0, 0, a, b]);
+                fragment.proto = 44;
+                fragment
+            })
+            .collect()
     }
 
     /// Puts an IPv6 extension header of eight bytes before what there is.
@@ -80,7 +106,7 @@ impl Frame {
         let total = u16::try_from(header + self.transport.len()).expect("an IPv4 packet");
         let mut ip = vec![0x40 | u8::try_from(header / 4).expect("60 bytes at most"), 0];
         ip.extend(total.to_be_bytes());
-        ip.extend([0x12, 0x34]);
+        ip.extend(self.id.to_be_bytes());
         ip.extend(self.fragment.to_be_bytes());
         ip.extend([64, self.proto, 0, 0]);
         ip.extend(src.octets());

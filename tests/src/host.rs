@@ -13,13 +13,13 @@ use telecluster_common::{
     drop::DropReason,
     family::Address,
     maps::{
-        Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, Masquerade, Moved, Port,
-        Rule as RuleSlot, RuleStat, Timeouts, Uplink,
+        Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented,
+        Masquerade, Moved, Port, Rule as RuleSlot, RuleStat, Timeouts, Uplink,
     },
     nat::{
         Next, Verdict, established,
         fast::{HopRef, Ways},
-        first, icmp_error, make, translate,
+        first, fragment, icmp_error, make, translate,
         work::Work,
     },
     packet::{ChecksumFix, Packet, Wire, note},
@@ -66,6 +66,8 @@ impl Packet for Bytes<'_> {
     fn set_note(&mut self, _note: u32) {}
 
     fn make_linear(&mut self, _len: usize) {}
+
+    fn resum(&mut self, _difference: u16) {}
 
     fn at<T: Wire>(&mut self, offset: usize) -> Option<NonNull<T>> {
         let bytes = self.0.get_mut(offset..offset.checked_add(size_of::<T>())?)?;
@@ -116,6 +118,7 @@ pub struct Family<A> {
     flows: RefCell<HashMap<FlowKey<A>, Place<Flow<A>>>>,
     bindings: RefCell<HashMap<EndpointKey<A>, Place<Binding<A>>>>,
     moved: RefCell<HashMap<EndpointKey<A>, Moved<A>>>,
+    fragmented: RefCell<HashMap<FragmentKey<A>, Fragmented>>,
     half: RefCell<Vec<FlowKey<A>>>,
     half_next: Cell<usize>,
     work: Box<UnsafeCell<Work<A>>>,
@@ -132,6 +135,7 @@ impl<A: Address> Default for Family<A> {
             flows: RefCell::default(),
             bindings: RefCell::default(),
             moved: RefCell::default(),
+            fragmented: RefCell::default(),
             half: RefCell::new(vec![key; HALF_SIZE]),
             half_next: Cell::new(0),
             work: Box::new(UnsafeCell::new(work)),
@@ -235,6 +239,11 @@ impl tables::Host for HostTables {
         self.clock.get()
     }
 
+    /// Nobody brings anything back.
+    fn waiting_room(&self, _uplink: u32) -> Option<u32> {
+        None
+    }
+
     fn random(&self) -> u32 {
         // any sequence will do; this one repeats itself from run to run (Knuth's MMIX constants, upper bits)
         let next = self.dice.get().wrapping_mul(0x915f_77f5).wrapping_add(0x3039);
@@ -322,6 +331,14 @@ impl<A: Side> Tables<A> for HostTables {
 
     fn remove_binding(&self, key: &EndpointKey<A>) {
         A::of(self).bindings.borrow_mut().remove(key);
+    }
+
+    fn fragmented(&self, key: &FragmentKey<A>) -> Option<Fragmented> {
+        A::of(self).fragmented.borrow().get(key).copied()
+    }
+
+    fn set_fragmented(&self, key: &FragmentKey<A>, fragmented: &Fragmented) {
+        A::of(self).fragmented.borrow_mut().insert(*key, *fragmented);
     }
 
     fn moved(&self, key: &EndpointKey<A>) -> Option<Moved<A>> {
@@ -432,8 +449,13 @@ impl Machine for Host {
 
 /// The programs behind the one on the hook, one after the other.
 fn whole<A: Side>(packet: &mut Bytes<'_>, tables: &HostTables, direction: Direction) -> Verdict {
-    match translate::<_, _, A>(packet, tables, direction) {
+    let mut next = translate::<_, _, A>(packet, tables, direction);
+    if next == Next::Fragment {
+        next = fragment::<_, _, A>(packet, tables, direction);
+    }
+    match next {
         Next::Done(verdict) => verdict,
+        Next::Fragment => Verdict::Drop(DropReason::Program),
         Next::First => first::<_, _, A>(packet, tables, direction)
             .unwrap_or_else(|| make::<_, _, A>(packet, tables, direction)),
         Next::IcmpError => icmp_error::<_, _, A>(packet, tables, direction),

@@ -194,6 +194,7 @@ pub fn all() -> Vec<Vector> {
         all.extend(masquerade_vectors(cast));
         all.extend(forward_vectors(cast));
         all.extend(icmp_error_vectors(cast));
+        all.extend(fragment_vectors(cast));
     }
     all.extend(options_vectors());
     all.extend(untouched_vectors());
@@ -492,6 +493,112 @@ fn icmp_error_vectors(cast: Cast) -> Vec<Vector> {
     ]
 }
 
+/// Datagrams and pings longer than a link's MTU.
+fn fragment_vectors(cast: Cast) -> Vec<Vector> {
+    let Cast { uplink, inside, other_inside, remote, stranger, echo, echo_reply, .. } = cast;
+    let long: Vec<u8> = (0..100u8).map(|byte| byte.wrapping_mul(91)).collect();
+    let parts = |direction, whole: &Frame, expected: &Frame, id| -> Vec<Step> {
+        let step = |(frame, expected): (Frame, Frame)| Step::Becomes {
+            direction,
+            frame: frame.bytes(),
+            expected: expected.bytes(),
+        };
+        whole.fragments(id, 32).into_iter().zip(expected.fragments(id, 32)).map(step).collect()
+    };
+    let outward = |whole: &Frame, expected: &Frame, id| parts(Direction::Out, whole, expected, id);
+    let inward = |whole: &Frame, expected: &Frame, id| parts(Direction::In, whole, expected, id);
+    let (there, back) = ((inside, 40000), (remote, 53));
+    let external = (uplink, 40000);
+    let ping = |src, dst, kind| icmp(src, dst, kind, 77, &long);
+    let dns = (other_inside, 5353);
+    let (client, forwarded) = ((remote, 50000), (uplink, 53));
+    let plain = |src, dst| udp_without_checksum(src, dst, &long);
+    let mut shuffled = outward(&udp(there, back, &long), &udp(external, back, &long), 9);
+    shuffled[1..].reverse();
+    let orphans =
+        |whole: Frame, id| whole.fragments(id, 32)[1..].iter().map(Frame::bytes).collect::<Vec<_>>();
+    vec![
+        Vector {
+            name: "a long masqueraded datagram goes out in parts and its answer comes back in parts",
+            rules: vec![cast.masquerade()],
+            steps: [
+                outward(&udp(there, back, &long), &udp(external, back, &long), 1),
+                inward(&udp(back, external, &long), &udp(back, there, &long), 1),
+                // the same number again, for another datagram of another socket
+                outward(&udp((inside, 40001), back, &long), &udp((uplink, 40001), back, &long), 1),
+                shuffled,
+            ]
+            .concat(),
+        },
+        Vector {
+            name: "a long datagram without checksum stays without",
+            rules: vec![cast.masquerade()],
+            steps: outward(&plain(there, back), &plain(external, back), 2),
+        },
+        Vector {
+            name: "a long ping goes out in parts and its answer comes back in parts",
+            rules: vec![cast.masquerade()],
+            steps: [
+                outward(&ping(inside, remote, echo), &ping(uplink, remote, echo), 3),
+                inward(&ping(remote, uplink, echo_reply), &ping(remote, inside, echo_reply), 4),
+            ]
+            .concat(),
+        },
+        Vector {
+            name: "a forwarded datagram comes in in parts, as the first of its flow too",
+            rules: vec![forward(UDP, 53, dns)],
+            steps: [
+                inward(&udp(client, forwarded, &long), &udp(client, dns, &long), 5),
+                outward(&udp(dns, client, &long), &udp(forwarded, client, &long), 6),
+                inward(&udp(client, forwarded, &long), &udp(client, dns, &long), 7),
+            ]
+            .concat(),
+        },
+        Vector {
+            name: "a TCP segment in parts is translated like a whole one",
+            rules: vec![cast.masquerade()],
+            steps: outward(&tcp(there, back, SYN, &long), &tcp(external, back, SYN, &long), 8),
+        },
+        Vector {
+            name: "parts of what is not ours are left alone",
+            rules: vec![cast.masquerade(), forward(UDP, 5300, dns)],
+            steps: [
+                // the host's own, both ways
+                inward(&udp(client, forwarded, &long), &udp(client, forwarded, &long), 11),
+                outward(&udp(forwarded, client, &long), &udp(forwarded, client, &long), 12),
+                // through the host, both ways
+                inward(&udp(client, (stranger, 1), &long), &udp(client, (stranger, 1), &long), 13),
+                outward(&udp((stranger, 1), client, &long), &udp((stranger, 1), client, &long), 14),
+            ]
+            .concat(),
+        },
+        Vector {
+            name: "parts without a first one are the host's, or do not leave",
+            rules: vec![cast.masquerade()],
+            steps: orphans(udp(back, external, &long), 10)
+                .into_iter()
+                .map(|frame| untouched(Direction::In, frame))
+                .chain(
+                    orphans(udp(there, back, &long), 10)
+                        .into_iter()
+                        .map(|frame| dropped(frame, DropReason::Fragment)),
+                )
+                .collect(),
+        },
+        Vector {
+            name: "the parts of a removed rule's flows stop at once",
+            rules: vec![cast.masquerade()],
+            steps: {
+                let steps = outward(&udp(there, back, &long), &udp(external, back, &long), 15);
+                let rest = orphans(udp(there, back, &long), 15).into_iter();
+                let (first, _) = steps.split_first().expect("more than one part");
+                let rest = rest.map(|frame| untouched(Direction::Out, frame));
+                [first.clone(), Step::Remove(0)].into_iter().chain(rest).collect()
+            },
+        },
+    ]
+}
+
 fn untouched_vectors() -> Vec<Vector> {
     let arp = [&[0xff; 6][..], &[2, 0, 0, 0, 0, 2, 8, 6], &[0; 28]].concat();
     let ipv6 = [&[2; 12][..], &[0x86, 0xdd, 0x60], &[0; 59]].concat();
@@ -531,17 +638,9 @@ fn untouched_vectors() -> Vec<Vector> {
             steps: steps(Direction::In),
         },
         Vector {
-            name: "fragments and strange protocols from outside are left to the host",
+            name: "strange protocols from outside are left to the host",
             rules: vec![masquerade(), forward(UDP, 53, (INSIDE.into(), 53))],
             steps: vec![
-                untouched(
-                    Direction::In,
-                    udp((REMOTE, 1), (UPLINK_ADDRESS, 53), b"q").fragment(0x2000).bytes(),
-                ),
-                untouched(
-                    Direction::In,
-                    udp((REMOTE, 1), (UPLINK_ADDRESS, 53), b"q").fragment(0x0010).bytes(),
-                ),
                 untouched(Direction::In, Frame::new(REMOTE, UPLINK_ADDRESS, 47, vec![0; 16]).bytes()),
                 untouched(Direction::In, Frame::new(REMOTE, UPLINK_ADDRESS, UDP, vec![0; 4]).bytes()),
             ],
@@ -557,7 +656,7 @@ fn refused_vectors() -> Vec<Vector> {
     let chain = (0..7).fold(datagram6(), |frame, _| frame.extension(60));
     let ipv6 = vec![
         dropped(tcp(inside6, remote6, ACK, b"x").bytes(), DropReason::TcpNotSyn),
-        dropped(datagram6().extension(44).bytes(), DropReason::Fragment),
+        dropped(datagram6().fragments(7, 8)[1].bytes(), DropReason::Fragment),
         dropped(Frame::new(IPV6.inside, IPV6.remote, 50, vec![0; 16]).bytes(), DropReason::Protocol),
         dropped(icmp(IPV6.inside, IPV6.remote, 139, 7, b"").bytes(), DropReason::Protocol),
         dropped(Frame::new(IPV6.inside, IPV6.remote, ICMP6, vec![128; 5]).bytes(), DropReason::Malformed),
@@ -575,8 +674,9 @@ fn refused_vectors() -> Vec<Vector> {
         steps: vec![
             dropped(tcp(inside, remote, ACK, b"x").bytes(), DropReason::TcpNotSyn),
             dropped(tcp(inside, remote, SYN | FIN, b"").bytes(), DropReason::TcpNotSyn),
-            dropped(udp(inside, remote, b"q").fragment(0x2000).bytes(), DropReason::Fragment),
             dropped(udp(inside, remote, b"q").fragment(0x0010).bytes(), DropReason::Fragment),
+            dropped(tcp(inside, remote, ACK, b"x").fragment(0x2000).bytes(), DropReason::TcpNotSyn),
+            dropped(tcp(inside, remote, ACK, b"x").fragment(0x0010).bytes(), DropReason::Fragment),
             dropped(Frame::new(INSIDE, REMOTE, 47, vec![0; 16]).bytes(), DropReason::Protocol),
             dropped(icmp(INSIDE, REMOTE, 13, 7, b"").bytes(), DropReason::Protocol),
             dropped(icmp(INSIDE, REMOTE, 0, 7, b"").bytes(), DropReason::Protocol),

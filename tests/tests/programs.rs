@@ -110,10 +110,11 @@ fn transport(frame: &[u8]) -> Option<(u8, usize)> {
         return Some((frame[23], 14 + 4 * usize::from(frame[14] & 15)));
     }
     let (mut next, mut place) = (*frame.get(20)?, 54);
-    while matches!(next, 0 | 43 | 60) {
+    while matches!(next, 0 | 43 | 44 | 60) {
         let header = frame.get(place..place + 2)?;
+        // that of a fragment has no length
+        place += if next == 44 { 8 } else { 8 * (usize::from(header[1]) + 1) };
         next = header[0];
-        place += 8 * (usize::from(header[1]) + 1);
     }
     Some((next, place))
 }

@@ -17,6 +17,9 @@ use crate::model::{NamespaceName, VlanProtocol};
 /// store it says what is ours; one of the two alone is not enough to delete anything.
 pub const ALIAS: &str = "telecluster";
 
+/// The alias of the links that are part of the data plane (`kernel::bpf::waiting`), and of no concern to anybody else.
+pub const ROOM_ALIAS: &str = "telecluster waiting room";
+
 /// Everything that plans are made from, read in one go.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Observed {

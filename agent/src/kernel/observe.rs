@@ -21,7 +21,7 @@ use super::{
     KernelError, forwarding,
     links::{
         Address, BridgePort, Link, LinkKind, Mac, Namespace, Observed, OperState, Peer, Place, PortState,
-        TunInfo, VlanTag,
+        ROOM_ALIAS, TunInfo, VlanTag,
     },
     netns,
     ovs::Presence,
@@ -161,6 +161,7 @@ fn links(rtnl: &mut Rtnl) -> Result<Vec<Raw>, KernelError> {
             RouteNetlinkMessage::NewLink(message) => Some(link(message)),
             _ => None,
         })
+        .filter(|raw| raw.link.alias.as_deref() != Some(ROOM_ALIAS))
         .collect();
     links.sort_by_key(|raw| raw.link.index);
     let by_index: HashMap<u32, usize> =

@@ -221,7 +221,7 @@ where
     }
     let (packets, shape) = (packet.segments(), Shape::of(packet));
     let headers = match parse::<P, A>(packet) {
-        Parsed::Other | Parsed::Flowless { .. } | Parsed::IcmpError { .. } => return None,
+        Parsed::Other | Parsed::Flowless { .. } | Parsed::Fragment | Parsed::IcmpError { .. } => return None,
         Parsed::Flow(headers) => headers,
     };
     let key = headers.key(Direction::Out);
@@ -272,7 +272,7 @@ where
     A: Address,
 {
     let headers = match parse::<P, A>(packet) {
-        Parsed::Other | Parsed::Flowless { .. } | Parsed::IcmpError { .. } => return,
+        Parsed::Other | Parsed::Flowless { .. } | Parsed::Fragment | Parsed::IcmpError { .. } => return,
         Parsed::Flow(headers) => headers,
     };
     // Translated already: what would answer it tells the flow.

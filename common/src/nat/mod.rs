@@ -8,12 +8,13 @@
 
 mod binding;
 pub mod fast;
+mod fragment;
 mod icmp_error;
 mod life;
 mod open;
 pub mod work;
 
-pub use self::{binding::HOLD_DOWN, icmp_error::icmp_error};
+pub use self::{binding::HOLD_DOWN, fragment::fragment, icmp_error::icmp_error};
 
 use crate::{
     drop::DropReason,
@@ -51,7 +52,7 @@ where
     let (interface, packets, shape) = (packet.interface(), packet.segments(), Shape::of(packet));
     let headers = match parse::<P, A>(packet) {
         Parsed::Other => return Some(Verdict::Pass),
-        Parsed::Flowless { .. } | Parsed::IcmpError { .. } => return None,
+        Parsed::Flowless { .. } | Parsed::Fragment | Parsed::IcmpError { .. } => return None,
         Parsed::Flow(headers) => headers,
     };
     let key = headers.key(direction);
@@ -90,6 +91,8 @@ pub enum Next {
     First,
     /// [`icmp_error`].
     IcmpError,
+    /// [`fragment`].
+    Fragment,
 }
 
 /// Translates whatever packet, unless it is more than the next one of a flow.
@@ -111,6 +114,7 @@ where
         Parsed::Flowless { src, why } => {
             return Next::Done(flowless(tables, interface, direction, src, why));
         }
+        Parsed::Fragment => return Next::Fragment,
         Parsed::IcmpError { src, offset } => {
             icmp_error::note(work, src, offset);
             return Next::IcmpError;

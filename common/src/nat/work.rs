@@ -8,7 +8,8 @@ use super::life;
 use crate::{
     checksum,
     family::Address,
-    maps::{Binding, EndpointKey, Flow, FlowKey, ForwardKey, Moved},
+    maps::{Binding, EndpointKey, Flow, FlowKey, ForwardKey, FragmentKey, Fragmented, Moved},
+    packet::Piece,
 };
 
 /// Memory of one CPU.
@@ -33,6 +34,10 @@ pub struct Work<A> {
     /// The inside socket that it is for, and where that is to appear.
     pub inside: EndpointKey<A>,
     pub moved: Moved<A>,
+    /// What a fragment says of itself, the packet that it is of, and what the first one of that has said.
+    pub piece: Piece<A>,
+    pub fragment: FragmentKey<A>,
+    pub fragmented: Fragmented,
     /// What a new flow makes of the packet, and who makes it.
     pub to: Translation<A>,
     pub maker: Maker,

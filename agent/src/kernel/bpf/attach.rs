@@ -1,4 +1,4 @@
-//! Programs on interfaces: on uplinks, on the ports of bridges with VLANs, on those bridges themselves.
+//! Programs on interfaces: on uplinks and their waiting rooms, on the ports of bridges with VLANs, on those bridges themselves.
 //!
 //! TCX links (kernel 6.6 and later) are pinned, so that they outlive the agent, and updated in place, so that no
 //! packet meets an empty hook. Older kernels get clsact filters at a fixed priority and handle, replaced the same
@@ -38,6 +38,8 @@ pub(super) enum Role {
     Port,
     /// Such a bridge itself: what the host sends goes into the bridge, what the bridge hands up leaves it.
     Host,
+    /// Where fragments come out of an uplink's waiting room.
+    Room,
 }
 
 /// A program at one of an interface's two hooks.
@@ -81,32 +83,35 @@ const fn hook(program: &'static str, at: TcAttachType, label: &'static str, plac
     Hook { program, at, label, place }
 }
 
-const UPLINK: [Hook; 2] = [
+const UPLINK: &[Hook] = &[
     hook("tc_wan_in", TcAttachType::Ingress, "in", Place::Anywhere),
     hook("tc_wan_out", TcAttachType::Egress, "out", Place::Anywhere),
 ];
-const LAN: [Hook; 2] = [
+const LAN: &[Hook] = &[
     hook("tc_lan_in", TcAttachType::Ingress, "lanin", Place::Anywhere),
     hook("tc_lan_out", TcAttachType::Egress, "lanout", Place::Anywhere),
 ];
-const PORT: [Hook; 2] = [
+const PORT: &[Hook] = &[
     hook("tc_port_in", TcAttachType::Ingress, "portin", Place::Last),
     hook("tc_port_out", TcAttachType::Egress, "portout", Place::First),
 ];
-const HOST: [Hook; 2] = [
+const HOST: &[Hook] = &[
     hook("tc_port_in", TcAttachType::Egress, "hostin", Place::Last),
     hook("tc_port_out", TcAttachType::Ingress, "hostout", Place::First),
 ];
 
-impl Role {
-    const ALL: [Self; 4] = [Self::Uplink, Self::Lan, Self::Port, Self::Host];
+const ROOM: &[Hook] = &[hook("tc_waited", TcAttachType::Ingress, "waited", Place::Anywhere)];
 
-    const fn hooks(self) -> &'static [Hook; 2] {
+impl Role {
+    const ALL: [Self; 5] = [Self::Uplink, Self::Lan, Self::Port, Self::Host, Self::Room];
+
+    const fn hooks(self) -> &'static [Hook] {
         match self {
-            Self::Uplink => &UPLINK,
-            Self::Lan => &LAN,
-            Self::Port => &PORT,
-            Self::Host => &HOST,
+            Self::Uplink => UPLINK,
+            Self::Lan => LAN,
+            Self::Port => PORT,
+            Self::Host => HOST,
+            Self::Room => ROOM,
         }
     }
 
@@ -117,6 +122,7 @@ impl Role {
             Self::Lan => "lanclsact",
             Self::Port => "portclsact",
             Self::Host => "hostclsact",
+            Self::Room => "waitedclsact",
         }
     }
 }
@@ -220,7 +226,7 @@ impl Attacher {
         Ok(())
     }
 
-    /// Both hooks or none.
+    /// All its hooks or none.
     fn attach_all(&mut self, role: Role, index: u32, name: &str) -> Result<Mechanism, KernelError> {
         match self.attach_tcx(role, index, name) {
             Ok(()) => return Ok(Mechanism::Tcx),

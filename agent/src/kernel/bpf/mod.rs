@@ -7,6 +7,7 @@
 //! | [`rules`], [`family`], [`slots`] | rules and addresses into maps |
 //! | [`switch`] | ports and their VLANs into maps, stations and counters out of them |
 //! | [`flows`], [`bindings`] | flows out of maps: joined, aged; external ports whose time is over |
+//! | [`waiting`] | where fragments wait for their first one |
 //! | [`epoch`], [`fast`] | when and where flows may take the fast path |
 //! | [`log`] | the programs' messages into the agent's log |
 //! | [`batch`] | many map entries with one system call |
@@ -23,6 +24,7 @@ pub mod object;
 mod rules;
 mod slots;
 mod switch;
+mod waiting;
 
 use std::{
     collections::BTreeMap,
@@ -43,6 +45,7 @@ use self::{
     object::Object,
     rules::RuleMaps,
     switch::SwitchMaps,
+    waiting::WaitingRooms,
 };
 use super::{
     KernelError,
@@ -78,6 +81,7 @@ struct Inner {
     rules: RuleMaps,
     switch: SwitchMaps,
     fast_ports: FastPorts,
+    rooms: WaitingRooms,
 }
 
 impl BpfDataPlane {
@@ -91,11 +95,13 @@ impl BpfDataPlane {
         let mut switch = SwitchMaps::take(&mut object)?;
         let epoch = Arc::new(Epoch::take(&mut object)?);
         let fast_ports = FastPorts::take(&mut object)?;
+        let mut rooms = WaitingRooms::take(&mut object)?;
         let mut attacher = Attacher::adopt(&mut object, &options.directory)?;
+        rooms.adopt(&mut attacher);
         for port in switch.stale(&attacher) {
             switch.clear(&mut attacher, port)?;
         }
-        let inner = Inner { attacher, rules, switch, fast_ports };
+        let inner = Inner { attacher, rules, switch, fast_ports, rooms };
         Ok((Self { inner: Mutex::new(inner), flows, bindings, epoch }, object))
     }
 
@@ -116,11 +122,17 @@ impl DataPlane for BpfDataPlane {
     }
 
     fn attach(&self, uplink: u32) -> Result<(), KernelError> {
-        self.inner().attacher.attach(Role::Uplink, uplink)
+        let Inner { attacher, rooms, .. } = &mut *self.inner();
+        attacher.attach(Role::Uplink, uplink)?;
+        rooms.open(uplink, attacher);
+        Ok(())
     }
 
     fn detach(&self, uplink: u32) -> Result<(), KernelError> {
-        self.inner().attacher.detach(Role::Uplink, uplink)
+        let Inner { attacher, rooms, .. } = &mut *self.inner();
+        attacher.detach(Role::Uplink, uplink)?;
+        rooms.close(uplink, attacher);
+        Ok(())
     }
 
     fn attachments(&self) -> Vec<Attachment> {

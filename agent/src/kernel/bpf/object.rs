@@ -14,8 +14,9 @@ use nix::{
 use telecluster_common::{
     drop::DropReason,
     maps::{
-        Binding, EndpointKey, Epoch, Flow, FlowKey, Forward, ForwardKey, HOPS, Hop, MAX_PORTS, MAX_RULES,
-        Masquerade, MasqueradeKey, Moved, Port, Rule, RuleStat, SCHEMA, Uplink, stage,
+        Binding, EndpointKey, Epoch, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented, HOPS, Hop,
+        MAX_FRAGMENTED, MAX_PORTS, MAX_RULES, MAX_WAITING_ROOMS, Masquerade, MasqueradeKey, Moved, Port,
+        Rule, RuleStat, SCHEMA, Uplink, stage,
     },
     nat::work::Work,
 };
@@ -28,11 +29,11 @@ use crate::kernel::KernelError;
 static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/telecluster"));
 
 /// The programs that hang on hooks.
-pub const PROGRAM_NAMES: [&str; 6] =
-    ["tc_wan_in", "tc_wan_out", "tc_lan_in", "tc_lan_out", "tc_port_in", "tc_port_out"];
+pub const PROGRAM_NAMES: [&str; 7] =
+    ["tc_wan_in", "tc_wan_out", "tc_lan_in", "tc_lan_out", "tc_port_in", "tc_port_out", "tc_waited"];
 
 /// The programs that those go on to, with their places in the `stage` map.
-const STAGES: [(&str, u32); 20] = [
+const STAGES: [(&str, u32); 24] = [
     ("tc_nat4_in", stage::NAT4_IN),
     ("tc_nat4_out", stage::NAT4_OUT),
     ("tc_nat6_in", stage::NAT6_IN),
@@ -53,6 +54,10 @@ const STAGES: [(&str, u32); 20] = [
     ("tc_next6_out", stage::NEXT6_OUT),
     ("tc_lan6_in", stage::LAN6_IN),
     ("tc_lan6_out", stage::LAN6_OUT),
+    ("tc_fragment4_in", stage::FRAGMENT4_IN),
+    ("tc_fragment4_out", stage::FRAGMENT4_OUT),
+    ("tc_fragment6_in", stage::FRAGMENT6_IN),
+    ("tc_fragment6_out", stage::FRAGMENT6_OUT),
 ];
 
 /// The programs and maps of this run. Dropping it leaves everything pinned in place.
@@ -82,7 +87,7 @@ pub(super) enum Entries {
 type A4 = [u8; 4];
 type A6 = [u8; 16];
 
-const LAYOUTS: [Layout; 26] = [
+const LAYOUTS: [Layout; 29] = [
     layout::<FlowKey<A4>, Flow<A4>>("flow4", MapType::Hash, Entries::Flows),
     layout::<FlowKey<A6>, Flow<A6>>("flow6", MapType::Hash, Entries::Flows),
     layout::<EndpointKey<A4>, Binding<A4>>("binding4", MapType::Hash, Entries::Bindings),
@@ -94,6 +99,9 @@ const LAYOUTS: [Layout; 26] = [
     layout::<u32, u32>("half_next", MapType::PerCpuArray, Entries::Fixed(2)),
     layout::<u32, Work<A4>>("work4", MapType::PerCpuArray, Entries::Fixed(1)),
     layout::<u32, Work<A6>>("work6", MapType::PerCpuArray, Entries::Fixed(1)),
+    layout::<FragmentKey<A4>, Fragmented>("fragment4", MapType::LruHash, Entries::Fixed(MAX_FRAGMENTED)),
+    layout::<FragmentKey<A6>, Fragmented>("fragment6", MapType::LruHash, Entries::Fixed(MAX_FRAGMENTED)),
+    layout::<u32, u32>("waiting_room", MapType::Hash, Entries::Fixed(MAX_WAITING_ROOMS)),
     layout::<ForwardKey<A4>, Forward<A4>>("forward4", MapType::Hash, Entries::Fixed(2 * MAX_RULES)),
     layout::<ForwardKey<A6>, Forward<A6>>("forward6", MapType::Hash, Entries::Fixed(2 * MAX_RULES)),
     layout::<(u32, MasqueradeKey<A4>), Masquerade>(
