@@ -27,8 +27,6 @@ pub trait Address: Copy + Eq + Hash + Debug {
     const ANY: Self;
     /// The protocol number of this family's ICMP.
     const ICMP: u8;
-    const ECHO: u8;
-    const ECHO_REPLY: u8;
     /// Whether the checksum of ICMP covers the addresses (RFC 4443 section 2.3; not so in RFC 792).
     const ICMP_HAS_PSEUDO_HEADER: bool;
     /// Whether every fragment of a packet says what protocol it is of (RFC 791; not so in RFC 8200 section 4.5).
@@ -54,6 +52,12 @@ pub trait Address: Copy + Eq + Hash + Debug {
 
     fn src(header: &Self::Header) -> Self;
     fn dst(header: &Self::Header) -> Self;
+
+    /// An ICMP type that asks, and whose answer has the same identifier.
+    fn asks(kind: u8) -> bool;
+
+    /// An ICMP type that answers such a one.
+    fn answers(kind: u8) -> bool;
 
     /// An ICMP type that embeds the packet it is about.
     fn is_error(kind: u8) -> bool;
@@ -81,8 +85,6 @@ impl Address for [u8; 4] {
     const ETHERTYPE: u16 = 0x0800;
     const ANY: Self = [0; 4];
     const ICMP: u8 = proto::ICMP;
-    const ECHO: u8 = icmp::ECHO;
-    const ECHO_REPLY: u8 = icmp::ECHO_REPLY;
     const ICMP_HAS_PSEUDO_HEADER: bool = false;
     const FRAGMENTS_NAME_PROTOCOL: bool = true;
 
@@ -120,6 +122,16 @@ impl Address for [u8; 4] {
     #[inline(always)]
     fn dst(header: &Ipv4Hdr) -> Self {
         header.dst_addr
+    }
+
+    #[inline(always)]
+    fn asks(kind: u8) -> bool {
+        kind == icmp::ECHO || kind == icmp::TIMESTAMP
+    }
+
+    #[inline(always)]
+    fn answers(kind: u8) -> bool {
+        kind == icmp::ECHO_REPLY || kind == icmp::TIMESTAMP_REPLY
     }
 
     #[inline(always)]
@@ -173,8 +185,6 @@ impl Address for [u8; 16] {
     const ETHERTYPE: u16 = 0x86dd;
     const ANY: Self = [0; 16];
     const ICMP: u8 = proto::ICMP6;
-    const ECHO: u8 = icmp::ECHO6;
-    const ECHO_REPLY: u8 = icmp::ECHO_REPLY6;
     const ICMP_HAS_PSEUDO_HEADER: bool = true;
     const FRAGMENTS_NAME_PROTOCOL: bool = false;
 
@@ -226,6 +236,16 @@ impl Address for [u8; 16] {
     #[inline(always)]
     fn dst(header: &Ipv6Hdr) -> Self {
         by_words(&header.dst_addr)
+    }
+
+    #[inline(always)]
+    fn asks(kind: u8) -> bool {
+        kind == icmp::ECHO6
+    }
+
+    #[inline(always)]
+    fn answers(kind: u8) -> bool {
+        kind == icmp::ECHO_REPLY6
     }
 
     #[inline(always)]

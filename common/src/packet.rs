@@ -225,7 +225,7 @@ pub enum Addressed<A> {
     },
 }
 
-/// The headers of a packet that belongs to a flow: TCP, UDP, or an ICMP echo.
+/// The headers of a packet that belongs to a flow: TCP, UDP, or an ICMP query and its answer.
 #[derive(Debug)]
 pub struct Headers<'a, A: Address> {
     pub ip: &'a mut A::Header,
@@ -243,6 +243,8 @@ pub struct Headers<'a, A: Address> {
 pub mod icmp {
     pub const ECHO_REPLY: u8 = 0;
     pub const ECHO: u8 = 8;
+    pub const TIMESTAMP: u8 = 13;
+    pub const TIMESTAMP_REPLY: u8 = 14;
     pub const UNREACHABLE: u8 = 3;
     pub const SOURCE_QUENCH: u8 = 4;
     pub const TIME_EXCEEDED: u8 = 11;
@@ -325,7 +327,7 @@ pub(crate) fn read<P: Packet, A: Address>(
         if A::is_error(kind) {
             return Parsed::IcmpError { src, offset: transport_offset };
         }
-        if (kind != A::ECHO && kind != A::ECHO_REPLY) || code != 0 {
+        if !(A::asks(kind) || A::answers(kind)) || code != 0 {
             return Parsed::Flowless { src, why: DropReason::Protocol };
         }
     }
@@ -547,7 +549,7 @@ impl<A: Address> Headers<'_, A> {
     pub fn key(&self, direction: Direction) -> FlowKey<A> {
         let (sport, dport) = if self.protocol == A::ICMP {
             let identifier = u16::from_be_bytes(self.transport.third);
-            if self.transport.first[0] == A::ECHO { (identifier, 0) } else { (0, identifier) }
+            if A::asks(self.transport.first[0]) { (identifier, 0) } else { (0, identifier) }
         } else {
             (u16::from_be_bytes(self.transport.first), u16::from_be_bytes(self.transport.second))
         };

@@ -222,6 +222,8 @@ fn masquerade_vectors(cast: Cast) -> Vec<Vector> {
     ];
     let without = |src, dst| udp_without_checksum(src, dst, b"q");
     let ping = |src, dst, kind| icmp(src, dst, kind, 77, b"abc");
+    let time =
+        |src: IpAddr, dst: IpAddr, kind| icmp(src, dst, kind, 78, &[1, 2, 3, 4, 0, 0, 0, 0, 0, 0, 0, 0]);
     let mut vectors = vec![
         Vector {
             name: "a masqueraded datagram goes out with the uplink's address and its answer comes back",
@@ -255,6 +257,16 @@ fn masquerade_vectors(cast: Cast) -> Vec<Vector> {
                     &ping(cast.remote, cast.uplink, cast.echo_reply),
                     &ping(cast.remote, cast.inside, cast.echo_reply),
                 ),
+            ],
+        },
+        Vector {
+            name: "a question for the time goes out and its answer comes back, by identifier",
+            rules: vec![IPV4.masquerade()],
+            steps: vec![
+                out(&time(IPV4.inside, IPV4.remote, 13), &time(IPV4.uplink, IPV4.remote, 13)),
+                inward(&time(IPV4.remote, IPV4.uplink, 14), &time(IPV4.remote, IPV4.inside, 14)),
+                // nobody has asked that
+                untouched(Direction::In, icmp(IPV4.remote, IPV4.uplink, 14, 79, &[0; 12]).bytes()),
             ],
         },
         Vector {
@@ -678,8 +690,9 @@ fn refused_vectors() -> Vec<Vector> {
             dropped(tcp(inside, remote, ACK, b"x").fragment(0x2000).bytes(), DropReason::TcpNotSyn),
             dropped(tcp(inside, remote, ACK, b"x").fragment(0x0010).bytes(), DropReason::Fragment),
             dropped(Frame::new(INSIDE, REMOTE, 47, vec![0; 16]).bytes(), DropReason::Protocol),
-            dropped(icmp(INSIDE, REMOTE, 13, 7, b"").bytes(), DropReason::Protocol),
+            dropped(icmp(INSIDE, REMOTE, 17, 7, b"").bytes(), DropReason::Protocol),
             dropped(icmp(INSIDE, REMOTE, 0, 7, b"").bytes(), DropReason::Protocol),
+            dropped(icmp(INSIDE, REMOTE, 14, 7, b"").bytes(), DropReason::Protocol),
             dropped(Frame::new(INSIDE, REMOTE, UDP, vec![0; 7]).bytes(), DropReason::Malformed),
             dropped(Frame::new(INSIDE, REMOTE, TCP, vec![0; 19]).bytes(), DropReason::Malformed),
             dropped(Frame::new(INSIDE, REMOTE, ICMP, vec![8; 5]).bytes(), DropReason::Malformed),

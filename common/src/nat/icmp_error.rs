@@ -86,8 +86,8 @@ where
     let (sport, dport) = if protocol == A::ICMP {
         let identifier = u16::from_be_bytes(transport.third);
         match transport.first {
-            [kind, 0] if kind == A::ECHO => (identifier, 0),
-            [kind, 0] if kind == A::ECHO_REPLY => (0, identifier),
+            [kind, 0] if A::asks(kind) => (identifier, 0),
+            [kind, 0] if A::answers(kind) => (0, identifier),
             _ => return None, // never an error about an error
         }
     } else {
@@ -246,7 +246,7 @@ where
     let (sport, dport) = (to.sport.to_be_bytes(), to.dport.to_be_bytes());
     let mut sum = u32::from(ports);
     if work.key.proto == A::ICMP {
-        transport.third = if transport.first[0] == A::ECHO { sport } else { dport };
+        transport.third = if A::asks(transport.first[0]) { sport } else { dport };
         let before = transport.second;
         let covered = if A::ICMP_HAS_PSEUDO_HEADER { covered } else { ports };
         transport.second = checksum::apply(before, covered);

@@ -224,7 +224,7 @@ pub fn rewrite<A: Address>(headers: Headers<'_, A>, flow: FlowRef<A>) -> Checksu
     A::rewrite(ip, flow.to_src(), flow.to_dst(), pseudo);
     let (sport, dport) = (flow.to_sport().to_be_bytes(), flow.to_dport().to_be_bytes());
     if protocol == A::ICMP {
-        transport.third = if transport.first[0] == A::ECHO { sport } else { dport };
+        transport.third = if A::asks(transport.first[0]) { sport } else { dport };
         let pseudo = if A::ICMP_HAS_PSEUDO_HEADER { pseudo } else { 0 };
         return ChecksumFix { offset: transport_offset + 2, pseudo, body, optional: false };
     }
