@@ -11,7 +11,7 @@ use crate::{
     kernel::{
         dataplane::{FastPort, HostAddresses, NatRule, Slot},
         filter::FilterRule,
-        links::Observed,
+        links::{At, Observed},
         listeners::Listener,
         step::LinkStep,
         switch::SwitchPort,
@@ -101,7 +101,7 @@ pub struct World<'a> {
 pub enum Subject {
     Bridge(String),
     /// By either end, wherever it is.
-    Veth(crate::kernel::links::At),
+    Veth(At),
     Tun(String),
     VlanLink(String),
     PortVlans {
@@ -148,6 +148,14 @@ impl Plan {
 }
 
 impl Step {
+    /// The links that this step makes.
+    pub fn makes(&self) -> Vec<At> {
+        match self {
+            Self::Link(step) => step.makes(),
+            Self::Nat(_) | Self::Filter(_) | Self::Vlan(_) => Vec::new(),
+        }
+    }
+
     /// The steps that put back what this one changes, given the machine before the plan began.
     pub fn inverse(&self, observed: &Observed, nat: &Installed) -> Vec<Self> {
         match self {

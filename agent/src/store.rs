@@ -12,6 +12,8 @@ use std::{
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
 use serde_json::Value;
 
+use crate::kernel::links::At;
+
 /// The layout of keys and values. A store of another version is refused, never guessed at.
 const SCHEMA: u64 = 1;
 const OBJECTS: TableDefinition<&str, &[u8]> = TableDefinition::new("objects");
@@ -42,12 +44,21 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// All entries or none; durable when it returns.
     fn commit(&self, entries: &[Entry]) -> Result<(), StoreError>;
+
+    /// Notes the links that are made next, in place of those noted before. Outlives this process but not the
+    /// machine's next start, as links do.
+    fn note_making(&self, links: &[At]) -> Result<(), StoreError>;
+
+    /// The links that were noted last.
+    fn making(&self) -> Vec<At>;
 }
 
 /// The embedded store, `STATE_DIR/state.redb`. The file is locked while it is open.
 #[derive(Debug)]
 pub struct RedbStore {
     database: Database,
+    /// Not in the database, whose commits cost an fsync.
+    making: PathBuf,
 }
 
 impl RedbStore {
@@ -60,7 +71,7 @@ impl RedbStore {
             DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path: path.clone() },
             other => unusable(other.to_string()),
         })?;
-        let store = Self { database };
+        let store = Self { database, making: state_dir.join("making.json") };
         match store.prepare().map_err(|error| unusable(error.to_string()))? {
             SCHEMA => Ok(store),
             found => Err(StoreError::OtherSchema { path, found }),
@@ -130,6 +141,21 @@ impl Store for RedbStore {
             .collect();
         self.write_all(&entries).map_err(|error| StoreError::Unwritable(error.to_string()))
     }
+
+    fn note_making(&self, links: &[At]) -> Result<(), StoreError> {
+        let note = || {
+            let new = self.making.with_extension("new");
+            std::fs::write(&new, serde_json::to_vec(links)?)?;
+            std::fs::rename(new, &self.making)
+        };
+        note().map_err(|error| StoreError::Unwritable(error.to_string()))
+    }
+
+    fn making(&self) -> Vec<At> {
+        let note = std::fs::read(&self.making).unwrap_or_default();
+        // Missing, or torn by a power failure, after which there are no links.
+        serde_json::from_slice(&note).unwrap_or_default()
+    }
 }
 
 /// A store in memory that can be told to fail, for tests of what uses it.
@@ -142,6 +168,7 @@ pub struct MemoryStore {
 struct Memory {
     entries: BTreeMap<String, Value>,
     commits: Vec<Vec<Entry>>,
+    making: Vec<At>,
     broken: bool,
 }
 
@@ -180,6 +207,15 @@ impl Store for MemoryStore {
         }
         Ok(())
     }
+
+    fn note_making(&self, links: &[At]) -> Result<(), StoreError> {
+        self.lock().making = links.to_vec();
+        Ok(())
+    }
+
+    fn making(&self) -> Vec<At> {
+        self.lock().making.clone()
+    }
 }
 
 #[cfg(test)]
@@ -187,6 +223,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::kernel::links::Place;
 
     #[test]
     fn what_was_committed_is_there_after_a_reopen() {
@@ -197,6 +234,21 @@ mod tests {
         drop(store);
         let store = RedbStore::open(dir.path()).unwrap();
         assert_eq!(store.load().unwrap(), BTreeMap::from([("a".to_owned(), json!({"x": 1}))]));
+    }
+
+    #[test]
+    fn the_last_note_is_there_after_a_reopen_and_a_torn_one_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = RedbStore::open(dir.path()).unwrap();
+        assert_eq!(store.making(), []);
+        let links = [At::here("br-a"), At::new(Place::Named("guest".into()), "eth0")];
+        store.note_making(&[At::here("br-0")]).unwrap();
+        store.note_making(&links).unwrap();
+        drop(store);
+        let store = RedbStore::open(dir.path()).unwrap();
+        assert_eq!(store.making(), links);
+        std::fs::write(dir.path().join("making.json"), "[{\"place\":").unwrap();
+        assert_eq!(store.making(), []);
     }
 
     #[test]

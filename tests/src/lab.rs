@@ -344,6 +344,11 @@ impl Lab {
 
     /// A request to the worker, from its own host; `body` as JSON when there is one.
     pub fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
+        self.try_call(method, path, body).unwrap_or_else(|error| panic!("{method} {path}: {error}"))
+    }
+
+    /// The same of a worker that may die before it has answered.
+    pub fn try_call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Answer, ureq::Error> {
         let url = format!("http://127.0.0.1:{}{path}", Worker::PORT);
         self.router.run(|| {
             let agent: ureq::Agent = ureq::Agent::config_builder()
@@ -353,10 +358,10 @@ impl Lab {
                 .into();
             let request = ureq::http::Request::builder().method(method).uri(&url);
             let request = request.body(body.map(Value::to_string).unwrap_or_default()).expect("a request");
-            let mut response = agent.run(request).unwrap_or_else(|error| panic!("{method} {path}: {error}"));
-            let text = response.body_mut().read_to_string().expect("a body");
+            let mut response = agent.run(request)?;
+            let text = response.body_mut().read_to_string()?;
             let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
-            Answer { status: response.status().as_u16(), body }
+            Ok(Answer { status: response.status().as_u16(), body })
         })
     }
 

@@ -2,6 +2,7 @@
 //! as it was told to be.
 
 mod drift;
+mod unfinished;
 mod vlans;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
@@ -14,10 +15,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     error::{Code, Error, Result},
-    kernel::{
-        KernelError,
-        links::{At, Observed},
-    },
+    kernel::{KernelError, links::Observed},
     kinds::{self, firewall, rule, uplink},
     loops,
     plan::{FilterStep, Installed, NatStep, Plan, Step, World},
@@ -67,10 +65,9 @@ impl Owner {
 
     /// Makes the machine what the stored state says. After a reboot that is everything, else next to nothing.
     pub(super) async fn catch_up(&mut self) -> Result<()> {
-        let observed = self.shared.observe().await?;
+        let observed = self.remove_unfinished().await?;
         self.forget_transient(&observed).await?;
         self.restore_filter().await;
-        self.warn_of_orphans(&observed);
         self.look_again = self.look().await;
         Ok(())
     }
@@ -105,18 +102,6 @@ impl Owner {
             }
             Ok(Err(error)) => warn!(%error, "the firewall rules could not be put in place"),
             Err(error) => error!(%error, "putting the firewall rules in place ended early"),
-        }
-    }
-
-    /// Links that bear the worker's mark and are not in its store: of a worker that was killed between making
-    /// them and its commit, or of one with another state directory. Only a person can tell which.
-    fn warn_of_orphans(&self, observed: &Observed) {
-        let state = self.shared.state();
-        for (place, link) in observed.everywhere() {
-            if link.marked() && !kinds::managed(&state, &place, link) {
-                let link = At::new(place, &link.name);
-                warn!(%link, "marked as a worker's, but not in the store: left alone; delete it with `ip link del`");
-            }
         }
     }
 
@@ -232,6 +217,7 @@ impl Owner {
     }
 
     async fn try_out(&mut self, plan: &Plan, before: &Observed, undo: &mut Undo) -> Result<Observed> {
+        self.note_making(&plan.steps).await?;
         for step in &plan.steps {
             self.step(step, before, undo).await?;
         }

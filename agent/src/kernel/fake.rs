@@ -195,7 +195,8 @@ impl Kernel for FakeKernel {
     }
 }
 
-fn device(index: u32, name: &str, kind: LinkKind) -> Link {
+/// A link that is up.
+pub(crate) fn device(index: u32, name: &str, kind: LinkKind) -> Link {
     Link {
         index,
         name: name.to_owned(),
@@ -205,6 +206,7 @@ fn device(index: u32, name: &str, kind: LinkKind) -> Link {
         mtu: 1500,
         mac: Some(mac_of(index)),
         alias: None,
+        half_made: false,
         master: None,
         peer: None,
         addresses: Vec::new(),

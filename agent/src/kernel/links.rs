@@ -20,6 +20,10 @@ pub const ALIAS: &str = "telecluster";
 /// The alias of the links that are part of the data plane (`kernel::bpf::waiting`), and of no concern to anybody else.
 pub const ROOM_ALIAS: &str = "telecluster waiting room";
 
+/// The group (IFLA_GROUP) of a link between its making and its mark, which the kernel takes in two messages: who
+/// still bears it was made by a worker that was killed between the two.
+pub const MAKING: u32 = u32::from_be_bytes(*b"tele");
+
 /// Everything that plans are made from, read in one go.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Observed {
@@ -51,7 +55,9 @@ pub struct Namespace {
 }
 
 /// Where a link lives.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub enum Place {
     /// The worker's own namespace.
     #[default]
@@ -77,7 +83,7 @@ impl Place {
 }
 
 /// A link's address in the world: its place and its name there.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct At {
     pub place: Place,
     pub name: String,
@@ -114,6 +120,8 @@ pub struct Link {
     pub mtu: u32,
     pub mac: Option<Mac>,
     pub alias: Option<String>,
+    /// In the group [`MAKING`].
+    pub half_made: bool,
     /// Index of the bridge, bond, ... it is a port of, in the same namespace.
     pub master: Option<u32>,
     /// The other end, of a veth pair whose namespace has a name.

@@ -16,7 +16,7 @@ use netlink_packet_route::{
     RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags},
     link::{
-        BridgePortState, BridgeStpState, InfoData, InfoVeth, LinkFlags, LinkMessage,
+        BridgePortState, BridgeStpState, InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage,
         VlanProtocol as WireVlanProtocol,
     },
 };
@@ -30,7 +30,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Kernel, KernelError, forwarding,
-    links::{ALIAS, At, Link, Observed, OperState, Place, PortState},
+    links::{ALIAS, At, Link, MAKING, Observed, OperState, Place, PortState},
     listeners::{self, Listener},
     netns, observe,
     reach::{self, Through},
@@ -278,7 +278,7 @@ impl Inner {
     fn create_bridge(&self, operation: &str, bridge: &NewBridge) -> Result<(), KernelError> {
         let NewBridge { name, stp, mtu, mac, index, ovs: _ } = bridge;
         let stp = if *stp { BridgeStpState::KernelStp } else { BridgeStpState::Disabled };
-        let mut message = LinkMessageBuilder::<LinkBridge>::new(name).stp_state(stp);
+        let mut message = in_the_making(LinkMessageBuilder::<LinkBridge>::new(name).stp_state(stp));
         if let Some(mtu) = mtu {
             // Another one: see below.
             message = message.mtu(mtu ^ 1);
@@ -352,7 +352,7 @@ impl Inner {
         };
         self.here(|rtnl| {
             let parent = index_of(rtnl, operation, parent)?;
-            let mut message = LinkVlan::new(name, parent, tag.id).protocol(protocol);
+            let mut message = in_the_making(LinkVlan::new(name, parent, tag.id).protocol(protocol));
             if let Some(mtu) = mtu {
                 message = message.mtu(*mtu);
             }
@@ -381,6 +381,7 @@ fn no_vlans(mut error: KernelError) -> KernelError {
 
 fn end<T>(mut message: LinkMessageBuilder<T>, end: &NewEnd, namespace: RawFd) -> LinkMessageBuilder<T> {
     let NewEnd { at: At { place, .. }, mtu, mac, index } = end;
+    message = in_the_making(message);
     if let Some(mtu) = mtu {
         message = message.mtu(*mtu);
     }
@@ -419,8 +420,15 @@ fn named(
     Ok(LinkUnspec::new_with_index(index_of(rtnl, operation, name)?))
 }
 
+/// What is made is recognised, although creation ignores its alias.
+fn in_the_making<T>(message: LinkMessageBuilder<T>) -> LinkMessageBuilder<T> {
+    message.append_extra_attribute(LinkAttribute::Group(MAKING))
+}
+
+/// Ends the making of a link.
 fn mark(rtnl: &mut Rtnl, operation: &str, name: &str) -> Result<(), KernelError> {
-    let message = named(rtnl, operation, name)?.alias(ALIAS).build();
+    let message = named(rtnl, operation, name)?.alias(ALIAS);
+    let message = message.append_extra_attribute(LinkAttribute::Group(0)).build();
     rtnl.change(operation, RouteNetlinkMessage::SetLink(message), 0)
 }
 

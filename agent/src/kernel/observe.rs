@@ -20,8 +20,8 @@ use netlink_packet_route::{
 use super::{
     KernelError, forwarding,
     links::{
-        Address, BridgePort, Link, LinkKind, Mac, Namespace, Observed, OperState, Peer, Place, PortState,
-        ROOM_ALIAS, TunInfo, VlanTag,
+        Address, BridgePort, Link, LinkKind, MAKING, Mac, Namespace, Observed, OperState, Peer, Place,
+        PortState, ROOM_ALIAS, TunInfo, VlanTag,
     },
     netns,
     ovs::Presence,
@@ -193,6 +193,7 @@ fn link(message: LinkMessage) -> Raw {
         mtu: 0,
         mac: None,
         alias: None,
+        half_made: false,
         master: None,
         peer: None,
         addresses: Vec::new(),
@@ -210,6 +211,7 @@ fn link(message: LinkMessage) -> Raw {
                 link.mac = bytes.try_into().ok().map(Mac);
             }
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
+            LinkAttribute::Group(group) => link.half_made = group == MAKING,
             LinkAttribute::Controller(index) => link.master = Some(index).filter(|index| *index != 0),
             LinkAttribute::OperState(state) => link.operstate = operstate(state),
             LinkAttribute::Link(index) => peer = Some(index).filter(|index| *index != 0),

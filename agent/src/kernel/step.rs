@@ -150,6 +150,17 @@ impl NewEnd {
 }
 
 impl LinkStep {
+    /// The links that this step makes.
+    pub fn makes(&self) -> Vec<At> {
+        match self {
+            Self::CreateBridge(bridge) => vec![At::here(&bridge.name)],
+            Self::CreateVeth(ends) => ends.iter().map(|end| end.at.clone()).collect(),
+            Self::CreateTun(tun) => vec![At::here(&tun.name)],
+            Self::CreateVlan(vlan) => vec![At::here(&vlan.name)],
+            _ => Vec::new(),
+        }
+    }
+
     /// The steps that put back what this step changes, given the world before the whole plan began.
     ///
     /// A link that was not there before has no earlier state: deleting it is the business of the step

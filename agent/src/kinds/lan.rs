@@ -201,6 +201,7 @@ mod tests {
             mtu: 1500,
             mac: Some(Mac([2, 0, 0, 0, 0, u8::try_from(index).unwrap()])),
             alias: None,
+            half_made: false,
             master: None,
             parent: None,
             peer: None,
