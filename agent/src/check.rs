@@ -12,7 +12,7 @@ use aya::{
 use serde::Serialize;
 
 use crate::{
-    config::{Config, Ovs as OvsSetting},
+    config::{Config, Dataplane, Ovs as OvsSetting},
     kernel::{
         iptables::Iptables,
         ovs::{Ovs, Presence},
@@ -100,29 +100,36 @@ impl Report {
 
 /// Looks at everything.
 pub fn report(config: &Config) -> Report {
-    let mut checks = vec![permissions(Permissions::current()), kernel(), bpf(), hash_maps(), tcx(), bpffs()];
+    let programs = config.dataplane == Dataplane::Ebpf;
+    // Without programs there is iptables, unless they are insisted on.
+    let lacking = if programs { State::Missing } else { State::Limited };
+    let ebpf = [bpf(lacking), hash_maps(lacking), tcx(), bpffs(lacking)];
+    let iptables = iptables();
+    let mut checks = vec![permissions(Permissions::current(), programs), kernel()];
+    checks.push(dataplane(config.dataplane, &ebpf, &iptables));
+    checks.extend(ebpf);
     checks.extend([
         tun(),
         vlans(),
         ovs(config),
-        iptables(),
+        iptables,
         forward_policy(Iptables::default().forward_policy().as_deref()),
     ]);
     checks.extend([bridge_netfilter(), forwarding(), port(config), state_dir(config), uplink(config)]);
     Report { checks }
 }
 
-fn permissions(found: io::Result<Permissions>) -> Check {
+fn permissions(found: io::Result<Permissions>, programs: bool) -> Check {
     const NAME: &str = "permissions";
     match found {
-        Ok(permissions) if permissions.missing().is_empty() && permissions.cap_net_raw => {
+        Ok(permissions) if permissions.missing(programs).is_empty() && permissions.cap_net_raw => {
             Check::new(NAME, State::Ok, if permissions.root { "root" } else { "capabilities" })
         }
-        Ok(permissions) if permissions.missing().is_empty() => {
+        Ok(permissions) if permissions.missing(programs).is_empty() => {
             Check::new(NAME, State::Limited, "no CAP_NET_RAW: ping and traceroute will not work")
                 .hint("give the process CAP_NET_RAW")
         }
-        Ok(permissions) => Check::new(NAME, State::Missing, permissions.missing().join(", "))
+        Ok(permissions) => Check::new(NAME, State::Missing, permissions.missing(programs).join(", "))
             .hint("run as root, or give the process these capabilities"),
         Err(error) => Check::new(NAME, State::Missing, error.to_string()).hint("mount /proc"),
     }
@@ -133,26 +140,48 @@ fn kernel() -> Check {
     Check::new("kernel", State::Ok, format!("Linux {}", release.trim()))
 }
 
-fn bpf() -> Check {
-    const NAME: &str = "eBPF programs";
-    match is_program_supported(ProgramType::SchedClassifier) {
-        Ok(true) => Check::new(NAME, State::Ok, "traffic control programs load"),
-        Ok(false) => Check::new(NAME, State::Missing, "the kernel has no traffic control programs")
-            .hint("a kernel with CONFIG_NET_CLS_BPF and CONFIG_BPF_SYSCALL"),
-        Err(error) => Check::new(NAME, State::Missing, chain(&error)).hint("CAP_BPF, or run as root"),
+/// Which data plane a start would take, as far as can be told without loading anything.
+fn dataplane(setting: Dataplane, ebpf: &[Check], iptables: &Check) -> Check {
+    const NAME: &str = "data plane";
+    let obstacle = ebpf.iter().find(|check| check.state != State::Ok);
+    let with_iptables = |why: String| match iptables.state {
+        State::Ok => Check::new(NAME, State::Ok, format!("iptables: {why}")),
+        State::Limited | State::Conflict | State::Missing => {
+            Check::new(NAME, State::Missing, format!("none: {why}, and iptables is {}", iptables.found))
+                .hint("install iptables, or set DATAPLANE=auto")
+        }
+    };
+    match (setting, obstacle) {
+        (Dataplane::Iptables, _) => with_iptables("DATAPLANE is iptables".to_owned()),
+        (Dataplane::Auto | Dataplane::Ebpf, None) => Check::new(NAME, State::Ok, "eBPF"),
+        (Dataplane::Auto, Some(check)) => with_iptables(format!("{}: {}", check.name, check.found)),
+        (Dataplane::Ebpf, Some(check)) => {
+            Check::new(NAME, State::Missing, format!("eBPF is asked for; {}: {}", check.name, check.found))
+                .hint("DATAPLANE=auto takes iptables instead")
+        }
     }
 }
 
-fn hash_maps() -> Check {
+fn bpf(lacking: State) -> Check {
+    const NAME: &str = "eBPF programs";
+    match is_program_supported(ProgramType::SchedClassifier) {
+        Ok(true) => Check::new(NAME, State::Ok, "traffic control programs load"),
+        Ok(false) => Check::new(NAME, lacking, "the kernel has no traffic control programs")
+            .hint("a kernel with CONFIG_NET_CLS_BPF and CONFIG_BPF_SYSCALL"),
+        Err(error) => Check::new(NAME, lacking, chain(&error)).hint("CAP_BPF, or run as root"),
+    }
+}
+
+fn hash_maps(state: State) -> Check {
     const NAME: &str = "eBPF maps";
-    let lacking: Vec<_> = [MapType::Hash, MapType::LruHash, MapType::LpmTrie, MapType::PerCpuArray]
+    let absent: Vec<_> = [MapType::Hash, MapType::LruHash, MapType::LpmTrie, MapType::PerCpuArray]
         .into_iter()
         .filter(|kind| !matches!(is_map_supported(*kind), Ok(true)))
         .map(|kind| format!("{kind:?}"))
         .collect();
-    match lacking.is_empty() {
+    match absent.is_empty() {
         true => Check::new(NAME, State::Ok, "hash, LRU, longest prefix, per processor"),
-        false => Check::new(NAME, State::Missing, lacking.join(", ")).hint("a newer kernel"),
+        false => Check::new(NAME, state, absent.join(", ")).hint("a newer kernel"),
     }
 }
 
@@ -164,12 +193,12 @@ fn tcx() -> Check {
     }
 }
 
-fn bpffs() -> Check {
+fn bpffs(lacking: State) -> Check {
     const NAME: &str = "BPF file system";
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     match mounts.lines().any(|mount| mount.split(' ').nth(2) == Some("bpf")) {
         true => Check::new(NAME, State::Ok, "mounted"),
-        false => Check::new(NAME, State::Missing, "not mounted: nothing survives the worker")
+        false => Check::new(NAME, lacking, "not mounted: nothing survives the worker")
             .hint("mount -t bpf bpf /sys/fs/bpf"),
     }
 }
@@ -214,10 +243,11 @@ fn ovs(config: &Config) -> Check {
 fn iptables() -> Check {
     const NAME: &str = "iptables";
     match ["/usr/sbin", "/sbin"].iter().any(|dir| Path::new(dir).join("iptables-restore").exists()) {
-        true => Check::new(NAME, State::Ok, "iptables-restore, for firewall rules"),
-        false => {
-            Check::new(NAME, State::Limited, "not installed: no firewall rules").hint("install iptables")
+        true => {
+            Check::new(NAME, State::Ok, "iptables-restore, for firewall rules and the fallback of the NAT")
         }
+        false => Check::new(NAME, State::Limited, "not installed: no firewall rules, no fallback of the NAT")
+            .hint("install iptables"),
     }
 }
 
@@ -317,6 +347,23 @@ mod tests {
         assert_eq!(forward_policy(Some("DROP")).state, State::Conflict);
         assert_eq!(forward_policy(Some("ACCEPT")).state, State::Ok);
         assert_eq!(forward_policy(None).state, State::Ok);
+    }
+
+    #[test]
+    fn the_data_plane_is_iptables_where_programs_cannot_be() {
+        let (fine, lacking) =
+            (Check::new("x", State::Ok, "there"), Check::new("y", State::Limited, "not there"));
+        let verdict = |setting, ebpf: &[&Check], iptables: &Check| {
+            let ebpf: Vec<_> = ebpf.iter().map(|check| (*check).clone()).collect();
+            let check = dataplane(setting, &ebpf, iptables);
+            (check.state, check.found)
+        };
+        assert_eq!(verdict(Dataplane::Auto, &[&fine], &fine), (State::Ok, "eBPF".to_owned()));
+        let fallback = (State::Ok, "iptables: y: not there".to_owned());
+        assert_eq!(verdict(Dataplane::Auto, &[&fine, &lacking], &fine), fallback);
+        assert_eq!(verdict(Dataplane::Auto, &[&lacking], &lacking).0, State::Missing);
+        assert_eq!(verdict(Dataplane::Ebpf, &[&lacking], &fine).0, State::Missing);
+        assert_eq!(verdict(Dataplane::Iptables, &[&fine], &fine).1, "iptables: DATAPLANE is iptables");
     }
 
     #[test]

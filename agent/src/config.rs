@@ -63,8 +63,10 @@ pub enum LogFormat {
 /// Which data plane does the NAT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dataplane {
+    /// eBPF where it can be, else iptables.
     Auto,
     Ebpf,
+    Iptables,
 }
 
 /// What `type: "ovs"` needs.
@@ -163,7 +165,7 @@ struct Settings {
     /// Where the worker keeps its state [default: /var/lib/telecluster]
     #[arg(long, env = "STATE_DIR", global = true)]
     state_dir: Option<String>,
-    /// auto or ebpf [default: auto]
+    /// auto, ebpf or iptables [default: auto]
     #[arg(long, env = "DATAPLANE", global = true)]
     dataplane: Option<String>,
     /// auto or require [default: auto]
@@ -405,10 +407,8 @@ fn dataplane(value: Option<&str>) -> Result<Dataplane, Refused> {
     match value {
         None | Some("auto") => Ok(Dataplane::Auto),
         Some("ebpf") => Ok(Dataplane::Ebpf),
-        Some("iptables") => Err(Refused::Invalid(
-            "DATAPLANE is \"iptables\", which is not in this version: use auto or ebpf".into(),
-        )),
-        Some(text) => Err(invalid("DATAPLANE", text, "use auto or ebpf")),
+        Some("iptables") => Ok(Dataplane::Iptables),
+        Some(text) => Err(invalid("DATAPLANE", text, "use auto, ebpf or iptables")),
     }
 }
 
@@ -455,7 +455,7 @@ mod tests {
             (Settings { state_dir: Some("state".into()), ..Settings::default() }, "STATE_DIR"),
             (Settings { flow_capacity: Some("1023".into()), ..Settings::default() }, "FLOW_CAPACITY"),
             (Settings { flow_metrics_max: Some("-1".into()), ..Settings::default() }, "FLOW_METRICS_MAX"),
-            (Settings { dataplane: Some("iptables".into()), ..Settings::default() }, "DATAPLANE"),
+            (Settings { dataplane: Some("nftables".into()), ..Settings::default() }, "DATAPLANE"),
             (Settings { ovs: Some("yes".into()), ..Settings::default() }, "OVS"),
             (Settings { netfilter: Some("off".into()), ..Settings::default() }, "NETFILTER"),
         ];

@@ -4,6 +4,7 @@
 
 pub mod api;
 pub mod check;
+mod choice;
 pub mod config;
 pub mod engine;
 pub mod error;

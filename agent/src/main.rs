@@ -12,7 +12,7 @@ use sd_notify::NotifyState;
 use telecluster_worker::{
     api::{self, ApiOptions, auth::Token, guard::Names},
     check,
-    config::{Command, Config, Refused},
+    config::{Command, Config, Dataplane, Refused},
     logging,
     permissions::Permissions,
     serve::{Timeouts, serve},
@@ -41,7 +41,7 @@ fn main() -> ExitCode {
         }
         Command::Run(config) => with_runtime(&config, run(&config)),
         Command::Teardown(config) => with_runtime(&config, async {
-            check_permissions()?;
+            check_permissions(config.dataplane)?;
             teardown(&config).await
         }),
     };
@@ -70,7 +70,7 @@ fn with_runtime(config: &Config, job: impl Future<Output = Result<()>>) -> Resul
 }
 
 async fn run(config: &Config) -> Result<()> {
-    check_permissions()?;
+    check_permissions(config.dataplane)?;
     let mut signals = Signals::new().context("signal handlers")?;
     // The port comes first: a second worker must find out before it touches the first one's data plane.
     let listener = bind(config.listen).await?;
@@ -101,9 +101,15 @@ fn tell_service_manager(state: NotifyState<'_>) {
     }
 }
 
-fn check_permissions() -> Result<()> {
-    let missing =
-        Permissions::current().context("cannot tell what this process may do: mount /proc")?.missing();
+/// Without the right to load programs there is iptables, unless the programs are insisted on.
+fn check_permissions(dataplane: Dataplane) -> Result<()> {
+    let programs = match dataplane {
+        Dataplane::Ebpf => true,
+        Dataplane::Auto | Dataplane::Iptables => false,
+    };
+    let missing = Permissions::current()
+        .context("cannot tell what this process may do: mount /proc")?
+        .missing(programs);
     if missing.is_empty() {
         return Ok(());
     }

@@ -126,6 +126,8 @@ impl Collector for Snapshot {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Measurements {
             backend: _,
+            backend_reason: _,
+            backend_differences: _,
             attachments: _,
             pressure,
             drops,
@@ -300,6 +302,8 @@ pub(crate) mod tests {
         let counters = Counters { packets_in: 1, bytes_in: 60, packets_out: 2, bytes_out: 120, flows: 1 };
         Measurements {
             backend: "fake",
+            backend_reason: "a test".to_owned(),
+            backend_differences: &[],
             attachments: vec![Attachment { uplink: 2, mechanism: "tcx" }],
             pressure: vec![MapPressure { map: "flow4", entries: 2, capacity: 131_072 }],
             drops: DropReason::ALL.map(|reason| (reason, 0)).to_vec(),

@@ -46,13 +46,13 @@ impl Permissions {
         })
     }
 
-    /// The capabilities without which the worker cannot work.
-    pub fn missing(&self) -> Vec<&'static str> {
+    /// The capabilities without which the worker cannot work; `programs`: with the eBPF data plane.
+    pub fn missing(&self, programs: bool) -> Vec<&'static str> {
         let mut missing = Vec::new();
         if !self.cap_net_admin {
             missing.push("CAP_NET_ADMIN");
         }
-        if !self.cap_bpf && !self.cap_sys_admin {
+        if programs && !self.cap_bpf && !self.cap_sys_admin {
             missing.push("CAP_BPF or CAP_SYS_ADMIN");
         }
         missing
@@ -71,21 +71,22 @@ mod tests {
     fn root_with_everything_misses_nothing() {
         let permissions = Permissions::parse(&status("0", "000001ffffffffff")).unwrap();
         assert!(permissions.root && permissions.cap_net_raw);
-        assert!(permissions.missing().is_empty());
+        assert!(permissions.missing(true).is_empty());
     }
 
     #[test]
     fn root_of_a_container_may_miss_capabilities() {
         let permissions = Permissions::parse(&status("0", "00000000a80425fb")).unwrap();
         assert!(permissions.root && permissions.cap_net_raw);
-        assert_eq!(permissions.missing(), ["CAP_NET_ADMIN", "CAP_BPF or CAP_SYS_ADMIN"]);
+        assert_eq!(permissions.missing(true), ["CAP_NET_ADMIN", "CAP_BPF or CAP_SYS_ADMIN"]);
+        assert_eq!(permissions.missing(false), ["CAP_NET_ADMIN"], "iptables loads no programs");
     }
 
     #[test]
     fn two_capabilities_are_enough_without_root() {
         let permissions = Permissions::parse(&status("1000", "0000008000001000")).unwrap();
         assert!(!permissions.root && permissions.cap_bpf && permissions.cap_net_admin);
-        assert!(permissions.missing().is_empty());
+        assert!(permissions.missing(true).is_empty());
     }
 
     #[test]

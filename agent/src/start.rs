@@ -6,14 +6,17 @@ use anyhow::{Context as _, Result, bail};
 use tracing::{info, warn};
 
 use crate::{
+    choice::{self, Choice, Loaded},
     config::{Config, Ovs},
     engine::{self, Engine},
     kernel::{
         Kernel as _,
-        bpf::{self, BpfDataPlane, object::Object},
+        bpf::{self, object::Object},
+        dataplane::DataPlane,
         fastpath,
         host::HostKernel,
         iptables::Iptables,
+        netfilter,
         netlink::NetlinkKernel,
         ovs,
     },
@@ -31,24 +34,33 @@ pub async fn start(config: &Config) -> Result<Engine> {
         );
     }
     let store = open_store(config)?;
-    let (dataplane, mut object) = load(config, Some(config.flow_capacity))?;
-    log_programs(&mut object);
-    let epoch = dataplane.epoch();
-    fastpath::watch(config.netfilter, move |notice| epoch.hear(notice))?;
+    let Choice { loaded, reason } = choice::choose(config, Some(config.flow_capacity))?;
+    let dataplane: Arc<dyn DataPlane> = match loaded {
+        Loaded::Ebpf(loaded) => {
+            let (dataplane, mut object) = *loaded;
+            log_programs(&mut object);
+            let epoch = dataplane.epoch();
+            fastpath::watch(config.netfilter, move |notice| epoch.hear(notice))?;
+            Arc::new(dataplane)
+        }
+        Loaded::Iptables(dataplane) => Arc::new(dataplane),
+    };
     let options = engine::Options {
         wan_interface: config.wan_interface.as_ref().map(ToString::to_string),
         api_port: Some(config.listen.port()),
         require_ovs: config.ovs == Ovs::Require,
+        dataplane_reason: reason,
     };
-    Ok(Engine::start(kernel, Arc::new(dataplane), Arc::new(Iptables::default()), store, options).await?)
+    Ok(Engine::start(kernel, dataplane, Arc::new(Iptables::default()), store, options).await?)
 }
 
 /// Removes everything that is the worker's: rules, programs, pins, links, state.
 pub async fn teardown(config: &Config) -> Result<()> {
     let store = open_store(config)?;
     let kernel = Arc::new(HostKernel::new(NetlinkKernel::open()?, ovs::Ovs::new(&config.ovs_socket)));
-    let (dataplane, _object) = load(config, None)?;
-    let report = engine::teardown(kernel, Arc::new(dataplane), Arc::new(Iptables::default()), store).await?;
+    // Whichever it is, what the other one has left goes with the choice.
+    let (dataplane, _object) = choice::choose(config, None)?.loaded.split();
+    let report = engine::teardown(kernel, dataplane, Arc::new(Iptables::default()), store).await?;
     for removed in &report.removed {
         info!(removed, "removed");
     }
@@ -56,7 +68,9 @@ pub async fn teardown(config: &Config) -> Result<()> {
         let left: Vec<_> = report.left.iter().map(|(what, why)| format!("{what} ({why})")).collect();
         bail!("could not remove {}", left.join(", "));
     }
-    bpf::object::unpin(&config.bpf_dir)?;
+    // Rules that the store does not know, of another one.
+    netfilter::take_away(&Iptables::default())?;
+    bpf::take_away(&config.bpf_dir)?;
     Ok(())
 }
 
@@ -65,15 +79,6 @@ fn open_store(config: &Config) -> Result<Arc<dyn Store>> {
     let store =
         RedbStore::open(&config.state_dir).with_context(|| format!("the state in {path} cannot be used"))?;
     Ok(Arc::new(store))
-}
-
-fn load(config: &Config, flow_capacity: Option<u32>) -> Result<(BpfDataPlane, Object)> {
-    let options = bpf::Options {
-        directory: config.bpf_dir.clone(),
-        flow_capacity,
-        log_level: config.log_level.programs(),
-    };
-    BpfDataPlane::load(&options).context("the eBPF data plane cannot be used")
 }
 
 /// Lets the programs' messages appear in the log. Without them everything else works.

@@ -45,6 +45,8 @@ pub const WAN6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 pub const OUTSIDE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
 pub const INSIDE_NET6: &str = "fd00:100::/64";
 
+const DATAPLANE: &str = "DATAPLANE";
+
 /// How long anything may take before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -57,6 +59,19 @@ pub fn eventually(what: &str, mut so: impl FnMut() -> bool) -> Duration {
         thread::sleep(Duration::from_millis(5));
     }
     began.elapsed()
+}
+
+/// Makes a test of each function, on each of the data planes that the worker can have.
+#[macro_export]
+macro_rules! on_each_data_plane {
+    ($($test:ident),* $(,)?) => {
+        mod ebpf {
+            $(#[test] fn $test() { super::$test(&$crate::lab::Lab::on("ebpf")) })*
+        }
+        mod iptables {
+            $(#[test] fn $test() { super::$test(&$crate::lab::Lab::on("iptables")) })*
+        }
+    };
 }
 
 /// A network namespace without a name.
@@ -279,6 +294,25 @@ impl Lab {
         let mounts = hold_mounts(&router);
         let state = tempfile::tempdir().expect("a state directory");
         Self { inside, router, outside, mounts, state, environment: Vec::new() }
+    }
+
+    /// One whose workers have a certain data plane: `DATAPLANE`.
+    pub fn on(dataplane: &str) -> Self {
+        let mut lab = Self::new();
+        lab.set_dataplane(dataplane);
+        lab
+    }
+
+    /// For the workers that are started from now on.
+    pub fn set_dataplane(&mut self, dataplane: &str) {
+        self.environment.retain(|(name, _)| *name != DATAPLANE);
+        self.environment.push((DATAPLANE, dataplane.to_owned()));
+    }
+
+    /// The one that its workers have when it was said.
+    pub fn dataplane(&self) -> Option<&str> {
+        let set = self.environment.iter().find(|(name, _)| *name == DATAPLANE);
+        set.map(|(_, dataplane)| dataplane.as_str())
     }
 
     /// Gives everybody IPv6 addresses too, usable at once.

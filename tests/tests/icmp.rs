@@ -7,7 +7,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use telecluster_tests::lab::{INSIDE, Lab, OUTSIDE, PATIENCE, WAN};
+use telecluster_tests::{
+    lab::{INSIDE, Lab, OUTSIDE, PATIENCE, WAN},
+    on_each_data_plane,
+};
+
+on_each_data_plane!(
+    a_closed_port_outside_is_told_to_the_inside_host,
+    a_closed_port_behind_a_forward_is_told_to_the_client,
+    a_smaller_mtu_inside_is_told_to_the_client_of_a_forward,
+);
 
 /// Sends to a port where nobody listens until the error has come back.
 fn is_refused(socket: &UdpSocket) -> bool {
@@ -24,9 +33,7 @@ fn is_refused(socket: &UdpSocket) -> bool {
     false
 }
 
-#[test]
-fn a_closed_port_outside_is_told_to_the_inside_host() {
-    let lab = Lab::new();
+fn a_closed_port_outside_is_told_to_the_inside_host(lab: &Lab) {
     let _worker = lab.start();
     lab.masquerade();
     let client = lab.inside.udp((INSIDE, 40000));
@@ -35,9 +42,7 @@ fn a_closed_port_outside_is_told_to_the_inside_host() {
     assert_eq!(lab.inside.snmp("Icmp", "InCsumErrors"), 0);
 }
 
-#[test]
-fn a_closed_port_behind_a_forward_is_told_to_the_client() {
-    let lab = Lab::new();
+fn a_closed_port_behind_a_forward_is_told_to_the_client(lab: &Lab) {
     let _worker = lab.start();
     lab.masquerade();
     lab.forward("udp", 5353, 53);
@@ -47,9 +52,7 @@ fn a_closed_port_behind_a_forward_is_told_to_the_client() {
     assert_eq!(lab.outside.snmp("Icmp", "InCsumErrors"), 0);
 }
 
-#[test]
-fn a_smaller_mtu_inside_is_told_to_the_client_of_a_forward() {
-    let lab = Lab::new();
+fn a_smaller_mtu_inside_is_told_to_the_client_of_a_forward(lab: &Lab) {
     let _worker = lab.start();
     lab.forward("udp", 5353, 53);
     lab.inside.ip("link set eth0 mtu 1300");

@@ -1,5 +1,7 @@
 //! The NAT on real packets: hosts and worker in namespaces, real sockets, real offloads.
 
+#![expect(clippy::panic, reason = "a failure is a panic")]
+
 use std::{
     io::{Read as _, Write as _},
     net::{Ipv4Addr, Shutdown, TcpStream, UdpSocket},
@@ -9,7 +11,21 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use telecluster_tests::lab::{INSIDE, Lab, OUTSIDE, PATIENCE, WAN, Worker};
+use telecluster_tests::{
+    lab::{INSIDE, Lab, OUTSIDE, PATIENCE, WAN, Worker},
+    on_each_data_plane,
+};
+
+on_each_data_plane!(
+    masqueraded_datagrams_leave_with_the_uplink_address_and_are_counted_exactly,
+    a_ping_gets_through,
+    a_forwarded_tcp_port_carries_bulk_both_ways_with_every_offload_on,
+    masqueraded_bulk_is_intact_whatever_the_offloads,
+    a_deleted_rule_stops_its_flows_and_takes_its_programs_along,
+    traffic_goes_on_without_the_agent_and_a_restart_loses_nothing,
+    a_changed_uplink_address_is_followed,
+    a_port_that_a_program_of_the_host_listens_on_is_not_forwarded_until_it_stops,
+);
 
 /// Echoes datagrams, prefixed with the address that they came from, until the socket times out.
 fn echo_once(socket: &UdpSocket) -> String {
@@ -27,7 +43,12 @@ fn flows(lab: &Lab) -> Vec<Value> {
 fn attached(lab: &Lab) -> bool {
     let filters = |hook| lab.router.sh(&format!("tc filter show dev wan0 {hook}")).contains("tc_wan");
     let links = "find /sys/fs/bpf -path */telecluster/links/*";
-    !lab.sh(links).is_empty() || filters("ingress") || filters("egress")
+    !lab.sh(links).is_empty() || filters("ingress") || filters("egress") || chains(lab)
+}
+
+/// Chains of ours in iptables.
+fn chains(lab: &Lab) -> bool {
+    ["iptables-save", "ip6tables-save"].iter().any(|save| lab.router.sh(save).contains("TELECLUSTER"))
 }
 
 /// Sends everything through `from` and reads it at `to`; the bytes must be the same.
@@ -44,9 +65,7 @@ fn transfer(mut from: TcpStream, mut to: TcpStream, len: usize) {
     });
 }
 
-#[test]
-fn masqueraded_datagrams_leave_with_the_uplink_address_and_are_counted_exactly() {
-    let lab = Lab::new();
+fn masqueraded_datagrams_leave_with_the_uplink_address_and_are_counted_exactly(lab: &Lab) {
     let _worker = lab.start();
     let rule = lab.masquerade();
     let server = lab.outside.udp((OUTSIDE, 5300));
@@ -60,7 +79,7 @@ fn masqueraded_datagrams_leave_with_the_uplink_address_and_are_counted_exactly()
     }
     let bytes = (1..=100).map(|length| length + 28).sum::<u64>();
 
-    let [flow] = &flows(&lab)[..] else { panic!("one flow") };
+    let [flow] = &flows(lab)[..] else { panic!("one flow") };
     assert_eq!((&flow["packets_out"], &flow["packets_in"]), (&json!(100), &json!(100)));
     assert_eq!((&flow["bytes_out"], &flow["bytes_in"]), (&json!(bytes), &json!(bytes)));
     assert_eq!(flow["inside_ip"], json!(INSIDE));
@@ -71,20 +90,7 @@ fn masqueraded_datagrams_leave_with_the_uplink_address_and_are_counted_exactly()
     let status = &lab.get("/nat/status")["masquerade_rules"][0];
     assert_eq!((&status["packets"], &status["bytes"]), (&json!(200), &json!(2 * bytes)));
     assert_eq!(status["active_flows"], 1);
-    assert_eq!(status["backend"], "ebpf");
-
-    // what bpftool shows to people, by name
-    let entries = lab.dump("flow4");
-    assert_eq!(entries.len(), 2);
-    for entry in entries {
-        let (key, value) = (&entry["formatted"]["key"], &entry["formatted"]["value"]);
-        assert_eq!(value["packets"], 100);
-        assert_eq!(value["bytes"], bytes);
-        let out = key["direction"] == 1;
-        assert_eq!(key["src"], if out { json!([192, 168, 100, 10]) } else { json!([203, 0, 113, 2]) });
-        assert_eq!(value["to_src"], if out { json!([203, 0, 113, 1]) } else { json!([203, 0, 113, 2]) });
-        assert_eq!(key["sport"], if out { 40000 } else { 5300 });
-    }
+    assert_eq!(status["backend"], json!(lab.dataplane()));
 
     // and what Prometheus reads
     let metrics = lab.get("/metrics");
@@ -99,24 +105,49 @@ fn masqueraded_datagrams_leave_with_the_uplink_address_and_are_counted_exactly()
     assert!(line("telecluster_rule_packets_total", r#"direction="out""#).ends_with(" 100"));
     assert!(line("telecluster_rule_bytes_total", r#"direction="in""#).ends_with(&format!(" {bytes}")));
     assert!(line("telecluster_flow_packets_total", r#"direction="out""#).ends_with(" 100"));
+}
+
+#[test]
+fn maps_show_flows_by_name_and_no_iptables_rule_is_made_for_them() {
+    let lab = Lab::on("ebpf");
+    let _worker = lab.start();
+    lab.masquerade();
+    let server = lab.outside.udp((OUTSIDE, 5300));
+    let client = lab.inside.udp((INSIDE, 40000));
+    client.connect((OUTSIDE, 5300)).expect("connect");
+    for length in 1..=100 {
+        client.send(&vec![7; length]).expect("send");
+        echo_once(&server);
+        client.recv(&mut [0; 2048]).expect("the answer");
+    }
+    let bytes = (1..=100).map(|length| length + 28).sum::<u64>();
+
+    // what bpftool shows to people, by name
+    let entries = lab.dump("flow4");
+    assert_eq!(entries.len(), 2);
+    for entry in entries {
+        let (key, value) = (&entry["formatted"]["key"], &entry["formatted"]["value"]);
+        assert_eq!(value["packets"], 100);
+        assert_eq!(value["bytes"], bytes);
+        let out = key["direction"] == 1;
+        assert_eq!(key["src"], if out { json!([192, 168, 100, 10]) } else { json!([203, 0, 113, 2]) });
+        assert_eq!(value["to_src"], if out { json!([203, 0, 113, 1]) } else { json!([203, 0, 113, 2]) });
+        assert_eq!(key["sport"], if out { 40000 } else { 5300 });
+    }
 
     assert_eq!(lab.router.sh("nft list ruleset"), "", "no nft or iptables rule while it works");
 }
 
-#[test]
-fn a_ping_gets_through() {
-    let lab = Lab::new();
+fn a_ping_gets_through(lab: &Lab) {
     let _worker = lab.start();
     lab.masquerade();
     let text = lab.inside.sh(&format!("ping -n -c 3 -i 0.2 -W 2 {OUTSIDE}"));
     assert!(text.contains("3 received"), "{text}");
-    let [flow] = &flows(&lab)[..] else { panic!("one flow") };
+    let [flow] = &flows(lab)[..] else { panic!("one flow") };
     assert_eq!((&flow["protocol"], &flow["packets_in"]), (&json!("icmp"), &json!(3)));
 }
 
-#[test]
-fn a_forwarded_tcp_port_carries_bulk_both_ways_with_every_offload_on() {
-    let lab = Lab::new();
+fn a_forwarded_tcp_port_carries_bulk_both_ways_with_every_offload_on(lab: &Lab) {
     let _worker = lab.start();
     lab.forward("tcp", 2222, 22);
     let listener = lab.inside.listen((INSIDE, 22));
@@ -135,9 +166,7 @@ fn a_forwarded_tcp_port_carries_bulk_both_ways_with_every_offload_on() {
     assert!(bytes > 40_000_000, "{bytes}");
 }
 
-#[test]
-fn masqueraded_bulk_is_intact_whatever_the_offloads() {
-    let lab = Lab::new();
+fn masqueraded_bulk_is_intact_whatever_the_offloads(lab: &Lab) {
     let _worker = lab.start();
     lab.masquerade();
     let listener = lab.outside.listen((OUTSIDE, 9000));
@@ -160,29 +189,25 @@ fn masqueraded_bulk_is_intact_whatever_the_offloads() {
     }
 }
 
-#[test]
-fn a_deleted_rule_stops_its_flows_and_takes_its_programs_along() {
-    let lab = Lab::new();
+fn a_deleted_rule_stops_its_flows_and_takes_its_programs_along(lab: &Lab) {
     let _worker = lab.start();
     let rule = lab.forward("udp", 5353, 53);
     let server = lab.inside.udp((INSIDE, 53));
     let client = lab.outside.udp((OUTSIDE, 6000));
     client.send_to(b"q", (WAN, 5353)).expect("send");
     assert_eq!(echo_once(&server), format!("{OUTSIDE}:6000"));
-    assert!(attached(&lab));
+    assert!(attached(lab));
 
     lab.call("DELETE", &format!("/nat/forward/{rule}"), None).ok();
     client.send_to(b"q", (WAN, 5353)).expect("send");
     server.set_read_timeout(Some(Duration::from_millis(300))).expect("set a timeout");
     assert!(server.recv(&mut [0; 16]).is_err(), "the flow outlived its rule");
-    assert!(flows(&lab).is_empty());
-    assert!(!attached(&lab), "the programs are still attached");
+    assert!(flows(lab).is_empty());
+    assert!(!attached(lab), "the programs are still attached");
     assert_eq!(lab.get("/nat/status")["port_forwards"], json!([]));
 }
 
-#[test]
-fn traffic_goes_on_without_the_agent_and_a_restart_loses_nothing() {
-    let lab = Lab::new();
+fn traffic_goes_on_without_the_agent_and_a_restart_loses_nothing(lab: &Lab) {
     let worker = lab.start();
     lab.masquerade();
     lab.forward("tcp", 2222, 22);
@@ -213,9 +238,7 @@ fn traffic_goes_on_without_the_agent_and_a_restart_loses_nothing() {
     exchange(b"after a stop");
 }
 
-#[test]
-fn a_changed_uplink_address_is_followed() {
-    let lab = Lab::new();
+fn a_changed_uplink_address_is_followed(lab: &Lab) {
     let _worker = lab.start();
     lab.masquerade();
     let server = lab.outside.udp((OUTSIDE, 5300));
@@ -236,9 +259,7 @@ fn a_changed_uplink_address_is_followed() {
     }
 }
 
-#[test]
-fn a_port_that_a_program_of_the_host_listens_on_is_not_forwarded_until_it_stops() {
-    let lab = Lab::new();
+fn a_port_that_a_program_of_the_host_listens_on_is_not_forwarded_until_it_stops(lab: &Lab) {
     let _worker = lab.start();
     let listener = lab.router.listen((Ipv4Addr::UNSPECIFIED, 7100));
     let socket = lab.router.udp((WAN, 7100));
@@ -304,7 +325,7 @@ fn bad_days_are_one_line_and_leave_nothing() {
     fails(&[("WAN_INTERFACE", "wan7")], "wan7");
     fails(&[("PORT", "http")], "PORT");
     fails(&[("FLOW_CAPACITY", "many")], "FLOW_CAPACITY");
-    fails(&[("BPF_DIR", "/tmp/telecluster-none")], "BPF");
+    fails(&[("BPF_DIR", "/tmp/telecluster-none"), ("DATAPLANE", "ebpf")], "BPF");
     assert_eq!(lab.sh("find /sys/fs/bpf -mindepth 1 -name telecluster"), "", "a failed start left pins");
     let _worker = lab.start();
     fails(&[("STATE_DIR", "/tmp/telecluster-none")], "8000");

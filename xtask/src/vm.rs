@@ -17,7 +17,7 @@ use crate::test::Count;
 const IMAGE: &str = include_str!("../vm/image.sh");
 const INIT: &str = include_str!("../vm/init.sh");
 /// A hung guest must not hang CI. Emulation is some 20 times slower than the machine.
-const TIMEOUT_SECONDS: &str = "1200";
+const TIMEOUT_SECONDS: &str = "1800";
 const MEMORY_MB: &str = "2048";
 
 #[derive(Debug, clap::Args)]

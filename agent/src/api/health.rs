@@ -74,6 +74,8 @@ struct Granted {
 struct DataplaneHealth {
     /// ebpf or iptables.
     backend: String,
+    /// Why it is this one.
+    reason: String,
     attachments: Vec<AttachmentHealth>,
     rules: usize,
     flows: usize,
@@ -84,7 +86,7 @@ struct DataplaneHealth {
 struct AttachmentHealth {
     /// Index of the interface.
     ifindex: u32,
-    /// tcx or clsact.
+    /// tcx, clsact or iptables.
     mechanism: String,
 }
 
@@ -133,8 +135,9 @@ pub(super) fn judge(
     measured: &error::Result<Measurements>,
     permissions: Permissions,
 ) -> (Verdict, Vec<String>) {
+    let programs = !measured.as_ref().is_ok_and(|measured| measured.backend == "iptables");
     let mut problems: Vec<String> =
-        permissions.missing().iter().map(|capability| format!("{capability} is missing")).collect();
+        permissions.missing(programs).iter().map(|capability| format!("{capability} is missing")).collect();
     let mut verdict = if problems.is_empty() { Verdict::Healthy } else { Verdict::Unhealthy };
     let measured = match measured {
         Ok(measured) => measured,
@@ -194,6 +197,7 @@ impl From<Measurements> for DataplaneHealth {
             .collect();
         Self {
             backend: measured.backend.to_owned(),
+            reason: measured.backend_reason,
             attachments,
             rules: measured.rules.len(),
             flows: measured.flows.len(),

@@ -54,6 +54,19 @@ pub struct MachineStatus {
     worker_uptime: u64,
     system_info: SystemInfo,
     network_info: NetworkInfo,
+    /// Null when it does not answer.
+    dataplane: Option<DataplaneInfo>,
+}
+
+/// What does the NAT.
+#[derive(Debug, Serialize, ToSchema)]
+struct DataplaneInfo {
+    /// ebpf or iptables.
+    backend: String,
+    /// Why it is this one.
+    reason: String,
+    /// What it does not do as the eBPF programs do it.
+    differences: Vec<String>,
 }
 
 /// Sizes in bytes.
@@ -129,7 +142,12 @@ async fn network_status(State(app): State<App>) -> Result<Json<MachineStatus>, R
     let (status, problems) = judge(verdict, problems, &machine);
     let Machine { uptime, system, connections, io } = machine.unwrap_or_default();
     let (interface_count, bridge_count) =
-        measured.map(|measured| (measured.interfaces, measured.bridges)).unwrap_or_default();
+        measured.as_ref().map(|measured| (measured.interfaces, measured.bridges)).unwrap_or_default();
+    let dataplane = measured.ok().map(|measured| DataplaneInfo {
+        backend: measured.backend.to_owned(),
+        reason: measured.backend_reason,
+        differences: measured.backend_differences.iter().map(|text| (*text).to_owned()).collect(),
+    });
     Ok(Json(MachineStatus {
         status,
         problems,
@@ -143,6 +161,7 @@ async fn network_status(State(app): State<App>) -> Result<Json<MachineStatus>, R
             network_connections: connections,
             network_io: io,
         },
+        dataplane,
     }))
 }
 

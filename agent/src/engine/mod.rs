@@ -228,6 +228,10 @@ pub struct FlowPage {
 #[derive(Debug, Clone)]
 pub struct Measurements {
     pub backend: &'static str,
+    /// Why it is this one.
+    pub backend_reason: String,
+    /// What it does not do as the programs do it.
+    pub backend_differences: &'static [&'static str],
     pub attachments: Vec<Attachment>,
     pub pressure: Vec<MapPressure>,
     pub drops: Vec<(DropReason, u64)>,
@@ -249,6 +253,8 @@ pub struct Options {
     pub wan_interface: Option<String>,
     /// The TCP port that the worker itself listens on; it is never forwarded.
     pub api_port: Option<u16>,
+    /// Why the data plane is the one that it is.
+    pub dataplane_reason: String,
     /// `OVS=require`: no Linux bridge stands in where Open vSwitch is missing.
     pub require_ovs: bool,
 }

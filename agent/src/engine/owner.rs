@@ -176,11 +176,16 @@ impl Owner {
             _ => Vec::new(),
         };
         let id = uuid::Uuid::new_v4().simple().to_string();
-        let plan = {
+        let mut plan = {
             let state = self.shared.state();
             let world = self.world(&before, &state, &id[..12]);
             kinds::plan(change, World { reachable: &reachable, listeners: &listeners, ..world })?
         };
+        let shortcomings = plan.steps.iter().filter_map(|step| match step {
+            Step::Nat(NatStep::PutRule(_, rule)) => self.shared.dataplane.shortcoming(rule),
+            Step::Nat(_) | Step::Link(_) | Step::Filter(_) | Step::Vlan(_) => None,
+        });
+        plan.warnings.extend(shortcomings.map(str::to_owned).collect::<Vec<_>>());
         let changed = !plan.is_empty();
         let after = if changed { self.carry_out(&plan, &before).await? } else { before };
         if changed {
@@ -247,19 +252,28 @@ impl Owner {
 
     async fn act(&mut self, step: &Step) -> Result<(), KernelError> {
         match step {
-            Step::Link(step) => return self.shared.kernel.apply(step).await,
-            Step::Filter(step) => return self.filter(step).await,
-            Step::Vlan(step) => return self.vlan(step).await,
-            Step::Nat(NatStep::Attach(uplink)) => self.shared.dataplane.attach(*uplink)?,
-            Step::Nat(NatStep::Detach(uplink)) => self.shared.dataplane.detach(*uplink)?,
-            Step::Nat(NatStep::PutRule(slot, rule)) => self.shared.dataplane.put_rule(*slot, rule)?,
-            Step::Nat(NatStep::RemoveRule(slot, rule)) => self.shared.dataplane.remove_rule(*slot, rule)?,
-            Step::Nat(NatStep::SetAddresses(addresses)) => self.shared.dataplane.set_addresses(addresses)?,
-            Step::Nat(NatStep::SetPorts(ports)) => self.shared.dataplane.set_ports(ports)?,
+            Step::Link(step) => self.shared.kernel.apply(step).await,
+            Step::Filter(step) => self.filter(step).await,
+            Step::Vlan(step) => self.vlan(step).await,
+            Step::Nat(step) => self.nat(step).await,
         }
-        if let Step::Nat(step) = step {
-            self.nat.note(step);
-        }
+    }
+
+    /// Where it may block: iptables is a program, and waits for the lock of others.
+    async fn nat(&mut self, step: &NatStep) -> Result<(), KernelError> {
+        let (dataplane, todo) = (Arc::clone(&self.shared.dataplane), step.clone());
+        let act = move || match &todo {
+            NatStep::Attach(uplink) => dataplane.attach(*uplink),
+            NatStep::Detach(uplink) => dataplane.detach(*uplink),
+            NatStep::PutRule(slot, rule) => dataplane.put_rule(*slot, rule),
+            NatStep::RemoveRule(slot, rule) => dataplane.remove_rule(*slot, rule),
+            NatStep::SetAddresses(addresses) => dataplane.set_addresses(addresses),
+            NatStep::SetPorts(ports) => dataplane.set_ports(ports),
+        };
+        tokio::task::spawn_blocking(act)
+            .await
+            .unwrap_or_else(|error| Err(KernelError::other("change the data plane", error.to_string())))?;
+        self.nat.note(step);
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use crate::{
     error::{Code, Error, Result},
     kernel::{
         KernelError,
-        dataplane::{DataPlane, FastPath, Flow, Slot},
+        dataplane::{Counters, DataPlane, FastPath, Flow, Slot},
         filter::Matched,
         links::{At, Observed},
     },
@@ -104,8 +104,9 @@ impl Engine {
             masquerade_rules: Vec::new(),
             firewall_rules: self.shared.firewall().await?,
         };
+        let counted = self.shared.counters(&rules).await?;
         for rule in &rules {
-            let view = self.shared.rule_view(rule, &active)?;
+            let view = self.shared.rule_view(rule, &counted, &active);
             match rule.spec {
                 RuleSpec::Forward(_) => status.port_forwards.push(view),
                 RuleSpec::Masquerade(_) => status.masquerade_rules.push(view),
@@ -139,13 +140,15 @@ impl Engine {
             })
             .await?;
         let active = count_by_slot(&flows);
-        let mut rules = Vec::with_capacity(stored.len());
-        for rule in &stored {
-            let counters = self.shared.dataplane.counters(rule.slot)?;
-            rules.push((self.shared.rule_view(rule, &active)?, counters));
-        }
+        let counted = self.shared.counters(&stored).await?;
+        let counters = |rule: &Rule| counted.get(&rule.slot).copied().unwrap_or_default();
+        let rules = (stored.iter())
+            .map(|rule| (self.shared.rule_view(rule, &counted, &active), counters(rule)))
+            .collect();
         Ok(Measurements {
             backend: self.shared.dataplane.backend(),
+            backend_reason: self.shared.options.dataplane_reason.clone(),
+            backend_differences: self.shared.dataplane.differences(),
             attachments,
             pressure,
             drops,
@@ -198,12 +201,19 @@ impl Shared {
         let Some(rule) = self.state().rules.get(id).cloned() else {
             return Err(Error::new(Code::RuleNotFound, format!("there is no rule {id}")));
         };
+        let counted = self.counters(std::slice::from_ref(&rule)).await?;
         // A rule that has made no flow yet has none alive: the flow tables need not be walked for a new one.
-        let flows = match self.dataplane.counters(rule.slot)?.flows {
+        let flows = match counted.get(&rule.slot).map_or(0, |counters| counters.flows) {
             0 => Vec::new(),
             _ => self.blocking(|dataplane| dataplane.flows()).await?,
         };
-        self.rule_view(&rule, &count_by_slot(&flows))
+        Ok(self.rule_view(&rule, &counted, &count_by_slot(&flows)))
+    }
+
+    /// What each of these rules has counted.
+    async fn counters(&self, rules: &[Rule]) -> Result<BTreeMap<Slot, Counters>> {
+        let slots: Vec<Slot> = rules.iter().map(|rule| rule.slot).collect();
+        self.blocking(move |dataplane| dataplane.counters_of(&slots)).await
     }
 
     /// Every firewall rule in order, with what the kernel counts for it.
@@ -228,10 +238,15 @@ impl Shared {
         }
     }
 
-    fn rule_view(&self, rule: &Rule, active: &HashMap<Slot, u64>) -> Result<RuleView> {
-        let counters = self.dataplane.counters(rule.slot)?;
+    fn rule_view(
+        &self,
+        rule: &Rule,
+        counted: &BTreeMap<Slot, Counters>,
+        active: &HashMap<Slot, u64>,
+    ) -> RuleView {
+        let counters = counted.get(&rule.slot).copied().unwrap_or_default();
         let active = active.get(&rule.slot).copied().unwrap_or(0);
-        Ok(rule::view(rule, &counters, active, self.dataplane.backend()))
+        rule::view(rule, &counters, active, self.dataplane.backend())
     }
 }
 

@@ -1,6 +1,7 @@
 //! The NAT data plane as the rest of the agent sees it: rules by slot, counters, flows.
 //!
-//! `kernel::bpf` does it with programs and maps, `kernel::fake` in memory. Nothing here knows aya.
+//! `kernel::bpf` does it with programs and maps, `kernel::netfilter` with iptables, `kernel::fake` in memory. Nothing
+//! here knows aya.
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
@@ -174,7 +175,7 @@ pub struct Flow {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attachment {
     pub uplink: u32,
-    /// `tcx` or `clsact`.
+    /// `tcx`, `clsact` or `iptables`.
     pub mechanism: &'static str,
 }
 
@@ -192,6 +193,16 @@ pub struct MapPressure {
 pub trait DataPlane: VlanPlane {
     /// `ebpf`, `iptables` or `fake`.
     fn backend(&self) -> &'static str;
+
+    /// What it does not do as the programs do it, a sentence each.
+    fn differences(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// What this rule asks for and does not get.
+    fn shortcoming(&self, _rule: &NatRule) -> Option<&'static str> {
+        None
+    }
 
     /// Attaches the programs to an uplink; nothing happens when they are attached already.
     fn attach(&self, uplink: u32) -> Result<(), KernelError>;
@@ -222,6 +233,11 @@ pub trait DataPlane: VlanPlane {
     fn fast_path(&self) -> FastPath;
 
     fn counters(&self, slot: Slot) -> Result<Counters, KernelError>;
+
+    /// The same for many rules, where one look may do for all.
+    fn counters_of(&self, slots: &[Slot]) -> Result<BTreeMap<Slot, Counters>, KernelError> {
+        slots.iter().map(|slot| Ok((*slot, self.counters(*slot)?))).collect()
+    }
 
     /// Every live flow.
     fn flows(&self) -> Result<Vec<Flow>, KernelError>;

@@ -10,6 +10,7 @@ pub mod host;
 pub mod iptables;
 pub mod links;
 pub mod listeners;
+pub mod netfilter;
 pub mod netlink;
 mod netns;
 mod observe;

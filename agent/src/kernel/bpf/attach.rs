@@ -179,6 +179,21 @@ impl Attacher {
         Ok(attacher)
     }
 
+    /// Takes the programs of an earlier run off every interface; which programs they are does not matter.
+    pub(super) fn detach_all(directory: &Path) -> Result<(), KernelError> {
+        let links = directory.join("links");
+        let mut attacher = Self { programs: BTreeMap::new(), links, attached: BTreeMap::new() };
+        attacher.attached = attacher.pinned()?;
+        for (role, index) in attacher.attached.keys().copied().collect::<Vec<_>>() {
+            if let Err(error) = attacher.detach(role, index) {
+                // The interface is gone, and another has got its index.
+                warn!(interface = index, ?role, %error, "nothing of ours is there any more");
+                attacher.forget(role, index);
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn attachments(&self) -> Vec<Attachment> {
         let uplinks = self.attached.iter().filter(|((role, _), _)| *role == Role::Uplink);
         uplinks

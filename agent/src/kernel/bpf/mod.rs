@@ -9,6 +9,7 @@
 //! | [`flows`], [`bindings`] | flows out of maps: joined, aged; external ports whose time is over |
 //! | [`waiting`] | where fragments wait for their first one |
 //! | [`epoch`], [`fast`] | when and where flows may take the fast path |
+//! | [`probe`], [`leave`] | whether programs can be attached here; everything taken away |
 //! | [`log`] | the programs' messages into the agent's log |
 //! | [`batch`] | many map entries with one system call |
 
@@ -19,8 +20,10 @@ mod epoch;
 mod family;
 mod fast;
 mod flows;
+mod leave;
 pub mod log;
 pub mod object;
+mod probe;
 mod rules;
 mod slots;
 mod switch;
@@ -35,7 +38,6 @@ use std::{
 use aya::programs::ProgramError;
 use telecluster_common::{drop::DropReason, maps, vlan::maps as vlan};
 
-pub use self::switch::config as switch_config;
 use self::{
     attach::{Attacher, Role},
     bindings::BindingTables,
@@ -47,6 +49,7 @@ use self::{
     switch::SwitchMaps,
     waiting::WaitingRooms,
 };
+pub use self::{leave::take_away, switch::config as switch_config};
 use super::{
     KernelError,
     dataplane::{
@@ -114,6 +117,11 @@ impl BpfDataPlane {
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether programs that load can also be attached, tried where nobody is disturbed.
+pub fn can_attach(options: &Options) -> Result<(), KernelError> {
+    probe::attaches(&options.directory)
 }
 
 impl DataPlane for BpfDataPlane {

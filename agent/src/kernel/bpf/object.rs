@@ -174,6 +174,16 @@ pub fn load(options: &Options) -> Result<Object, KernelError> {
     Ok(object)
 }
 
+/// Whether maps that are pinned already, if there are any, are such as this version makes. Nothing is changed.
+pub fn adoptable(options: &Options) -> Result<(), KernelError> {
+    check_schema(&options.directory)?;
+    let maps = options.directory.join("maps");
+    for layout in LAYOUTS.iter().chain(&switch::LAYOUTS) {
+        adopted_entries(layout, &maps.join(layout.name), None)?;
+    }
+    Ok(())
+}
+
 /// The programs that those on hooks go on to. They are in place before anything hangs on a hook; those of an earlier
 /// run are replaced one by one, and each is as good as the one before: the maps have the same layout.
 fn fill_stages(object: &mut Object, directory: &Path) -> Result<(), KernelError> {

@@ -11,7 +11,7 @@
 //! While the worker is not running nobody answers them; that is what the short leases of fast flows are for.
 
 mod changes;
-mod netfilter;
+pub(super) mod netfilter;
 
 use std::{os::fd::AsFd as _, thread};
 
@@ -49,7 +49,7 @@ pub enum Policy {
 }
 
 /// Group of nf_tables' own events (linux/netfilter/nfnetlink.h NFNLGRP_NFTABLES).
-const NFTABLES_EVENTS: u32 = 7;
+pub(super) const NFTABLES_EVENTS: u32 = 7;
 
 const ROUTE_EVENTS: [MulticastGroup; 9] = [
     MulticastGroup::Link,
@@ -108,7 +108,7 @@ fn allowed(policy: Policy) -> Result<(), String> {
     }
 }
 
-fn listen<const N: usize>(protocol: isize, groups: [u32; N]) -> Result<Socket, KernelError> {
+pub(super) fn listen<const N: usize>(protocol: isize, groups: [u32; N]) -> Result<Socket, KernelError> {
     let failed = |error: std::io::Error| {
         KernelError::errno("listen to the kernel's events", error.raw_os_error().unwrap_or_default())
     };
@@ -123,7 +123,7 @@ fn listen<const N: usize>(protocol: isize, groups: [u32; N]) -> Result<Socket, K
 }
 
 /// Reads what there is; whether any of it mattered. What was lost or cannot be read does.
-fn drain(socket: &Socket, mut matters: impl FnMut(&[u8]) -> bool) -> bool {
+pub(super) fn drain(socket: &Socket, mut matters: impl FnMut(&[u8]) -> bool) -> bool {
     let mut any = false;
     loop {
         match socket.recv_from_full() {

@@ -79,6 +79,11 @@ pub(super) fn clear() -> Result<(), String> {
     }
 }
 
+/// Whether any chain of nf_tables bears such a name. One that cannot be read may.
+pub(in crate::kernel) fn has_chain(such: impl Fn(&str) -> bool) -> bool {
+    chains().map_or(true, |chains| chains.iter().any(|chain| such(&chain.name)))
+}
+
 fn in_the_way(chain: &Chain) -> bool {
     let Some(hook) = chain.hook else { return false };
     let passed = match chain.family {

@@ -1,5 +1,5 @@
-//! The packet filter through `iptables-restore`: the only program that the worker ever runs, and only for
-//! firewall rules that were asked for.
+//! The packet filter through `iptables-restore`: the only program that the worker ever runs, for firewall rules that
+//! were asked for, and for the NAT where it is not eBPF's (`kernel::netfilter`).
 //!
 //! Rules go in by standard input, never as arguments. One call is one transaction of the kernel; it waits for
 //! the lock of other programs (`-w`).
@@ -15,7 +15,8 @@ use std::{
 
 use nix::errno::Errno;
 
-use self::script::{Actual, Family};
+use self::script::Actual;
+pub(super) use self::script::Family;
 use super::{
     KernelError,
     filter::{FilterRule, Matched, PacketFilter},
@@ -27,7 +28,7 @@ const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/b
 const LOCK_SECONDS: &str = "5";
 
 /// Runs the programs of the host's iptables.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Iptables {
     /// For tests: where the programs are instead.
     directory: Option<PathBuf>,
@@ -55,13 +56,13 @@ impl Iptables {
         places.iter().map(|place| place.join(name)).find(|path| path.is_file()).ok_or_else(|| KernelError {
             operation: format!("find {name}"),
             errno: Some(Errno::ENOPKG as i32),
-            reason: "firewall rules need the package iptables, which is not installed".to_owned(),
+            reason: "this needs the package iptables, which is not installed".to_owned(),
             extack: None,
         })
     }
 
     /// Runs one program to its end; what it wrote.
-    fn run(&self, name: &str, arguments: &[&str], input: &str) -> Result<String, KernelError> {
+    pub(super) fn run(&self, name: &str, arguments: &[&str], input: &str) -> Result<String, KernelError> {
         let operation = format!("run {name}");
         let program = self.program(name)?;
         let failed = |error: std::io::Error| super::rtnl::io_error(&operation, &error);
@@ -88,7 +89,7 @@ impl Iptables {
         Ok(String::from_utf8_lossy(&stdout).into_owned())
     }
 
-    fn restore_with(&self, family: Family, script: &str) -> Result<(), KernelError> {
+    pub(super) fn restore_with(&self, family: Family, script: &str) -> Result<(), KernelError> {
         let name = match family {
             Family::V4 => "iptables-restore",
             Family::V6 => "ip6tables-restore",
@@ -168,7 +169,7 @@ impl PacketFilter for Iptables {
 }
 
 /// The families that the kernel has: `ipv6.disable=1` leaves no tables to put anything into.
-fn families() -> impl Iterator<Item = Family> {
+pub(super) fn families() -> impl Iterator<Item = Family> {
     let v6 = Path::new("/proc/sys/net/ipv6").exists();
     Family::ALL.into_iter().filter(move |family| match family {
         Family::V4 => true,

@@ -17,8 +17,8 @@ use crate::{
 const MARK: &str = "telecluster:";
 
 /// IPv4 or IPv6: each has tables, and a program, of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Family {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::kernel) enum Family {
     V4,
     V6,
 }

@@ -1,0 +1,157 @@
+//! The comments of our lines: whose they are, and the whole rule, so that it can be read back after a restart. Pure.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::kernel::dataplane::{NatRule, NatType, Slot, Transport};
+
+use super::lines::{Placed, protocol};
+
+/// In front of a slot. The firewall's rules have an id of letters there.
+const MARK: &str = "telecluster:";
+
+/// Of a line that only counts.
+pub(super) fn slot(slot: Slot) -> String {
+    format!("-m comment --comment \"{MARK}{}\"", slot.0)
+}
+
+/// Of a line that translates. Names of interfaces have no comma (`LinkName`).
+pub(super) fn rule(slot: Slot, placed: &Placed) -> String {
+    let Placed { rule, uplink } = placed;
+    let rule = match rule {
+        NatRule::Forward {
+            uplink: _,
+            external_ip,
+            external_port,
+            internal_ip,
+            internal_port,
+            transports,
+        } => {
+            let external_ip = external_ip.map_or_else(|| ANY.to_owned(), |ip| ip.to_string());
+            let transports = transports.iter().map(|transport| protocol(*transport)).collect::<Vec<_>>();
+            format!(
+                "forward,{external_ip},{external_port},{internal_ip},{internal_port},{}",
+                transports.join("+")
+            )
+        }
+        NatRule::Masquerade { uplink: _, source, nat, parity } => {
+            let parity = if *parity { "parity" } else { ANY };
+            format!("masquerade,{source},{},{parity}", nat_type(*nat))
+        }
+    };
+    format!("-m comment --comment \"{MARK}{},{uplink},{rule}\"", slot.0)
+}
+
+const ANY: &str = "any";
+
+/// The slot of a line, from its text as `iptables-save` has it.
+pub(super) fn slot_of(text: &str) -> Option<Slot> {
+    value(text)?.split(',').next()?.parse().ok().map(Slot)
+}
+
+/// The rule of a line that translates; the index of its uplink is for the caller to find.
+pub(super) fn rule_of(text: &str) -> Option<Placed> {
+    let (_, rest) = value(text)?.split_once(',')?;
+    let (uplink, rest) = rest.split_once(',')?;
+    let fields: Vec<&str> = rest.split(',').collect();
+    let rule = match fields[..] {
+        ["forward", external_ip, external_port, internal_ip, internal_port, transports] => NatRule::Forward {
+            uplink: 0,
+            external_ip: match external_ip {
+                ANY => None,
+                ip => Some(ip.parse::<IpAddr>().ok()?),
+            },
+            external_port: external_port.parse().ok()?,
+            internal_ip: internal_ip.parse().ok()?,
+            internal_port: internal_port.parse().ok()?,
+            transports: transports.split('+').map(transport).collect::<Option<_>>()?,
+        },
+        ["masquerade", source, nat, parity] => NatRule::Masquerade {
+            uplink: 0,
+            source: source.parse::<IpNet>().ok()?,
+            nat: [NatType::Restricted, NatType::FullCone, NatType::Symmetric]
+                .into_iter()
+                .find(|kind| nat_type(*kind) == nat)?,
+            parity: parity == "parity",
+        },
+        _ => return None,
+    };
+    Some(Placed { rule, uplink: uplink.to_owned() })
+}
+
+/// What follows the mark; iptables puts it in quotes or does not.
+fn value(text: &str) -> Option<&str> {
+    let (_, rest) = text.split_once(MARK)?;
+    rest.split(['"', ' ']).next()
+}
+
+const fn nat_type(nat: NatType) -> &'static str {
+    match nat {
+        NatType::Restricted => "restricted",
+        NatType::FullCone => "full_cone",
+        NatType::Symmetric => "symmetric",
+    }
+}
+
+fn transport(name: &str) -> Option<Transport> {
+    [Transport::Tcp, Transport::Udp].into_iter().find(|transport| protocol(*transport) == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::netfilter::lines::tests::{forward, masquerade};
+
+    fn there_and_back(mut placed: Placed) {
+        match &mut placed.rule {
+            NatRule::Forward { uplink, .. } | NatRule::Masquerade { uplink, .. } => *uplink = 0,
+        }
+        let text = format!("-i ens3 {} -j DNAT", rule(Slot(12), &placed));
+        assert_eq!(slot_of(&text), Some(Slot(12)));
+        assert_eq!(rule_of(&text), Some(placed.clone()));
+        assert_eq!(rule_of(&text.replace('"', "")), Some(placed), "without quotes");
+        assert!(text.len() < 256, "xt_comment has room for 256");
+    }
+
+    #[test]
+    fn a_rule_reads_back_as_it_was_written() {
+        there_and_back(forward(2222, None));
+        there_and_back(forward(2222, Some("203.0.113.1")));
+        there_and_back(masquerade("fd00:100::/64"));
+        there_and_back(Placed {
+            rule: NatRule::Masquerade {
+                uplink: 0,
+                source: "10.0.0.0/8".parse().unwrap(),
+                nat: NatType::Symmetric,
+                parity: true,
+            },
+            uplink: "br-ex".to_owned(),
+        });
+        there_and_back(Placed {
+            rule: NatRule::Forward {
+                uplink: 0,
+                external_ip: Some("2001:db8:1111:2222:3333:4444:5555:6666".parse().unwrap()),
+                external_port: 65535,
+                internal_ip: "fd00:1111:2222:3333:4444:5555:6666:7777".parse().unwrap(),
+                internal_port: 65535,
+                transports: vec![Transport::Tcp, Transport::Udp],
+            },
+            uplink: "a-name-of-15-by".to_owned(),
+        });
+    }
+
+    #[test]
+    fn what_is_not_a_rule_of_ours_is_none() {
+        for text in [
+            "-j ACCEPT",
+            "-m comment --comment \"telecluster:fw-12\" -j DROP",
+            "-m comment --comment \"telecluster:1,ens3,forward,any,1,10.0.0.1,x,tcp\"",
+            "-m comment --comment \"telecluster:1,ens3,other\"",
+            "-m comment --comment \"telecluster:1\"",
+        ] {
+            assert_eq!(rule_of(text), None, "{text}");
+        }
+        assert_eq!(slot_of("-m comment --comment \"telecluster:fw-12\" -j DROP"), None);
+    }
+}

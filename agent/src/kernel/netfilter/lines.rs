@@ -1,0 +1,314 @@
+//! Rules of the NAT as lines of iptables, chain by chain. Pure.
+//!
+//! The nat table sees the first packet of a connection only, so it counts flows. What flows carry is counted in the
+//! mangle table, by lines that match a connection by what it was before and after its translation: no mark is set on
+//! anybody's packets. A source is translated after every chain of mangle, so the first packet of a masqueraded flow is
+//! counted by the line in the nat table alone, and the others by mangle's alone: the sum is exact.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use crate::kernel::{
+    dataplane::{NatRule, NatType, Slot, Transport},
+    iptables::Family,
+};
+
+use super::comment;
+
+/// A rule with its uplink by name: iptables knows no other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Placed {
+    pub(super) rule: NatRule,
+    pub(super) uplink: String,
+}
+
+impl Placed {
+    fn belongs_to(&self, family: Family) -> bool {
+        self.rule.is_ipv6() == (family == Family::V6)
+    }
+}
+
+pub(super) type Rules = BTreeMap<Slot, Placed>;
+
+/// A table of the kernel's that we have chains in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Table {
+    Mangle,
+    Nat,
+}
+
+impl Table {
+    /// Counters come before what they count.
+    pub(super) const ALL: [Self; 2] = [Self::Mangle, Self::Nat];
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Mangle => "mangle",
+            Self::Nat => "nat",
+        }
+    }
+}
+
+/// A chain of ours; those that others of ours go on to come after them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Chain {
+    Prerouting,
+    Postrouting,
+    /// Of translated packets, which counters are theirs.
+    Count,
+    /// Packets of forwards, from outside.
+    DnatIn,
+    /// Packets of forwards, to the outside.
+    DnatOut,
+    /// Packets of masqueraded flows, from outside.
+    SnatIn,
+    /// Packets of masqueraded flows, to the outside.
+    SnatOut,
+}
+
+impl Chain {
+    pub(super) const ALL: [Self; 7] = [
+        Self::Prerouting,
+        Self::Postrouting,
+        Self::Count,
+        Self::DnatIn,
+        Self::DnatOut,
+        Self::SnatIn,
+        Self::SnatOut,
+    ];
+
+    /// At most 28 bytes.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Prerouting => "TELECLUSTER-PREROUTING",
+            Self::Postrouting => "TELECLUSTER-POSTROUTING",
+            Self::Count => "TELECLUSTER-COUNT",
+            Self::DnatIn => "TELECLUSTER-DNAT-IN",
+            Self::DnatOut => "TELECLUSTER-DNAT-OUT",
+            Self::SnatIn => "TELECLUSTER-SNAT-IN",
+            Self::SnatOut => "TELECLUSTER-SNAT-OUT",
+        }
+    }
+
+    pub(super) const fn table(self) -> Table {
+        match self {
+            Self::Prerouting | Self::Postrouting => Table::Nat,
+            Self::Count | Self::DnatIn | Self::DnatOut | Self::SnatIn | Self::SnatOut => Table::Mangle,
+        }
+    }
+
+    /// The kernel's chains that jump to it, once each.
+    pub(super) const fn callers(self) -> &'static [&'static str] {
+        match self {
+            Self::Prerouting => &["PREROUTING"],
+            Self::Postrouting => &["POSTROUTING"],
+            // A packet passes one of them on its way, whether it is forwarded, for the host, or the host's.
+            Self::Count => &["FORWARD", "INPUT", "OUTPUT"],
+            Self::DnatIn | Self::DnatOut | Self::SnatIn | Self::SnatOut => &[],
+        }
+    }
+}
+
+/// One line of a chain.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Line {
+    /// `None`: it is about all rules.
+    pub(super) slot: Option<Slot>,
+    /// What comes after `-A CHAIN `.
+    pub(super) text: String,
+}
+
+/// Every chain that has a line.
+pub(super) type Lines = BTreeMap<Chain, Vec<Line>>;
+
+/// What the chains of a family should hold.
+pub(super) fn lines(family: Family, rules: &Rules) -> Lines {
+    let mut lines = Lines::new();
+    let mut add = |chain, slot, text| lines.entry(chain).or_default().push(Line { slot, text });
+    for (slot, placed) in in_order(family, rules) {
+        match &placed.rule {
+            NatRule::Forward { .. } => forward(slot, placed, &mut add),
+            NatRule::Masquerade { uplink: _, source, nat, parity: _ } => {
+                let (uplink, mark) = (&placed.uplink, comment::rule(slot, placed));
+                let random = match nat {
+                    // The kernel keeps the port where it can; only the destination sets flows apart.
+                    NatType::Restricted | NatType::FullCone => "",
+                    NatType::Symmetric => " --random-fully",
+                };
+                add(
+                    Chain::Postrouting,
+                    Some(slot),
+                    format!("-s {source} -o {uplink} {mark} -j MASQUERADE{random}"),
+                );
+                let mark = comment::slot(slot);
+                let origin = format!("-m conntrack --ctorigsrc {source}");
+                add(Chain::SnatOut, Some(slot), format!("-o {uplink} {origin} {mark} -j RETURN"));
+                add(Chain::SnatIn, Some(slot), format!("-i {uplink} {origin} {mark} -j RETURN"));
+            }
+        }
+    }
+    let calls = calls(family, &lines);
+    if !calls.is_empty() {
+        lines.insert(Chain::Count, calls);
+    }
+    lines
+}
+
+/// The most specific first, as the first one that matches is taken.
+fn in_order(family: Family, rules: &Rules) -> Vec<(Slot, &Placed)> {
+    let mut ordered: Vec<_> = rules.iter().map(|(slot, placed)| (*slot, placed)).collect();
+    ordered.retain(|(_, placed)| placed.belongs_to(family));
+    ordered.sort_by_key(|(slot, placed)| match &placed.rule {
+        NatRule::Forward { external_ip, .. } => (u8::from(external_ip.is_none()), *slot),
+        NatRule::Masquerade { source, .. } => (u8::MAX - source.prefix_len(), *slot),
+    });
+    ordered
+}
+
+fn forward(slot: Slot, placed: &Placed, add: &mut impl FnMut(Chain, Option<Slot>, String)) {
+    let NatRule::Forward { uplink: _, external_ip, external_port, internal_ip, internal_port, transports } =
+        &placed.rule
+    else {
+        return;
+    };
+    let uplink = &placed.uplink;
+    let to = SocketAddr::new(*internal_ip, *internal_port);
+    for transport in transports {
+        let (protocol, mark) = (protocol(*transport), comment::rule(slot, placed));
+        let address = external_ip.map(|ip| format!("-d {ip} ")).unwrap_or_default();
+        add(
+            Chain::Prerouting,
+            Some(slot),
+            format!(
+                "{address}-i {uplink} -p {protocol} -m addrtype --dst-type LOCAL \
+                 -m {protocol} --dport {external_port} {mark} -j DNAT --to-destination {to}"
+            ),
+        );
+        let mark = comment::slot(slot);
+        let was = external_ip.map(|ip| format!("--ctorigdst {ip} ")).unwrap_or_default();
+        let flow = format!(
+            "-p {protocol} -m conntrack {was}--ctorigdstport {external_port} \
+             --ctreplsrc {internal_ip} --ctreplsrcport {internal_port} {mark} -j RETURN"
+        );
+        add(Chain::DnatIn, Some(slot), format!("-i {uplink} {flow}"));
+        add(Chain::DnatOut, Some(slot), format!("-o {uplink} {flow}"));
+    }
+}
+
+/// Sends a packet to the counters that may be its own: to those of one direction of one kind of rule.
+fn calls(family: Family, lines: &Lines) -> Vec<Line> {
+    let icmp = match family {
+        Family::V4 => "icmp",
+        Family::V6 => "ipv6-icmp",
+    };
+    let kinds = [
+        (Chain::DnatIn, "DNAT", "ORIGINAL"),
+        (Chain::DnatOut, "DNAT", "REPLY"),
+        (Chain::SnatIn, "SNAT", "REPLY"),
+        (Chain::SnatOut, "SNAT", "ORIGINAL"),
+    ];
+    let mut calls: Vec<_> = kinds
+        .into_iter()
+        .filter(|(chain, _, _)| lines.contains_key(chain))
+        .map(|(chain, state, direction)| {
+            format!("-m conntrack --ctstate {state} --ctdir {direction} -j {}", chain.name())
+        })
+        .collect();
+    if !calls.is_empty() {
+        // An error about a flow's packet is none of its packets.
+        calls.insert(0, format!("-p {icmp} -m conntrack --ctstate RELATED -j RETURN"));
+    }
+    calls.into_iter().map(|text| Line { slot: None, text }).collect()
+}
+
+pub(super) const fn protocol(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Tcp => "tcp",
+        Transport::Udp => "udp",
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in crate::kernel::netfilter) fn forward(port: u16, external_ip: Option<&str>) -> Placed {
+        Placed {
+            rule: NatRule::Forward {
+                uplink: 2,
+                external_ip: external_ip.map(|ip| ip.parse().unwrap()),
+                external_port: port,
+                internal_ip: "192.168.100.10".parse().unwrap(),
+                internal_port: 22,
+                transports: vec![Transport::Tcp],
+            },
+            uplink: "ens3".to_owned(),
+        }
+    }
+
+    pub(in crate::kernel::netfilter) fn masquerade(source: &str) -> Placed {
+        let rule = NatRule::Masquerade {
+            uplink: 2,
+            source: source.parse().unwrap(),
+            nat: NatType::Restricted,
+            parity: false,
+        };
+        Placed { rule, uplink: "ens3".to_owned() }
+    }
+
+    fn texts(lines: &Lines, chain: Chain) -> Vec<&str> {
+        lines[&chain].iter().map(|line| line.text.as_str()).collect()
+    }
+
+    #[test]
+    fn a_forward_takes_only_packets_for_the_host_itself() {
+        let rules = Rules::from([(Slot(7), forward(2222, None))]);
+        let lines = lines(Family::V4, &rules);
+        assert_eq!(
+            texts(&lines, Chain::Prerouting),
+            ["-i ens3 -p tcp -m addrtype --dst-type LOCAL -m tcp --dport 2222 \
+              -m comment --comment \"telecluster:7,ens3,forward,any,2222,192.168.100.10,22,tcp\" \
+              -j DNAT --to-destination 192.168.100.10:22"]
+        );
+        assert_eq!(
+            texts(&lines, Chain::DnatOut),
+            [
+                "-o ens3 -p tcp -m conntrack --ctorigdstport 2222 --ctreplsrc 192.168.100.10 --ctreplsrcport 22 \
+              -m comment --comment \"telecluster:7\" -j RETURN"
+            ]
+        );
+        assert_eq!(lines[&Chain::Count].len(), 3, "no chains for what there is none of");
+    }
+
+    #[test]
+    fn the_most_specific_rule_comes_first() {
+        let rules = Rules::from([
+            (Slot(0), masquerade("10.0.0.0/8")),
+            (Slot(1), masquerade("10.1.0.0/16")),
+            (Slot(2), forward(22, None)),
+            (Slot(3), forward(22, Some("203.0.113.1"))),
+        ]);
+        let lines = lines(Family::V4, &rules);
+        let slots = |chain: Chain| lines[&chain].iter().filter_map(|line| line.slot).collect::<Vec<_>>();
+        assert_eq!(slots(Chain::Postrouting), [Slot(1), Slot(0)]);
+        assert_eq!(slots(Chain::SnatIn), [Slot(1), Slot(0)]);
+        assert_eq!(slots(Chain::Prerouting), [Slot(3), Slot(2)]);
+    }
+
+    #[test]
+    fn a_family_without_rules_has_no_chains() {
+        let rules = Rules::from([(Slot(0), masquerade("fd00::/64"))]);
+        assert!(lines(Family::V4, &rules).is_empty());
+        assert!(texts(&lines(Family::V6, &rules), Chain::Count)[0].starts_with("-p ipv6-icmp"));
+    }
+
+    #[test]
+    fn both_transports_get_lines_of_their_own() {
+        let mut both = forward(53, None);
+        if let NatRule::Forward { transports, .. } = &mut both.rule {
+            transports.push(Transport::Udp);
+        }
+        let lines = lines(Family::V4, &Rules::from([(Slot(0), both)]));
+        assert_eq!(lines[&Chain::Prerouting].len(), 2);
+        assert_eq!(lines[&Chain::DnatIn].len(), 2);
+    }
+}

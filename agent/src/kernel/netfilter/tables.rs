@@ -1,0 +1,258 @@
+//! Our chains in the kernel's tables: changed whole or not at all, and put right when somebody has changed them.
+
+use std::collections::BTreeMap;
+
+use nix::net::if_::{if_indextoname, if_nametoindex};
+use tracing::{error, info, warn};
+
+use crate::{
+    kernel::{
+        KernelError,
+        dataplane::{Counters, NatRule, Slot},
+        iptables::{Family, Iptables, families},
+    },
+    model::LinkName,
+};
+
+use super::{
+    comment,
+    lines::{Chain, Placed, Rules, lines},
+    script::{self, Actual},
+};
+
+/// The chains, and what they were when we left them.
+#[derive(Debug)]
+pub(super) struct Tables {
+    iptables: Iptables,
+    rules: Rules,
+    left: BTreeMap<Family, Actual>,
+}
+
+impl Tables {
+    /// Adopts what an earlier run has left: rules, counters, and with them the flows.
+    pub(super) fn open(iptables: Iptables) -> Result<Self, KernelError> {
+        let mut tables = Self { iptables, rules: Rules::new(), left: BTreeMap::new() };
+        let mut found = BTreeMap::new();
+        for family in families() {
+            let actual = tables.read(family)?;
+            for (slot, rule) in rules_of(&actual) {
+                match rule {
+                    Some(rule) => drop(tables.rules.insert(slot, rule)),
+                    None => warn!(slot = slot.0, "half a rule was found in iptables; it is removed"),
+                }
+            }
+            found.insert(family, actual);
+        }
+        for (family, actual) in found {
+            tables.settle(family, actual)?;
+        }
+        Ok(tables)
+    }
+
+    pub(super) fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// Makes the rules what is given; whole or not at all.
+    pub(super) fn change(&mut self, after: Rules) -> Result<(), KernelError> {
+        let mut touched = Vec::new();
+        for family in families() {
+            let (before, wanted) = (lines(family, &self.rules), lines(family, &after));
+            if before == wanted {
+                continue;
+            }
+            let actual = self.read(family)?;
+            let script = match self.undisturbed(family, &actual) {
+                true => script::change(&before, &wanted),
+                false => script::rebuild(&actual, &wanted),
+            };
+            touched.push(family);
+            if let Err(error) = script.map_or(Ok(()), |script| self.iptables.restore_with(family, &script)) {
+                // One table may be done and the other not.
+                touched.into_iter().for_each(|family| self.put_back(family));
+                return Err(error);
+            }
+        }
+        self.rules = after;
+        for family in touched {
+            self.left.insert(family, self.read(family)?);
+        }
+        Ok(())
+    }
+
+    /// Puts right what somebody else has changed; whether there was anything.
+    pub(super) fn repair(&mut self) -> Result<bool, KernelError> {
+        for placed in self.rules.values_mut() {
+            // An interface may have got another name.
+            if let Ok(name) = interface_name(placed.rule.uplink()) {
+                placed.uplink = name;
+            }
+        }
+        let mut repaired = false;
+        for family in families() {
+            let actual = self.read(family)?;
+            repaired |= self.settle(family, actual)?;
+        }
+        Ok(repaired)
+    }
+
+    fn read(&self, family: Family) -> Result<Actual, KernelError> {
+        read(&self.iptables, family)
+    }
+
+    fn undisturbed(&self, family: Family, actual: &Actual) -> bool {
+        script::agrees(actual, &lines(family, &self.rules))
+            && self.left.get(&family).is_none_or(|left| script::same(left, actual))
+    }
+
+    fn settle(&mut self, family: Family, actual: Actual) -> Result<bool, KernelError> {
+        if self.undisturbed(family, &actual) {
+            self.left.insert(family, actual);
+            return Ok(false);
+        }
+        if let Some(script) = script::rebuild(&actual, &lines(family, &self.rules)) {
+            self.iptables.restore_with(family, &script)?;
+        }
+        self.left.insert(family, self.read(family)?);
+        Ok(true)
+    }
+
+    fn put_back(&mut self, family: Family) {
+        self.left.remove(&family);
+        let done = self.read(family).and_then(|actual| self.settle(family, actual));
+        if let Err(error) = done {
+            error!(%error, "the iptables chains could not be put back; they will be with the next look");
+        }
+    }
+}
+
+/// What every rule has counted, without a lock.
+pub(super) fn counters(iptables: &Iptables) -> Result<BTreeMap<Slot, Counters>, KernelError> {
+    let mut sums = BTreeMap::new();
+    for family in families() {
+        count(&read(iptables, family)?, &mut sums);
+    }
+    Ok(sums)
+}
+
+/// Removes every chain of ours; the rules that were in them.
+pub(super) fn clear(iptables: &Iptables) -> Result<Vec<NatRule>, KernelError> {
+    let mut rules = Vec::new();
+    for family in families() {
+        let actual = read(iptables, family)?;
+        if let Some(script) = script::rebuild(&actual, &BTreeMap::new()) {
+            iptables.restore_with(family, &script)?;
+            info!(?family, "the chains of the iptables data plane were removed");
+        }
+        rules.extend(rules_of(&actual).into_values().flatten().map(|placed| placed.rule));
+    }
+    Ok(rules)
+}
+
+/// The name by which iptables can be told of an interface.
+pub(super) fn interface_name(index: u32) -> Result<String, KernelError> {
+    let operation = || format!("name interface {index}");
+    let name = if_indextoname(index).map_err(|errno| KernelError::errno(operation(), errno as i32))?;
+    let name = name.to_string_lossy().into_owned();
+    // It becomes part of a script.
+    match LinkName::new(&name) {
+        Ok(_) => Ok(name),
+        Err(why) => {
+            Err(KernelError::other(operation(), format!("{name:?} {why}, so iptables cannot be told")))
+        }
+    }
+}
+
+fn read(iptables: &Iptables, family: Family) -> Result<Actual, KernelError> {
+    let program = match family {
+        Family::V4 => "iptables-save",
+        Family::V6 => "ip6tables-save",
+    };
+    Ok(script::read(&iptables.run(program, &["-c"], "")?))
+}
+
+/// The rules that the chains say they hold. `None`: a line of a slot that says something else.
+fn rules_of(actual: &Actual) -> BTreeMap<Slot, Option<Placed>> {
+    let mut rules = BTreeMap::new();
+    let translating = [Chain::Prerouting, Chain::Postrouting];
+    for line in translating.iter().filter_map(|chain| actual.get(chain)).flat_map(|found| &found.lines) {
+        let Some(slot) = line.slot else { continue };
+        let rule = comment::rule_of(&line.text).map(|mut placed| {
+            let index = if_nametoindex(placed.uplink.as_str()).unwrap_or(0);
+            match &mut placed.rule {
+                NatRule::Forward { uplink, .. } | NatRule::Masquerade { uplink, .. } => *uplink = index,
+            }
+            placed
+        });
+        match rules.get(&slot) {
+            Some(known) if *known != rule => drop(rules.insert(slot, None)),
+            Some(_) => {}
+            None => drop(rules.insert(slot, rule)),
+        }
+    }
+    rules
+}
+
+/// Adds up what the lines of each rule have counted; see [`super::lines`] for who counts what.
+fn count(actual: &Actual, sums: &mut BTreeMap<Slot, Counters>) {
+    for (chain, found) in actual {
+        for line in &found.lines {
+            let Some(slot) = line.slot else { continue };
+            let sum: &mut Counters = sums.entry(slot).or_default();
+            let (packets, bytes) = (line.packets, line.bytes);
+            let (to_packets, to_bytes) = match chain {
+                Chain::Prerouting => {
+                    sum.flows += packets;
+                    continue;
+                }
+                Chain::Postrouting => {
+                    sum.flows += packets;
+                    (&mut sum.packets_out, &mut sum.bytes_out)
+                }
+                Chain::DnatIn | Chain::SnatIn => (&mut sum.packets_in, &mut sum.bytes_in),
+                Chain::DnatOut | Chain::SnatOut => (&mut sum.packets_out, &mut sum.bytes_out),
+                Chain::Count => continue,
+            };
+            *to_packets += packets;
+            *to_bytes += bytes;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAVED: &str = "*mangle
+:TELECLUSTER-COUNT - [0:0]
+:TELECLUSTER-SNAT-IN - [0:0]
+:TELECLUSTER-SNAT-OUT - [0:0]
+[9:900] -A TELECLUSTER-COUNT -m conntrack --ctstate SNAT --ctdir REPLY -j TELECLUSTER-SNAT-IN
+[4:400] -A TELECLUSTER-SNAT-IN -i lo -m conntrack --ctorigsrc 10.0.0.0/8 -m comment --comment \"telecluster:3\" -j RETURN
+[5:500] -A TELECLUSTER-SNAT-OUT -o lo -m conntrack --ctorigsrc 10.0.0.0/8 -m comment --comment \"telecluster:3\" -j RETURN
+COMMIT
+*nat
+:TELECLUSTER-POSTROUTING - [0:0]
+[2:120] -A TELECLUSTER-POSTROUTING -s 10.0.0.0/8 -o lo -m comment --comment \"telecluster:3,lo,masquerade,10.0.0.0/8,restricted,any\" -j MASQUERADE
+[1:60] -A TELECLUSTER-POSTROUTING -s 10.1.0.0/16 -o lo -m comment --comment \"telecluster:4,lo,masq\" -j MASQUERADE
+COMMIT
+";
+
+    #[test]
+    fn the_first_packet_of_a_masqueraded_flow_is_counted_by_the_nat_table() {
+        let mut sums = BTreeMap::new();
+        count(&script::read(SAVED), &mut sums);
+        let expected = Counters { packets_in: 4, bytes_in: 400, packets_out: 7, bytes_out: 620, flows: 2 };
+        assert_eq!(sums[&Slot(3)], expected);
+    }
+
+    #[test]
+    fn rules_are_read_back_and_half_ones_are_told_apart() {
+        let rules = rules_of(&script::read(SAVED));
+        assert_eq!(rules.len(), 2);
+        assert!(
+            matches!(&rules[&Slot(3)], Some(placed) if placed.rule.uplink() == 1 && placed.uplink == "lo")
+        );
+        assert_eq!(rules[&Slot(4)], None);
+    }
+}
