@@ -1,27 +1,22 @@
-//! `cargo xtask bench`: the worker beside iptables, nft and the floors, in one run of the
-//! shared bench, which is no part of this repository.
+//! `cargo xtask bench`: what the worker costs, as tables for docs/performance.md.
 
 use std::env;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context as _, Result, bail};
-use serde_json::Value;
+use anyhow::{Context as _, Result};
 
-use crate::build::{self, Profile};
-use crate::setup::{self, Set, bpf_clang};
-use crate::sh::{command, need_root, output, run, say, search_path, shown, target_dir, workspace};
+use crate::sh::{command, need_root, output, say, workspace};
 
-/// iptables is in every run of the bench, as the reference.
-const DEVICES: &str = "nft,nat-floor-tc,redirect-floor-tc";
-const WORKLOADS: &str = "udp-snat-1k,udp-dnat-1k,tcp-1,tcp-8,\
-    rules-fwd-1,rules-fwd-100,rules-fwd-1k,rules-fwd-10k";
-/// The table in the document lies between these.
-const MARKERS: [&str; 2] = ["<!-- bench -->", "<!-- /bench -->"];
+mod nat;
+mod own;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Under a minute, fewer rounds
+    /// What to measure
+    #[arg(value_enum, default_value_t = What::Nat)]
+    what: What,
+    /// Under a minute, with less of everything
     #[arg(long)]
     quick: bool,
     /// Put the table into docs/performance.md
@@ -32,65 +27,48 @@ pub(crate) struct Options {
     args: Vec<String>,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum What {
+    /// Packets, beside iptables, nft and the floors, where the shared bench is
+    Nat,
+    /// Requests: thousands of links and rules, many clients
+    Api,
+    /// The eBPF programs alone: time of a packet, work of the verifier
+    Programs,
+}
+
+/// A table, and whether everything in it could be measured.
+struct Measured {
+    table: String,
+    done: Result<()>,
+}
+
 pub(crate) fn main(options: &Options) -> Result<()> {
-    let bench = find_bench()?;
     need_root("bench")?;
-    setup::ensure(&[Set::Build, Set::Bench])?;
-    mount_bpffs()?;
-    let agent = build::agent(Profile::Release)?;
-    let json = target_dir().join("bench.json");
-    let mut measure = command("python3", [&bench]);
-    measure.arg("--dut").arg(format!("{DEVICES},command:worker=tests/bench/dut.sh"));
-    if options.quick {
-        measure.args(["--quick", "--work", "udp-snat-1k,udp-dnat-1k"]);
-    } else {
-        measure.args(["--work", WORKLOADS]);
-    }
-    // Later arguments win: `-- --work tcp --rounds 9`.
-    measure.args(&options.args).arg("--json").arg(&json).current_dir(workspace());
-    measure
-        .env("PATH", search_path())
-        .env("TELECLUSTER_WORKER_BIN", agent)
-        .env("TCB_BUILD", target_dir().join("bench"));
-    if let Some(clang) = bpf_clang() {
-        measure.env("CLANG", clang);
-    }
-    measure.env("PYTHONDONTWRITEBYTECODE", "1");
-    let _ = fs::remove_file(&json);
-    say(shown(&measure));
-    // A device that fails a workload fails the run, but the others' figures are still worth seeing.
-    let done = run(&mut measure);
-    let results =
-        fs::read_to_string(&json).with_context(|| format!("the bench left no {}", json.display()))?;
-    let table = markdown(&serde_json::from_str(&results)?)?;
+    let Measured { table, done } = match options.what {
+        What::Nat => nat::measure(options)?,
+        What::Api | What::Programs => own::measure(options)?,
+    };
+    // What failed fails the run, but the other figures are still worth seeing.
     println!("\n{table}");
     done?;
     if options.write {
         let words = env::args().skip(1).collect::<Vec<_>>().join(" ");
-        write(&workspace().join("docs/performance.md"), &format!("{}\n\n{table}", circumstances(&words)?))?;
+        let text = format!("{}\n\n{table}", circumstances(&words)?);
+        write(&workspace().join("docs/performance.md"), options.what.markers(), &text)?;
     }
     Ok(())
 }
 
-/// The bench pins its programs there; on a machine that never used BPF nobody has mounted it.
-fn mount_bpffs() -> Result<()> {
-    const WHERE: &str = "/sys/fs/bpf";
-    let mounts = fs::read_to_string("/proc/self/mounts")?;
-    let mounted = |line: &str| line.split(' ').skip(1).take(2).eq([WHERE, "bpf"]);
-    if mounts.lines().any(mounted) {
-        return Ok(());
+impl What {
+    /// The table in the document lies between these.
+    fn markers(self) -> [&'static str; 2] {
+        match self {
+            Self::Nat => ["<!-- bench -->", "<!-- /bench -->"],
+            Self::Api => ["<!-- bench api -->", "<!-- /bench api -->"],
+            Self::Programs => ["<!-- bench programs -->", "<!-- /bench programs -->"],
+        }
     }
-    say(format!("mounting the BPF file system on {WHERE}"));
-    run(&mut command("mount", ["-t", "bpf", "bpf", WHERE]))
-}
-
-fn find_bench() -> Result<PathBuf> {
-    let named = env::var_os("TELECLUSTER_BENCH").map(PathBuf::from);
-    let bench = named.unwrap_or_else(|| workspace().join("../shared/bench/bench.py"));
-    if !bench.is_file() {
-        bail!("no bench at {}; TELECLUSTER_BENCH names another bench.py", bench.display());
-    }
-    Ok(bench.canonicalize()?)
 }
 
 /// Without these a figure means nothing.
@@ -110,49 +88,16 @@ fn circumstances(arguments: &str) -> Result<String> {
     ))
 }
 
-/// A row per workload, a column per device: how many times as good as the reference (above 1 is
-/// better), and the router's CPU time per packet where the workload has one.
-fn markdown(results: &Value) -> Result<String> {
-    let summary = results["summary"].as_array().context("the bench's JSON has no summary")?;
-    let names = |key: &str| -> Vec<&str> {
-        let mut names = Vec::new();
-        for name in summary.iter().filter_map(|row| row[key].as_str()) {
-            if !names.contains(&name) {
-                names.push(name);
-            }
-        }
-        names
-    };
-    let (workloads, devices) = (names("workload"), names("dut"));
-    let mut text = format!("| workload | {} |\n|---|{}\n", devices.join(" | "), "---|".repeat(devices.len()));
-    for workload in workloads {
-        let cells = devices.iter().map(|device| {
-            let row = summary.iter().find(|row| row["workload"] == workload && row["dut"] == **device);
-            row.map_or_else(|| "-".to_owned(), cell)
-        });
-        text.push_str(&format!("| {workload} | {} |\n", cells.collect::<Vec<_>>().join(" | ")));
-    }
-    Ok(text)
-}
-
-fn cell(row: &Value) -> String {
-    let Some(ratio) = row["ratio"].as_f64() else { return "failed".to_owned() };
-    match row["ns"].as_f64() {
-        Some(ns) => format!("{ratio:.2} ({ns:.0} ns)"),
-        None => format!("{ratio:.2}"),
-    }
-}
-
 /// Replaces what is between the markers.
-fn write(document: &Path, text: &str) -> Result<()> {
+fn write(document: &Path, markers: [&str; 2], text: &str) -> Result<()> {
     let old = fs::read_to_string(document).with_context(|| format!("cannot read {}", document.display()))?;
-    fs::write(document, between_markers(&old, text)?)?;
+    fs::write(document, between_markers(&old, markers, text)?)?;
     say(format!("wrote {}", document.display()));
     Ok(())
 }
 
-fn between_markers(document: &str, text: &str) -> Result<String> {
-    let [begin, end] = MARKERS;
+fn between_markers(document: &str, markers: [&str; 2], text: &str) -> Result<String> {
+    let [begin, end] = markers;
     let parts = document.split_once(begin).and_then(|(head, rest)| Some((head, rest.split_once(end)?.1)));
     let (head, tail) = parts.with_context(|| format!("the document lacks the markers {begin} and {end}"))?;
     Ok(format!("{head}{begin}\n{text}\n{end}{tail}"))
@@ -163,25 +108,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_summary_becomes_a_table() {
-        let results = serde_json::json!({"summary": [
-            {"workload": "udp-snat-1k", "dut": "worker", "ratio": 1.404, "ns": 912.3},
-            {"workload": "udp-snat-1k", "dut": "iptables", "ratio": 1.0, "ns": 1281.0},
-            {"workload": "tcp-1", "dut": "worker", "n": 0},
-        ]});
-        assert_eq!(
-            markdown(&results).unwrap(),
-            "| workload | worker | iptables |\n|---|---|---|\n\
-             | udp-snat-1k | 1.40 (912 ns) | 1.00 (1281 ns) |\n| tcp-1 | failed | - |\n"
-        );
+    fn only_what_is_between_the_markers_changes() {
+        let document = "# Speed\n<!-- bench -->\nold\n<!-- /bench -->\nwords\n";
+        let markers = What::Nat.markers();
+        let new = between_markers(document, markers, "new").unwrap();
+        assert_eq!(new, "# Speed\n<!-- bench -->\nnew\n<!-- /bench -->\nwords\n");
+        assert_eq!(between_markers(&new, markers, "new").unwrap(), new);
+        assert!(between_markers("nothing", markers, "new").is_err());
     }
 
     #[test]
-    fn only_what_is_between_the_markers_changes() {
-        let document = "# Speed\n<!-- bench -->\nold\n<!-- /bench -->\nwords\n";
-        let new = between_markers(document, "new").unwrap();
-        assert_eq!(new, "# Speed\n<!-- bench -->\nnew\n<!-- /bench -->\nwords\n");
-        assert_eq!(between_markers(&new, "new").unwrap(), new);
-        assert!(between_markers("nothing", "new").is_err());
+    fn the_document_has_a_place_for_every_table() {
+        let document = include_str!("../../docs/performance.md");
+        for what in [What::Nat, What::Api, What::Programs] {
+            between_markers(document, what.markers(), "new").unwrap();
+        }
     }
 }

@@ -49,7 +49,7 @@ enum Task {
     Test(test::Options),
     /// The product in one minute, in a lab that vanishes (root)
     Demo(demo::Options),
-    /// Measure beside iptables, nft and the floors, where the shared bench is (root)
+    /// Measure packets, the API, or the programs (root)
     Bench(bench::Options),
     /// Run the tests under another kernel, in an emulated machine (root for the first set-up)
     VmTest(vm::Options),

@@ -1,5 +1,5 @@
-//! What the programs cost: nanoseconds for each path, and what the verifier had to do. Figures, not judgements: a busy
-//! machine must not fail a test.
+//! What the programs cost: nanoseconds for each path by `BPF_PROG_TEST_RUN`, and what the verifier had to do for each,
+//! so that growth is seen. Figures, not judgements; `cargo xtask bench programs` calls it.
 
 use std::{
     mem::transmute,
@@ -25,11 +25,10 @@ type A4 = [u8; 4];
 const REPEAT: u32 = 2_000_000;
 const NEW_FLOWS: u16 = 4000;
 
-#[test]
-#[ignore = "it measures: cargo test -p telecluster-tests --test speed -- --ignored --nocapture"]
-fn what_a_packet_costs() {
+fn main() {
     sandbox::run(|| {
         let mut kernel = Kernel::load();
+        println!("| path | ns |\n|---|---|");
         kernel.put(0, &masquerade());
         kernel.put(1, &IPV6.masquerade());
 
@@ -41,11 +40,11 @@ fn what_a_packet_costs() {
             let run = kernel.program(Direction::Out).test_run(options).expect("run the program");
             run.duration.as_nanos()
         };
-        println!("established, IPv4: {} ns", repeated(&mut kernel, &frame));
+        println!("| established flow, IPv4, both checksum helpers | {} |", repeated(&mut kernel, &frame));
         let flows = kernel.plane.flows().expect("list the flows");
         assert_eq!(flows[0].counters.packets_out, u64::from(REPEAT), "every packet went that way");
         let arp = [&[0xff; 6][..], &[2, 0, 0, 0, 0, 2, 8, 6], &[0; 28]].concat();
-        println!("neither IPv4 nor IPv6: {} ns", repeated(&mut kernel, &arp));
+        println!("| neither IPv4 nor IPv6 | {} |", repeated(&mut kernel, &arp));
 
         for (family, cast) in [("IPv4", IPV4), ("IPv6", IPV6)] {
             let mut durations: Vec<u128> = (0..NEW_FLOWS)
@@ -58,16 +57,19 @@ fn what_a_packet_costs() {
                 .collect();
             durations.sort_unstable();
             println!(
-                "first packet of a flow, {family}: {} ns (median of {NEW_FLOWS})",
+                "| first packet of a flow, {family} (median of {NEW_FLOWS}) | {} |",
                 durations[durations.len() / 2]
             );
         }
-        for entry in std::fs::read_dir("/sys/fs/bpf/telecluster/progs").expect("the pins") {
-            let path = entry.expect("a pin").path();
+        println!("\n| program | instructions verified | bytes of machine code |\n|---|---|---|");
+        let pins = std::fs::read_dir("/sys/fs/bpf/telecluster/progs").expect("the pins");
+        let mut paths: Vec<_> = pins.map(|entry| entry.expect("a pin").path()).collect();
+        paths.sort();
+        for path in paths {
             let program = SchedClassifier::from_pin(&path).expect("a program");
             let info = program.info().expect("about it");
             println!(
-                "{}: {} instructions verified, {} bytes of machine code",
+                "| `{}` | {} | {} |",
                 path.file_name().expect("a name").to_string_lossy(),
                 info.verified_instruction_count().unwrap_or(0),
                 info.size_jitted(),

@@ -1,0 +1,274 @@
+//! How fast the API is with much to look after: a worker of its own in a lab that vanishes, many clients, a table on
+//! standard output. Figures, not judgements; `cargo xtask bench api` builds the worker and calls it. Parts of it by
+//! their names: `cargo xtask bench api -- links`.
+
+mod client;
+mod table;
+
+use std::{
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use telecluster_tests::lab::{Lab, Worker};
+use telecluster_worker::store::{RedbStore, Store as _};
+
+use self::{
+    client::Client,
+    table::{Row, Times},
+};
+
+/// On a disk, whatever `/tmp` is: without an fsync that costs something the figures mean nothing.
+const DISK: &str = "/var/tmp";
+const CLIENTS: usize = 16;
+/// A bridge has at most 1,023 ports (linux: `BR_MAX_PORTS`).
+const PAIRS_PER_BRIDGE: usize = 50;
+
+type Part = fn(&Scale) -> Vec<Row>;
+
+/// How much of everything.
+struct Scale {
+    pairs: usize,
+    forwards: usize,
+    reads: usize,
+    changes: usize,
+    held: Duration,
+}
+
+const WHOLE: Scale =
+    Scale { pairs: 980, forwards: 10_000, reads: 200, changes: 500, held: Duration::from_secs(60) };
+const QUICK: Scale =
+    Scale { pairs: 98, forwards: 1000, reads: 50, changes: 100, held: Duration::from_secs(5) };
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let given = |word: &str| arguments.iter().any(|argument| argument == word);
+    let scale = if given("--quick") { QUICK } else { WHOLE };
+    let parts: [(&str, Part); 3] =
+        [("links", with_many_links), ("rules", with_many_rules), ("clients", many_clients)];
+    // Those that are named, or all of them.
+    let some = parts.iter().any(|(name, _)| given(name));
+    let mut rows = vec![commits()];
+    for (_, part) in parts.iter().filter(|(name, _)| !some || given(name)) {
+        rows.extend(part(&scale));
+    }
+    print!("{}", table::markdown(&rows));
+}
+
+/// What the disk itself takes, to compare the others with.
+fn commits() -> Row {
+    let directory = tempfile::tempdir_in(DISK).expect("a directory");
+    let store = RedbStore::open(directory.path()).expect("a store");
+    let times = (0..200).map(|number| {
+        let entry = (format!("rule/fwd-{number}"), Some(json!({ "slot": number })));
+        timed(|| store.commit(&[vec![entry]]).expect("a commit")).1
+    });
+    Row::times("a commit of the store, fsync included, nothing else", &times.collect(), None)
+}
+
+fn with_many_links(scale: &Scale) -> Vec<Row> {
+    let lab = lab();
+    let worker = lab.start_command(&mut command(&lab));
+    let bridges = scale.pairs.div_ceil(PAIRS_PER_BRIDGE);
+    let links = 2 * scale.pairs + bridges;
+    say(&format!("{links} managed links"));
+    let rows = lab.router.run(|| {
+        let client = Client::new();
+        for bridge in 0..bridges {
+            client.post("/bridge/create", &json!({ "name": format!("br{bridge}") }));
+        }
+        let mut last = Times::default();
+        for pair in 0..scale.pairs {
+            let bridge = format!("br{}", pair / PAIRS_PER_BRIDGE);
+            let body = json!({ "name1": format!("a{pair}"), "name2": format!("b{pair}"), "bridge1": bridge });
+            let took = client.post("/veth/create", &body).took;
+            if pair >= scale.pairs.saturating_sub(100) {
+                last.push(took);
+            }
+        }
+        let interfaces = client.get("/network/interfaces").body;
+        let managed = |list: &Value| {
+            list.as_array().map_or(0, |list| list.iter().filter(|one| one["managed"] == true).count())
+        };
+        assert_eq!(managed(&interfaces), links, "every link is there and ours");
+        // What follows a change, carriers and drift, is not to be part of what is measured.
+        thread::sleep(Duration::from_secs(2));
+        let read = |path: &str| (0..scale.reads).map(|_| client.get(path).took).collect::<Times>();
+        let with = |what: &str| format!("{what}, {links} managed links");
+        vec![
+            Row::times(&with("`GET /network/topology`"), &read("/network/topology"), limit(300)),
+            Row::times(&with("`GET /network/interfaces`"), &read("/network/interfaces"), limit(100)),
+            Row::times(&with("`GET /bridge/list`"), &read("/bridge/list"), None),
+            Row::times(&with("`GET /veth/list`"), &read("/veth/list"), None),
+            Row::times(&with("`POST /veth/create` into a bridge"), &last, limit(20)),
+            Row::times(&with("a forward made and deleted, each"), &rules(&client, scale), limit(20)),
+            Row::times(&with("a bridge made and deleted, each"), &bridge_changes(&client, scale), limit(20)),
+            Row::times(&with("a port put in and taken out, each"), &port_changes(&client, scale), limit(20)),
+        ]
+    });
+    worker.stop();
+    let (worker, took) = timed(|| lab.start_command(&mut command(&lab)));
+    let mut rows = rows;
+    rows.push(Row::once(&format!("start, {links} managed links in place"), took, limit(1000)));
+    worker.stop();
+    rows
+}
+
+fn with_many_rules(scale: &Scale) -> Vec<Row> {
+    let lab = lab();
+    let worker = lab.start_command(&mut command(&lab));
+    let Scale { forwards, .. } = *scale;
+    say(&format!("{forwards} forwards"));
+    let idle = resident(&worker);
+    let mut rows = lab.router.run(|| {
+        thread::scope(|scope| {
+            for number in 0..CLIENTS {
+                scope.spawn(move || {
+                    let client = Client::new();
+                    (number..forwards).step_by(CLIENTS).for_each(|index| drop(client.forward(index)));
+                });
+            }
+        });
+        let client = Client::new();
+        let listed = client.get("/nat/status").body;
+        assert_eq!(listed["port_forwards"].as_array().map(Vec::len), Some(forwards));
+        let read = |path: &str| (0..scale.reads).map(|_| client.get(path).took).collect::<Times>();
+        let with = |what: &str| format!("{what}, {forwards} forwards");
+        vec![
+            Row::times(&with("`GET /nat/status`"), &read("/nat/status"), None),
+            Row::times(&with("`GET /metrics`"), &read("/metrics"), None),
+            Row::times(&with("`GET /network/topology`"), &read("/network/topology"), None),
+            Row::times(&with("a forward made and deleted, each"), &rules(&client, scale), limit(20)),
+        ]
+    });
+    let full = resident(&worker);
+    rows.push(Row::memory("resident memory, nothing asked yet", idle, None));
+    rows.push(Row::memory(
+        &format!("resident memory, {forwards} forwards, after all of that"),
+        full,
+        Some(64),
+    ));
+    worker.stop();
+    let (worker, took) = timed(|| lab.start_command(&mut command(&lab)));
+    rows.push(Row::once(&format!("start, {forwards} forwards in place"), took, limit(1000)));
+    worker.murder();
+    let (worker, took) = timed(|| lab.start_command(&mut command(&lab)));
+    rows.push(Row::once(&format!("start after `kill -9`, {forwards} forwards in place"), took, limit(1000)));
+    rows.push(Row::memory("resident memory after that start", resident(&worker), Some(64)));
+    worker.stop();
+    rows
+}
+
+/// Forwards and masquerade rules, made and deleted by everybody as fast as each is answered.
+fn many_clients(scale: &Scale) -> Vec<Row> {
+    let lab = lab();
+    let worker = lab.start_command(&mut command(&lab));
+    say(&format!("{CLIENTS} clients for {} s", scale.held.as_secs()));
+    let over = AtomicBool::new(false);
+    let (times, took) = lab.router.run(|| {
+        timed(|| {
+            thread::scope(|scope| {
+                let clients: Vec<_> = (0..CLIENTS)
+                    .map(|number| {
+                        let over = &over;
+                        scope.spawn(move || busy(number, over))
+                    })
+                    .collect();
+                thread::sleep(scale.held);
+                over.store(true, Ordering::Relaxed);
+                clients.into_iter().flat_map(|client| client.join().expect("no error")).collect::<Times>()
+            })
+        })
+    });
+    let memory = resident(&worker);
+    worker.stop();
+    let what = format!("{CLIENTS} clients for {} s, each change", scale.held.as_secs());
+    vec![
+        Row::times(&what, &times, None),
+        Row::rate("changes a second, none refused", times.len(), took, 500),
+        Row::memory("resident memory after that", memory, Some(64)),
+    ]
+}
+
+fn busy(number: usize, over: &AtomicBool) -> Times {
+    let client = Client::new();
+    let mut times = Times::default();
+    for round in 0.. {
+        if over.load(Ordering::Relaxed) {
+            break;
+        }
+        if round % 8 == 7 {
+            let net = format!("10.{number}.{}.0/24", round / 8 % 250);
+            let body = json!({ "source_network": net, "output_interface": "wan0" });
+            times.push(client.post("/nat/masquerade", &body).took);
+            let path = format!("/nat/masquerade?source_network={net}&output_interface=wan0");
+            times.push(client.delete(&path).took);
+        } else {
+            let made = client.forward(1000 * (number + 1) + round % 1000);
+            times.push(made.took);
+            times.push(client.delete(&format!("/nat/forward/{}", made.rule_id())).took);
+        }
+    }
+    times
+}
+
+fn rules(client: &Client, scale: &Scale) -> Times {
+    let mut times = Times::default();
+    for number in 0..scale.changes {
+        let made = client.forward(20_000 + number);
+        times.push(made.took);
+        times.push(client.delete(&format!("/nat/forward/{}", made.rule_id())).took);
+    }
+    times
+}
+
+fn bridge_changes(client: &Client, scale: &Scale) -> Times {
+    let body = json!({ "name": "br-bench" });
+    let paths = ["/bridge/create", "/bridge/delete"];
+    (0..scale.changes).flat_map(|_| paths.map(|path| client.post(path, &body).took)).collect()
+}
+
+fn port_changes(client: &Client, scale: &Scale) -> Times {
+    client.post("/veth/create", &json!({ "name1": "in", "name2": "out" }));
+    let body = json!({ "bridge_name": "br0", "port_name": "in" });
+    let paths = ["/bridge/add-port", "/bridge/remove-port"];
+    (0..scale.changes).flat_map(|_| paths.map(|path| client.post(path, &body).took)).collect()
+}
+
+fn lab() -> Lab {
+    let mut lab = Lab::new();
+    lab.state = tempfile::tempdir_in(DISK).expect("a state directory");
+    lab
+}
+
+/// As an operator starts it, but for what it says.
+fn command(lab: &Lab) -> std::process::Command {
+    let mut command = lab.worker_command();
+    command.env_remove("FLOW_CAPACITY").env("LOG_LEVEL", "WARNING");
+    command
+}
+
+/// Resident memory in KiB.
+fn resident(worker: &Worker) -> u64 {
+    let path = Path::new("/proc").join(worker.pid().to_string()).join("status");
+    let status = std::fs::read_to_string(path).expect("the worker's status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
+    let began = Instant::now();
+    let done = work();
+    (done, began.elapsed())
+}
+
+fn limit(milliseconds: u64) -> Option<Duration> {
+    Some(Duration::from_millis(milliseconds))
+}
+
+fn say(what: &str) {
+    eprintln!("    {what}");
+}
