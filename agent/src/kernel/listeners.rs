@@ -1,18 +1,35 @@
 //! Sockets of the host that wait for strangers: a forward of such a port would take their packets away.
 //!
-//! `/proc/net` does not say whether an IPv6 wildcard socket takes IPv4 too; nearly all do, so that is assumed.
+//! TCP's are asked for by sock_diag: `/proc/net/tcp` walks the table of all connections to find the few that listen, which
+//! takes milliseconds on an idle host already. A kernel without it is asked there. Neither is asked whether an IPv6
+//! wildcard socket takes IPv4 too; nearly all do, so that is assumed.
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer};
+use netlink_sys::{Socket, protocols::NETLINK_SOCK_DIAG};
+use nix::{
+    errno::Errno,
+    libc,
+    sys::{
+        socket::{setsockopt, sockopt},
+        time::{TimeVal, TimeValLike as _},
+    },
+};
 use procfs::{
     ProcError,
     net::{TcpState, UdpState},
 };
 
 use super::{KernelError, dataplane::Transport};
+
+/// linux/sock_diag.h
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+/// A netlink header and a `struct inet_diag_req_v2`: 72 bytes.
+const REQUEST: usize = 16 + 56;
 
 /// A listening TCP socket, or a UDP socket without a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +49,7 @@ impl Listener {
     }
 }
 
-/// Those of the worker's own namespace. On a host with very many connections this takes a while: it reads them all.
+/// Those of the worker's own namespace.
 pub(super) async fn list() -> Result<Vec<Listener>, KernelError> {
     let failed = |reason: String| KernelError::other("list the listening sockets", reason);
     tokio::task::spawn_blocking(read)
@@ -42,15 +59,85 @@ pub(super) async fn list() -> Result<Vec<Listener>, KernelError> {
 }
 
 fn read() -> Result<Vec<Listener>, ProcError> {
-    let tcp = procfs::net::tcp()?.into_iter().chain(or_none(procfs::net::tcp6())?);
+    let tcp = match diagnosed() {
+        Ok(listeners) => listeners,
+        Err(error) => {
+            tracing::debug!(%error, "this kernel has no sock_diag for TCP");
+            tcp_of_proc()?
+        }
+    };
     let udp = procfs::net::udp()?.into_iter().chain(or_none(procfs::net::udp6())?);
-    let tcp = tcp
-        .filter(|socket| socket.state == TcpState::Listen)
-        .map(|socket| Listener { transport: Transport::Tcp, local: socket.local_address });
     let udp = udp
         .filter(|socket| socket.state == UdpState::Close)
         .map(|socket| Listener { transport: Transport::Udp, local: socket.local_address });
-    Ok(tcp.chain(udp).collect())
+    Ok(tcp.into_iter().chain(udp).collect())
+}
+
+fn tcp_of_proc() -> Result<Vec<Listener>, ProcError> {
+    let sockets = procfs::net::tcp()?.into_iter().chain(or_none(procfs::net::tcp6())?);
+    let listening = sockets.filter(|socket| socket.state == TcpState::Listen);
+    Ok(listening.map(|socket| Listener { transport: Transport::Tcp, local: socket.local_address }).collect())
+}
+
+/// Both families' TCP sockets that listen.
+fn diagnosed() -> io::Result<Vec<Listener>> {
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+    socket.bind_auto()?;
+    setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(5))?;
+    let mut found = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        socket.send(&request(family.to_le_bytes()[0]), 0)?;
+        while !take(&socket.recv_from_full()?.0, &mut found)? {}
+    }
+    Ok(found)
+}
+
+fn request(family: u8) -> [u8; REQUEST] {
+    let mut bytes = [0; REQUEST];
+    let mut buffer = NetlinkBuffer::new(&mut bytes);
+    buffer.set_length(72);
+    buffer.set_message_type(SOCK_DIAG_BY_FAMILY);
+    buffer.set_flags(NLM_F_REQUEST | NLM_F_DUMP);
+    // sdiag_family, sdiag_protocol; idiag_states: 1 << TCP_LISTEN (net/tcp_states.h)
+    (bytes[16], bytes[17]) = (family, libc::IPPROTO_TCP.to_le_bytes()[0]);
+    bytes[20..24].copy_from_slice(&(1u32 << 10).to_ne_bytes());
+    bytes
+}
+
+/// Adds the sockets of one datagram; true when it was the last one.
+fn take(datagram: &[u8], found: &mut Vec<Listener>) -> Result<bool, Errno> {
+    // linux/netlink.h NLMSG_ERROR, NLMSG_DONE
+    const ERROR: u16 = 2;
+    const DONE: u16 = 3;
+    let mut rest = datagram;
+    while !rest.is_empty() {
+        let buffer = NetlinkBuffer::new_checked(rest).map_err(|_| Errno::EBADMSG)?;
+        let payload = buffer.payload();
+        match buffer.message_type() {
+            DONE => return Ok(true),
+            ERROR => {
+                let code = payload.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
+                return Err(Errno::from_raw(code.wrapping_neg()));
+            }
+            SOCK_DIAG_BY_FAMILY => {
+                found.extend(local(payload).map(|local| Listener { transport: Transport::Tcp, local }))
+            }
+            _ => {}
+        }
+        rest = rest.get((buffer.length() as usize).next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(false)
+}
+
+/// Where a `struct inet_diag_msg` is bound; `None` when it is cut short.
+fn local(message: &[u8]) -> Option<SocketAddr> {
+    let port = u16::from_be_bytes(*message.get(4..)?.first_chunk()?);
+    let source: [u8; 16] = *message.get(8..)?.first_chunk()?;
+    let ip = match i32::from(*message.first()?) {
+        libc::AF_INET => Ipv4Addr::new(source[0], source[1], source[2], source[3]).into(),
+        _ => Ipv6Addr::from(source).into(),
+    };
+    Some(SocketAddr::new(ip, port))
 }
 
 /// A kernel without IPv6 has no such file.
@@ -86,6 +173,18 @@ mod tests {
             ("[::1]:80", false, false),
         ] {
             assert_eq!((takes(local, false), takes(local, true)), (ipv4, ipv6), "{local}");
+        }
+    }
+
+    #[test]
+    fn both_ways_to_ask_name_the_same_listeners() {
+        let servers =
+            ["127.0.0.1:0", "0.0.0.0:0", "[::1]:0", "[::]:0"].map(|at| TcpListener::bind(at).unwrap());
+        let (diagnosed, read) = (diagnosed().unwrap(), tcp_of_proc().unwrap());
+        for server in &servers {
+            let listener = Listener { transport: Transport::Tcp, local: server.local_addr().unwrap() };
+            assert!(diagnosed.contains(&listener), "{listener:?} is not in {diagnosed:?}");
+            assert!(read.contains(&listener), "{listener:?} is not in {read:?}");
         }
     }
 
