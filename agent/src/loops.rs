@@ -150,7 +150,7 @@ mod tests {
         step::{NewBridge, NewEnd},
     };
 
-    async fn world(steps: &[LinkStep]) -> Observed {
+    async fn world(steps: &[LinkStep]) -> std::sync::Arc<Observed> {
         let kernel = FakeKernel::new(Faults::default());
         for step in steps {
             kernel.act(step).unwrap();

@@ -134,6 +134,21 @@ impl Plan {
         self.steps.is_empty() && self.writes.is_empty()
     }
 
+    /// Whether it changes links, ports and their VLANs, or what they are meant to be.
+    pub fn is_about_links(&self) -> bool {
+        let steps = self.steps.iter().any(|step| match step {
+            Step::Link(LinkStep::SetIpForwarding(_) | LinkStep::SetIpv6Forwarding(_)) => false,
+            Step::Link(_) | Step::Vlan(_) => true,
+            Step::Nat(_) | Step::Filter(_) => false,
+        });
+        let records = self.writes.iter().any(|write| match write {
+            Write::Put(record) | Write::Forget(record) => {
+                !matches!(record, Record::Rule(_) | Record::Firewall(_))
+            }
+        });
+        steps || records
+    }
+
     pub fn link(&mut self, step: LinkStep) {
         self.steps.push(Step::Link(step));
     }

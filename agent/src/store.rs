@@ -34,7 +34,7 @@ pub enum StoreError {
     Unreadable(String),
 }
 
-/// One key of a transaction: its new value, or `None` to remove it.
+/// One key of a change: its new value, or `None` to remove it.
 pub type Entry = (String, Option<Value>);
 
 /// Keys and JSON values. May block for the time of an fsync.
@@ -42,8 +42,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Everything, by key.
     fn load(&self) -> Result<BTreeMap<String, Value>, StoreError>;
 
-    /// All entries or none; durable when it returns.
-    fn commit(&self, entries: &[Entry]) -> Result<(), StoreError>;
+    /// The entries of every change, in order, or of none; durable when it returns.
+    fn commit(&self, changes: &[Vec<Entry>]) -> Result<(), StoreError>;
 
     /// Notes the links that are made next, in place of those noted before. Outlives this process but not the
     /// machine's next start, as links do.
@@ -134,9 +134,10 @@ impl Store for RedbStore {
             .collect()
     }
 
-    fn commit(&self, entries: &[Entry]) -> Result<(), StoreError> {
-        let entries: Vec<_> = entries
+    fn commit(&self, changes: &[Vec<Entry>]) -> Result<(), StoreError> {
+        let entries: Vec<_> = changes
             .iter()
+            .flatten()
             .map(|(key, value)| (key.as_str(), value.as_ref().map(|value| value.to_string().into_bytes())))
             .collect();
         self.write_all(&entries).map_err(|error| StoreError::Unwritable(error.to_string()))
@@ -177,7 +178,7 @@ impl MemoryStore {
         self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Every commit so far, in order.
+    /// Every change that was committed so far, in order.
     pub fn commits(&self) -> Vec<Vec<Entry>> {
         self.lock().commits.clone()
     }
@@ -193,13 +194,13 @@ impl Store for MemoryStore {
         Ok(self.lock().entries.clone())
     }
 
-    fn commit(&self, entries: &[Entry]) -> Result<(), StoreError> {
+    fn commit(&self, changes: &[Vec<Entry>]) -> Result<(), StoreError> {
         let mut memory = self.lock();
         if memory.broken {
             return Err(StoreError::Unwritable("the memory store was told to fail".to_owned()));
         }
-        memory.commits.push(entries.to_vec());
-        for (key, value) in entries {
+        memory.commits.extend_from_slice(changes);
+        for (key, value) in changes.iter().flatten() {
             match value {
                 Some(value) => drop(memory.entries.insert(key.clone(), value.clone())),
                 None => drop(memory.entries.remove(key)),
@@ -229,8 +230,10 @@ mod tests {
     fn what_was_committed_is_there_after_a_reopen() {
         let dir = tempfile::tempdir().unwrap();
         let store = RedbStore::open(dir.path()).unwrap();
-        store.commit(&[("a".into(), Some(json!({"x": 1}))), ("b".into(), Some(json!(2)))]).unwrap();
-        store.commit(&[("b".into(), None)]).unwrap();
+        let first = vec![("a".into(), Some(json!({"x": 0}))), ("b".into(), Some(json!(2)))];
+        let second = vec![("a".into(), Some(json!({"x": 1})))];
+        store.commit(&[first, second]).unwrap();
+        store.commit(&[vec![("b".into(), None)]]).unwrap();
         drop(store);
         let store = RedbStore::open(dir.path()).unwrap();
         assert_eq!(store.load().unwrap(), BTreeMap::from([("a".to_owned(), json!({"x": 1}))]));
@@ -277,21 +280,5 @@ mod tests {
         transaction.commit().unwrap();
         drop(store);
         assert!(matches!(RedbStore::open(dir.path()), Err(StoreError::OtherSchema { found: 9, .. })));
-    }
-
-    #[test]
-    #[ignore = "a measurement: run it alone, with --nocapture"]
-    fn measure_a_commit() {
-        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
-        let store = RedbStore::open(dir.path()).unwrap();
-        let mut times: Vec<_> = (0..50)
-            .map(|n| {
-                let began = std::time::Instant::now();
-                store.commit(&[(format!("rule/fwd-{n}"), Some(json!({"slot": n})))]).unwrap();
-                began.elapsed()
-            })
-            .collect();
-        times.sort();
-        println!("commit: median {:?}, slowest {:?}", times[25], times[49]);
     }
 }

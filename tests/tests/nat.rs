@@ -12,7 +12,7 @@ use std::{
 
 use serde_json::{Value, json};
 use telecluster_tests::{
-    lab::{INSIDE, Lab, OUTSIDE, PATIENCE, WAN, Worker},
+    lab::{INSIDE, Lab, OUTSIDE, PATIENCE, WAN, Worker, eventually},
     on_each_data_plane,
 };
 
@@ -203,7 +203,7 @@ fn a_deleted_rule_stops_its_flows_and_takes_its_programs_along(lab: &Lab) {
     server.set_read_timeout(Some(Duration::from_millis(300))).expect("set a timeout");
     assert!(server.recv(&mut [0; 16]).is_err(), "the flow outlived its rule");
     assert!(flows(lab).is_empty());
-    assert!(!attached(lab), "the programs are still attached");
+    eventually("the programs are taken off a little later", || !attached(lab));
     assert_eq!(lab.get("/nat/status")["port_forwards"], json!([]));
 }
 

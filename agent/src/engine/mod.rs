@@ -293,7 +293,7 @@ impl Shared {
         self.state.write().unwrap_or_else(PoisonError::into_inner).set_problem(key, problem);
     }
 
-    async fn observe(&self) -> Result<Observed> {
+    async fn observe(&self) -> Result<Arc<Observed>> {
         Ok(self.kernel.observe().await?)
     }
 }

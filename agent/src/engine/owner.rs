@@ -1,11 +1,16 @@
 //! The task that owns the state: makes changes one after the other, undoes what fails, and keeps the machine
 //! as it was told to be.
 
+mod batch;
 mod drift;
 mod unfinished;
 mod vlans;
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use tokio::{
     sync::mpsc,
@@ -15,7 +20,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     error::{Code, Error, Result},
-    kernel::{KernelError, links::Observed},
+    kernel::{KernelError, links::Observed, listeners::Listener},
     kinds::{self, firewall, rule, uplink},
     loops,
     plan::{FilterStep, Installed, NatStep, Plan, Step, World},
@@ -28,6 +33,8 @@ use super::{Change, Outcome, Request, Shared, reads};
 
 /// Kernel events come in bursts: one look is enough for all that come within this time.
 const DEBOUNCE: Duration = Duration::from_millis(50);
+/// How long an uplink keeps its programs after its last rule: to attach them takes tens of milliseconds.
+const LINGER: Duration = Duration::from_secs(10);
 /// How often expired flows are freed, while there are rules.
 const GARBAGE: Duration = Duration::from_secs(10);
 
@@ -36,6 +43,8 @@ const GARBAGE: Duration = Duration::from_secs(10);
 pub(super) struct Owner {
     shared: Arc<Shared>,
     store: Arc<dyn Store>,
+    /// The state with what is made and about to be stored.
+    ahead: State,
     nat: Installed,
     drift: Drift,
     /// When to look at the machine next.
@@ -60,7 +69,8 @@ impl Owner {
                 }
             }
         }
-        Ok(Self { shared, store, nat, drift: Drift::default(), look_again: None })
+        let ahead = shared.state().clone();
+        Ok(Self { shared, store, ahead, nat, drift: Drift::default(), look_again: None })
     }
 
     /// Makes the machine what the stored state says. After a reboot that is everything, else next to nothing.
@@ -73,7 +83,7 @@ impl Owner {
     }
 
     /// What was not to outlive a reboot is forgotten when it did not.
-    async fn forget_transient(&self, observed: &Observed) -> Result<()> {
+    async fn forget_transient(&mut self, observed: &Observed) -> Result<()> {
         let gone: Vec<_> = {
             let state = self.shared.state();
             let transient = state.tuns.values().filter(|spec| !spec.persistent);
@@ -111,10 +121,11 @@ impl Owner {
         loop {
             tokio::select! {
                 request = requests.recv() => {
-                    let Some(Request { change, answer }) = request else { return };
-                    let outcome = self.change(&change).await;
-                    // The caller may have gone away; what was done stays done.
-                    let _ = answer.send(outcome);
+                    let Some(request) = request else { return };
+                    let mut next = Some(request);
+                    while let Some(request) = next {
+                        next = self.serve(request, &mut requests).await;
+                    }
                 }
                 event = events.recv(), if listening => match event {
                     Some(()) => {
@@ -168,13 +179,18 @@ impl Owner {
         reachable
     }
 
+    /// Who listens on the host, when a change could take packets from them.
+    async fn listeners(&self, change: &Change) -> Result<Vec<Listener>> {
+        match change {
+            Change::CreateForward(request) if request.enabled => Ok(self.shared.kernel.listeners().await?),
+            _ => Ok(Vec::new()),
+        }
+    }
+
     async fn change(&mut self, change: &Change) -> Result<Outcome> {
         let before = self.shared.observe().await?;
         let reachable = self.reachable(change, &before).await;
-        let listeners = match change {
-            Change::CreateForward(request) if request.enabled => self.shared.kernel.listeners().await?,
-            _ => Vec::new(),
-        };
+        let listeners = self.listeners(change).await?;
         let id = uuid::Uuid::new_v4().simple().to_string();
         let mut plan = {
             let state = self.shared.state();
@@ -192,7 +208,7 @@ impl Owner {
             info!("{}", plan.message);
         }
         // Rules may follow an interface that has changed. A change of rules has done its own steps.
-        if plan.steps.iter().any(|step| matches!(step, Step::Link(_) | Step::Vlan(_))) {
+        if plan.is_about_links() {
             self.refresh_nat(&after).await;
         }
         if changed {
@@ -206,25 +222,37 @@ impl Owner {
     }
 
     /// Makes every step and the commit, or nothing; answers what was observed after the last step.
-    async fn carry_out(&mut self, plan: &Plan, before: &Observed) -> Result<Observed> {
+    async fn carry_out(&mut self, plan: &Plan, before: &Arc<Observed>) -> Result<Arc<Observed>> {
         let mut undo = Undo::new();
         match self.try_out(plan, before, &mut undo).await {
             Ok(after) => Ok(after),
-            Err(mut error) => {
-                for failure in self.undo(undo).await {
-                    error.message.push_str(&format!("; and it could not be undone: {failure}"));
-                }
-                // A held port whose carrier went and came back with an undone step has to be held again.
-                self.refresh().await;
-                Err(error)
-            }
+            Err(error) => Err(self.undone(error, undo).await),
         }
     }
 
-    async fn try_out(&mut self, plan: &Plan, before: &Observed, undo: &mut Undo) -> Result<Observed> {
+    /// Undoes what was made; the error, with what could not be undone.
+    async fn undone(&mut self, mut error: Error, undo: Undo) -> Error {
+        for failure in self.undo(undo).await {
+            error.message.push_str(&format!("; and it could not be undone: {failure}"));
+        }
+        // A held port whose carrier went and came back with an undone step has to be held again.
+        self.refresh().await;
+        error
+    }
+
+    async fn try_out(
+        &mut self,
+        plan: &Plan,
+        before: &Arc<Observed>,
+        undo: &mut Undo,
+    ) -> Result<Arc<Observed>> {
         self.note_making(&plan.steps).await?;
         for step in &plan.steps {
             self.step(step, before, undo).await?;
+        }
+        if !plan.is_about_links() {
+            self.commit(&plan.writes).await?;
+            return Ok(Arc::clone(before));
         }
         let mut after = self.shared.observe().await?;
         // A port may have to be held, or let go, because of what has just changed elsewhere on its ring.
@@ -300,16 +328,24 @@ impl Owner {
     }
 
     /// Stores the writes, and only then shows them to readers.
-    async fn commit(&self, writes: &[Write]) -> Result<()> {
-        if writes.is_empty() {
+    async fn commit(&mut self, writes: &[Write]) -> Result<()> {
+        let entries = writes.iter().map(entry).collect::<Result<Vec<_>>>()?;
+        self.write(vec![entries]).await?;
+        self.ahead.apply(writes);
+        self.shared.state.write().unwrap_or_else(PoisonError::into_inner).apply(writes);
+        Ok(())
+    }
+
+    /// Durable when it returns, the entries of every change or of none.
+    async fn write(&self, mut changes: Vec<Vec<Entry>>) -> Result<()> {
+        changes.retain(|entries| !entries.is_empty());
+        if changes.is_empty() {
             return Ok(());
         }
-        let entries = writes.iter().map(entry).collect::<Result<Vec<_>>>()?;
         let store = Arc::clone(&self.store);
-        tokio::task::spawn_blocking(move || store.commit(&entries))
+        tokio::task::spawn_blocking(move || store.commit(&changes))
             .await
             .map_err(|error| Error::new(Code::Internal, format!("the commit ended early: {error}")))??;
-        self.shared.state.write().unwrap_or_else(std::sync::PoisonError::into_inner).apply(writes);
         Ok(())
     }
 

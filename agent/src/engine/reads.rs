@@ -59,13 +59,13 @@ impl Engine {
     }
 
     pub async fn tuns(&self) -> Result<Vec<TunView>> {
-        let observed = self.shared.observe().await?;
+        let observed = self.shared.kernel.observe_owners().await?;
         let names = owners(&observed).await;
         Ok(tuntap::list(&observed, &self.shared.state(), &names))
     }
 
     pub async fn tun(&self, name: &str) -> Result<TunView> {
-        let observed = self.shared.observe().await?;
+        let observed = self.shared.kernel.observe_owners().await?;
         self.shared.tun(name, &observed).await
     }
 
@@ -125,7 +125,7 @@ impl Engine {
         let names = flows::Names {
             no_fast_path: self.shared.no_fast_path(),
             rules: self.shared.state().rules.values().map(|rule| (rule.slot, rule.id.clone())).collect(),
-            interfaces: observed.links.into_iter().map(|link| (link.index, link.name)).collect(),
+            interfaces: observed.links.iter().map(|link| (link.index, link.name.clone())).collect(),
         };
         Ok(flows::page(&found, &names, query))
     }

@@ -59,7 +59,7 @@ pub async fn teardown(
             (Record::Firewall(_), Err(error)) => Err(Error::from(error.clone())),
             _ => remove(&record, &state, &*kernel, &*dataplane).await,
         };
-        match removed.and_then(|()| Ok(store.commit(&[(key.clone(), None)])?)) {
+        match removed.and_then(|()| Ok(store.commit(&[vec![(key.clone(), None)]])?)) {
             Ok(()) => report.removed.push(key),
             Err(error) => report.left.push((key, error.to_string())),
         }

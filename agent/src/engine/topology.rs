@@ -13,7 +13,8 @@ use super::Engine;
 
 impl Engine {
     pub async fn routes(&self) -> Result<Vec<RouteView>> {
-        Ok(route::list(&self.shared.observe().await?))
+        let observed = self.shared.observe().await?;
+        Ok(route::list(&observed))
     }
 
     /// Everything that is connected with something, from one look.

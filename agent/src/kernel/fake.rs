@@ -166,8 +166,8 @@ impl FakeKernel {
 
 #[async_trait]
 impl Kernel for FakeKernel {
-    async fn observe(&self) -> Result<Observed, KernelError> {
-        Ok(lock(&self.world).clone())
+    async fn observe(&self) -> Result<Arc<Observed>, KernelError> {
+        Ok(Arc::new(lock(&self.world).clone()))
     }
 
     async fn apply(&self, step: &LinkStep) -> Result<(), KernelError> {

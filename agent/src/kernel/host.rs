@@ -43,6 +43,16 @@ impl HostKernel {
         Ok(presence)
     }
 
+    async fn with_ovs(&self, mut observed: Arc<Observed>) -> Result<Arc<Observed>, KernelError> {
+        let presence = self.look().await?;
+        if presence != Presence::Absent {
+            let observed = Arc::make_mut(&mut observed);
+            observed.ovs = presence;
+            overlay(observed);
+        }
+        Ok(observed)
+    }
+
     fn coming(&self) -> MutexGuard<'_, HashMap<String, OvsVlans>> {
         self.coming.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -100,11 +110,14 @@ impl HostKernel {
 
 #[async_trait]
 impl Kernel for HostKernel {
-    async fn observe(&self) -> Result<Observed, KernelError> {
-        let mut observed = self.netlink.observe().await?;
-        observed.ovs = self.look().await?;
-        overlay(&mut observed);
-        Ok(observed)
+    async fn observe(&self) -> Result<Arc<Observed>, KernelError> {
+        let observed = self.netlink.observe().await?;
+        self.with_ovs(observed).await
+    }
+
+    async fn observe_owners(&self) -> Result<Arc<Observed>, KernelError> {
+        let observed = self.netlink.observe_owners().await?;
+        self.with_ovs(observed).await
     }
 
     async fn reachable(&self, link: &str, host: IpAddr) -> Result<bool, KernelError> {
@@ -209,7 +222,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_bridge_of_ovs_is_a_bridge_with_its_ports() {
-        let mut observed = FakeKernel::new(Faults::default()).observe().await.unwrap();
+        let mut observed = (*FakeKernel::new(Faults::default()).observe().await.unwrap()).clone();
         let port = |name: &str, tag| OvsPort { name: name.into(), tag, trunks: BTreeSet::new(), ours: true };
         observed.ovs = Presence::Present(vec![OvsBridge {
             name: "ens4".into(),

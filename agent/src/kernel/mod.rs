@@ -21,8 +21,9 @@ mod rtnl;
 pub mod step;
 pub mod switch;
 mod tun;
+mod view;
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
@@ -33,7 +34,12 @@ use self::{links::Observed, listeners::Listener, step::LinkStep};
 #[async_trait]
 pub trait Kernel: Send + Sync + std::fmt::Debug {
     /// Everything, or an error: a listing that fails half-way has failed.
-    async fn observe(&self) -> Result<Observed, KernelError>;
+    async fn observe(&self) -> Result<Arc<Observed>, KernelError>;
+
+    /// The same, and who owns each TUN just now, of which the kernel sends no word when it changes.
+    async fn observe_owners(&self) -> Result<Arc<Observed>, KernelError> {
+        self.observe().await
+    }
 
     /// Does one step whole, or changes nothing.
     async fn apply(&self, step: &LinkStep) -> Result<(), KernelError>;

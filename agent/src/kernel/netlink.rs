@@ -37,6 +37,7 @@ use super::{
     rtnl::{Rtnl, io_error},
     step::{LinkStep, NewBridge, NewEnd, NewTun, NewVlan},
     tun::Tun,
+    view::View,
 };
 use crate::model::VlanProtocol;
 
@@ -57,10 +58,18 @@ pub struct NetlinkKernel {
 #[derive(Debug)]
 struct Inner {
     rtnl: Mutex<Rtnl>,
-    /// A second socket, so that reads never wait for a slow step.
-    reader: Mutex<Rtnl>,
+    /// Sockets of their own, so that reads never wait for a slow step.
+    reader: Mutex<Reader>,
     /// The worker's own namespace.
     own: File,
+}
+
+/// What reads need, and what they found last.
+#[derive(Debug)]
+struct Reader {
+    rtnl: Rtnl,
+    view: View,
+    last: Arc<Observed>,
 }
 
 impl NetlinkKernel {
@@ -68,7 +77,8 @@ impl NetlinkKernel {
     pub fn open() -> Result<Self, KernelError> {
         let own = File::open("/proc/thread-self/ns/net")
             .map_err(|error| io_error("open the worker's network namespace", &error))?;
-        let inner = Inner { rtnl: Mutex::new(Rtnl::open()?), reader: Mutex::new(Rtnl::open()?), own };
+        let reader = Reader { rtnl: Rtnl::open()?, view: View::open()?, last: Arc::default() };
+        let inner = Inner { rtnl: Mutex::new(Rtnl::open()?), reader: Mutex::new(reader), own };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -86,8 +96,12 @@ impl NetlinkKernel {
 
 #[async_trait]
 impl Kernel for NetlinkKernel {
-    async fn observe(&self) -> Result<Observed, KernelError> {
-        self.blocking("observe", Inner::observe).await
+    async fn observe(&self) -> Result<Arc<Observed>, KernelError> {
+        self.blocking("observe", |inner| inner.observe(false)).await
+    }
+
+    async fn observe_owners(&self) -> Result<Arc<Observed>, KernelError> {
+        self.blocking("observe", |inner| inner.observe(true)).await
     }
 
     async fn apply(&self, step: &LinkStep) -> Result<(), KernelError> {
@@ -141,9 +155,14 @@ impl Kernel for NetlinkKernel {
 }
 
 impl Inner {
-    fn observe(&self) -> Result<Observed, KernelError> {
-        let mut rtnl = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-        observe::observe(&mut rtnl, &self.own)
+    fn observe(&self, owners: bool) -> Result<Arc<Observed>, KernelError> {
+        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let Reader { rtnl, view, last } = &mut *reader;
+        if owners {
+            view.doubt_tuns();
+        }
+        *last = observe::observe(view, rtnl, &self.own, last)?;
+        Ok(Arc::clone(last))
     }
 
     fn apply(&self, step: &LinkStep) -> Result<(), KernelError> {

@@ -1,21 +1,26 @@
 //! From rtnetlink's messages to [`Observed`].
 
-use std::{collections::HashMap, fs::File, os::fd::AsRawFd};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    os::fd::AsRawFd,
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 use netlink_packet_core::Nla;
 use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
+    RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
     link::{
         BridgePortState, BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData,
         InfoTun, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, State,
         VlanProtocol as WireVlanProtocol,
     },
-    neighbour::NeighbourMessage,
     nsid::{NsidAttribute, NsidMessage},
-    route::RouteMessage,
 };
+
+use nix::errno::Errno;
 
 use super::{
     KernelError, forwarding,
@@ -25,29 +30,76 @@ use super::{
     },
     netns,
     ovs::Presence,
-    routes::{Neighbour, Route},
+    routes::Route,
     rtnl::Rtnl,
+    view::{self, View},
 };
 use crate::model::VlanProtocol;
 
 /// A link with the reference to its peer still in the kernel's numbers.
-struct Raw {
-    link: Link,
+#[derive(Debug, Clone)]
+pub(super) struct Raw {
+    pub(super) link: Link,
     /// IFLA_LINK: the peer's index, where it lives.
-    peer: Option<u32>,
+    pub(super) peer: Option<u32>,
     /// IFLA_LINK_NETNSID: where it lives, when that is another namespace.
-    peer_nsid: Option<i32>,
+    pub(super) peer_nsid: Option<i32>,
 }
 
 struct OtherPlace {
     name: String,
     file: File,
-    links: Vec<Raw>,
+    links: BTreeMap<u32, Raw>,
 }
 
-/// Reads everything. `own` is the worker's own namespace.
-pub(super) fn observe(rtnl: &mut Rtnl, own: &File) -> Result<Observed, KernelError> {
-    let here = links(rtnl)?;
+/// Reads what has changed since `last`, and all of the other namespaces. `own` is the worker's own.
+pub(super) fn observe(
+    view: &mut View,
+    rtnl: &mut Rtnl,
+    own: &File,
+    last: &Arc<Observed>,
+) -> Result<Arc<Observed>, KernelError> {
+    let changed = view.refresh()?;
+    let others = other_places()?;
+    let ip_forward = forwarding::ipv4()?;
+    let ipv6_forward = forwarding::ipv6()?;
+    let as_before = !changed && others.is_empty() && last.namespaces.is_empty();
+    if as_before && (last.ip_forward, last.ipv6_forward) == (ip_forward, ipv6_forward) {
+        return Ok(Arc::clone(last));
+    }
+
+    let mut ids = HashMap::new();
+    for other in &others {
+        if let Some(id) = nsid(rtnl, &other.file)? {
+            ids.insert(id, Place::Named(other.name.clone()));
+        }
+    }
+    let links = resolve(view.links.values().cloned(), &Place::Here, &ids);
+    let mut namespaces = Vec::new();
+    for index in 0..others.len() {
+        let ids = if others[index].links.values().any(|raw| raw.peer_nsid.is_some()) {
+            ids_seen_from(&others[index], own, &others)?
+        } else {
+            HashMap::new()
+        };
+        let OtherPlace { name, links, .. } = &others[index];
+        let links = resolve(links.values().cloned(), &Place::Named(name.clone()), &ids);
+        namespaces.push(Namespace { name: name.clone(), links });
+    }
+    let routes: Vec<Route> = view.routes().cloned().collect();
+    Ok(Arc::new(Observed {
+        links,
+        namespaces,
+        default_route: default_route(&routes),
+        routes,
+        neighbours: view.neighbours.clone(),
+        ip_forward,
+        ipv6_forward,
+        ovs: Presence::Absent,
+    }))
+}
+
+fn other_places() -> Result<Vec<OtherPlace>, KernelError> {
     let mut others = Vec::new();
     for name in netns::names()? {
         // One that vanishes or is only half made must not hide all the rest.
@@ -59,45 +111,12 @@ pub(super) fn observe(rtnl: &mut Rtnl, own: &File) -> Result<Observed, KernelErr
         };
         others.push(OtherPlace { name, file, links });
     }
-    let (routes, neighbours) = (routes(rtnl)?, neighbours(rtnl)?);
-    let default_route = default_route(&routes);
-    let ip_forward = forwarding::ipv4()?;
-    let ipv6_forward = forwarding::ipv6()?;
-
-    let mut ids = HashMap::new();
-    for other in &others {
-        if let Some(id) = nsid(rtnl, &other.file)? {
-            ids.insert(id, Place::Named(other.name.clone()));
-        }
-    }
-    let links = resolve(here, &Place::Here, &ids);
-    let mut namespaces = Vec::new();
-    for index in 0..others.len() {
-        let ids = if others[index].links.iter().any(|raw| raw.peer_nsid.is_some()) {
-            ids_seen_from(&others[index], own, &others)?
-        } else {
-            HashMap::new()
-        };
-        let other = &mut others[index];
-        let place = Place::Named(other.name.clone());
-        let links = resolve(std::mem::take(&mut other.links), &place, &ids);
-        namespaces.push(Namespace { name: other.name.clone(), links });
-    }
-    Ok(Observed {
-        links,
-        namespaces,
-        routes,
-        neighbours,
-        default_route,
-        ip_forward,
-        ipv6_forward,
-        ovs: Presence::Absent,
-    })
+    Ok(others)
 }
 
 /// A file under `/run/netns` that no namespace is mounted on: EINVAL of setns.
 fn is_no_namespace(error: &KernelError) -> bool {
-    error.errno == Some(nix::errno::Errno::EINVAL as i32)
+    error.errno == Some(Errno::EINVAL as i32)
 }
 
 /// How the other namespaces are numbered in one of them.
@@ -138,42 +157,55 @@ fn nsid(rtnl: &mut Rtnl, namespace: &File) -> Result<Option<i32>, KernelError> {
     Ok(id)
 }
 
-fn resolve(raw: Vec<Raw>, place: &Place, ids: &HashMap<i32, Place>) -> Vec<Link> {
-    raw.into_iter()
-        .map(|Raw { mut link, peer, peer_nsid }| {
-            let at = match peer_nsid {
-                None => Some(place.clone()),
-                Some(id) => ids.get(&id).cloned(),
-            };
-            link.peer = peer.zip(at).map(|(index, place)| Peer { place, index });
-            link
-        })
-        .collect()
+fn resolve(raw: impl Iterator<Item = Raw>, place: &Place, ids: &HashMap<i32, Place>) -> Vec<Link> {
+    raw.map(|Raw { mut link, peer, peer_nsid }| {
+        let at = match peer_nsid {
+            None => Some(place.clone()),
+            Some(id) => ids.get(&id).cloned(),
+        };
+        link.peer = peer.zip(at).map(|(index, place)| Peer { place, index });
+        link
+    })
+    .collect()
 }
 
 /// Links with their addresses, of the socket's namespace, by index.
-fn links(rtnl: &mut Rtnl) -> Result<Vec<Raw>, KernelError> {
-    let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
-    let mut links: Vec<Raw> = rtnl
-        .dump("list links", &request)?
-        .into_iter()
-        .filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewLink(message) => Some(link(message)),
-            _ => None,
-        })
-        .filter(|raw| raw.link.alias.as_deref() != Some(ROOM_ALIAS))
-        .collect();
-    links.sort_by_key(|raw| raw.link.index);
-    let by_index: HashMap<u32, usize> =
-        links.iter().enumerate().map(|(position, raw)| (raw.link.index, position)).collect();
-    let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-    for answer in rtnl.dump("list addresses", &request)? {
-        let RouteNetlinkMessage::NewAddress(message) = answer else { continue };
+pub(super) fn links(rtnl: &mut Rtnl) -> Result<BTreeMap<u32, Raw>, KernelError> {
+    let answers = rtnl.dump("list links", &view::link_request(0))?;
+    let mut links: BTreeMap<u32, Raw> = answers.into_iter().filter_map(new_link).collect();
+    for message in addresses(rtnl, 0)? {
         // Not found: a link that came between the two dumps. The next look will have it.
-        let Some(position) = by_index.get(&message.header.index) else { continue };
-        links[*position].link.addresses.extend(address(&message));
+        let Some(raw) = links.get_mut(&message.header.index) else { continue };
+        raw.link.addresses.extend(address(&message));
     }
     Ok(links)
+}
+
+/// One link with its addresses. The socket has to be strict.
+pub(super) fn one_link(rtnl: &mut Rtnl, index: u32) -> Result<Raw, KernelError> {
+    let answers = rtnl.get("look at a link", view::link_request(index))?;
+    let gone = || KernelError::errno("look at a link", Errno::ENODEV as i32);
+    let (_, mut raw) = answers.into_iter().find_map(new_link).ok_or_else(gone)?;
+    let own = addresses(rtnl, index)?.into_iter().filter(|message| message.header.index == index);
+    raw.link.addresses = own.filter_map(|message| address(&message)).collect();
+    Ok(raw)
+}
+
+fn new_link(answer: RouteNetlinkMessage) -> Option<(u32, Raw)> {
+    match answer {
+        RouteNetlinkMessage::NewLink(message) => Some((message.header.index, link(message))),
+        _ => None,
+    }
+    .filter(|(_, raw)| raw.link.alias.as_deref() != Some(ROOM_ALIAS))
+}
+
+fn addresses(rtnl: &mut Rtnl, index: u32) -> Result<Vec<AddressMessage>, KernelError> {
+    let answers = rtnl.dump("list addresses", &view::address_request(index))?;
+    let addresses = answers.into_iter().filter_map(|answer| match answer {
+        RouteNetlinkMessage::NewAddress(message) => Some(message),
+        _ => None,
+    });
+    Ok(addresses.collect())
 }
 
 /// One link by itself: without its addresses and its peer.
@@ -352,34 +384,6 @@ fn address(message: &AddressMessage) -> Option<Address> {
         prefix_route: !flags.contains(AddressFlags::Noprefixroute),
         dynamic: lifetime != u32::MAX,
     })
-}
-
-/// Both families.
-fn routes(rtnl: &mut Rtnl) -> Result<Vec<Route>, KernelError> {
-    let mut routes = Vec::new();
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        let mut request = RouteMessage::default();
-        request.header.address_family = family;
-        let answers = rtnl.dump("list routes", &RouteNetlinkMessage::GetRoute(request))?;
-        routes.extend(answers.into_iter().filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewRoute(route) => Route::read(route),
-            _ => None,
-        }));
-    }
-    Ok(routes)
-}
-
-/// The kernel keeps no more than some thousand neighbours, so reading them all is cheap.
-fn neighbours(rtnl: &mut Rtnl) -> Result<Vec<Neighbour>, KernelError> {
-    let request = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
-    let answers = rtnl.dump("list neighbours", &request)?;
-    Ok(answers
-        .into_iter()
-        .filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewNeighbour(message) => Neighbour::read(message),
-            _ => None,
-        })
-        .collect())
 }
 
 /// The interface of the IPv4 default route with the lowest metric.

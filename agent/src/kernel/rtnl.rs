@@ -58,6 +58,14 @@ impl Rtnl {
         Ok(Self { socket, sequence: 0 })
     }
 
+    /// One that the kernel lets ask for a part of what there is, and refuses what it does not understand.
+    pub(super) fn open_strict() -> Result<Self, KernelError> {
+        let rtnl = Self::open()?;
+        (rtnl.socket.set_netlink_get_strict_chk(true))
+            .map_err(|error| io_error("open a netlink socket", &error))?;
+        Ok(rtnl)
+    }
+
     /// Makes a change, and waits for the kernel's word on it.
     pub(super) fn change(
         &mut self,

@@ -159,6 +159,8 @@ pub(super) fn remove(chosen: &[&Rule], world: World<'_>) -> Plan {
     let mut plan = Plan::new(Subject::Gone(ids.clone()), format!("rule {} was removed", ids.join(", ")));
     let changes: BTreeMap<_, _> = chosen.iter().map(|rule| (rule.slot, None)).collect();
     plan.steps = steps(&changes, world.observed, world.nat);
+    // What has become too much is taken off by a later look: the next rule may need it again.
+    plan.steps.retain(|step| !matches!(step, Step::Nat(NatStep::Detach(_) | NatStep::SetPorts(_))));
     for rule in chosen {
         plan.forget(Record::Rule((*rule).clone()));
     }

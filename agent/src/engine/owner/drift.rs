@@ -7,6 +7,7 @@
 use std::{
     cmp::Ordering,
     collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
     time::Duration,
 };
 
@@ -34,7 +35,7 @@ const PASSES: usize = 4;
 #[derive(Debug, Default)]
 pub(super) struct Drift {
     /// The machine as it was at the last look.
-    seen: Option<Observed>,
+    seen: Option<Arc<Observed>>,
     /// Objects that were not as they should be when they were last looked at, and those written since: what
     /// came and went between two looks is in neither.
     open: BTreeSet<String>,
@@ -80,7 +81,7 @@ impl Credit {
 enum Mended {
     Right,
     /// Something was done; what was observed afterwards.
-    Done(Box<Observed>),
+    Done(Arc<Observed>),
     /// It cannot be put right now, and why; when to try again, if not at the next event.
     Wrong(String, Option<Instant>),
 }
@@ -102,7 +103,7 @@ impl Owner {
             for record in records.values() {
                 match self.mend(record, &observed).await {
                     Mended::Right => self.right(record),
-                    Mended::Done(after) => (observed, changed) = (*after, true),
+                    Mended::Done(after) => (observed, changed) = (after, true),
                     Mended::Wrong(problem, due) => {
                         self.wrong(record, problem);
                         again = [again, due].into_iter().flatten().min();
@@ -135,7 +136,7 @@ impl Owner {
         records.into_iter().map(|record| ((rank(&record), record.key()), record)).collect()
     }
 
-    async fn mend(&mut self, record: &Record, observed: &Observed) -> Mended {
+    async fn mend(&mut self, record: &Record, observed: &Arc<Observed>) -> Mended {
         let plan = {
             let state = self.shared.state();
             kinds::remake(record, self.world(observed, &state, ""))
@@ -156,7 +157,7 @@ impl Owner {
             Ok(after) => {
                 let steps: Vec<_> = plan.steps.iter().map(ToString::to_string).collect();
                 info!(object = key, steps = steps.join("; "), "put right");
-                Mended::Done(Box::new(after))
+                Mended::Done(after)
             }
             Err(error) => Mended::Wrong(error.to_string(), Some(now + RETRY)),
         }

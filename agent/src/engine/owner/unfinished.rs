@@ -37,7 +37,7 @@ impl Owner {
     }
 
     /// Removes the links that a killed worker had not finished; answers what is observed then.
-    pub(super) async fn remove_unfinished(&self) -> Result<Observed> {
+    pub(super) async fn remove_unfinished(&self) -> Result<Arc<Observed>> {
         let observed = self.shared.observe().await?;
         let (unfinished, strange) = {
             let state = self.shared.state();
