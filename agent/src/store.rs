@@ -240,6 +240,37 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_ends_anywhere_opens_at_a_whole_revision_or_says_what_is_wrong() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = RedbStore::open(dir.path()).unwrap();
+        let mut revisions = vec![store.load().unwrap()];
+        for revision in 0..4 {
+            let entries: Vec<Entry> =
+                (0..20).map(|key| (format!("{revision}/{key}"), Some(json!({ "is": key })))).collect();
+            store.commit(&entries).unwrap();
+            revisions.push(store.load().unwrap());
+        }
+        drop(store);
+        let file = std::fs::read(dir.path().join("state.redb")).unwrap();
+        let cut = tempfile::tempdir().unwrap();
+        let path = cut.path().join("state.redb");
+        // Every byte of the header, then some of every page.
+        let lengths = (0..512).chain((512..file.len()).step_by(509)).chain([file.len()]);
+        let mut opened = 0;
+        for length in lengths {
+            std::fs::write(&path, &file[..length]).unwrap();
+            match RedbStore::open(cut.path()).and_then(|store| store.load()) {
+                Ok(found) => {
+                    assert!(revisions.contains(&found), "{length} bytes: half a revision");
+                    opened += 1;
+                }
+                Err(error) => assert!(error.to_string().contains("state.redb"), "{error}"),
+            }
+        }
+        assert!(opened > 0, "not even the whole file opens");
+    }
+
+    #[test]
     fn the_last_note_is_there_after_a_reopen_and_a_torn_one_is_none() {
         let dir = tempfile::tempdir().unwrap();
         let store = RedbStore::open(dir.path()).unwrap();
