@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Mutex, PoisonError},
 };
 
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
@@ -56,7 +56,9 @@ pub trait Store: Send + Sync + fmt::Debug {
 /// The embedded store, `STATE_DIR/state.redb`. The file is locked while it is open.
 #[derive(Debug)]
 pub struct RedbStore {
-    database: Database,
+    path: PathBuf,
+    /// `None` after a write that failed: redb then refuses everything until the file is opened anew.
+    database: Mutex<Option<Database>>,
     /// Not in the database, whose commits cost an fsync.
     making: PathBuf,
 }
@@ -67,64 +69,86 @@ impl RedbStore {
         let path = state_dir.join("state.redb");
         let unusable = |reason: String| StoreError::Unusable { path: path.clone(), reason };
         std::fs::create_dir_all(state_dir).map_err(|error| unusable(error.to_string()))?;
-        let database = Database::create(&path).map_err(|error| match error {
-            DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path: path.clone() },
-            other => unusable(other.to_string()),
-        })?;
-        let store = Self { database, making: state_dir.join("making.json") };
-        match store.prepare().map_err(|error| unusable(error.to_string()))? {
-            SCHEMA => Ok(store),
-            found => Err(StoreError::OtherSchema { path, found }),
+        let database = open(&path)?;
+        let schema = prepare(&database).map_err(|error| unusable(error.to_string()))?;
+        if schema != SCHEMA {
+            return Err(StoreError::OtherSchema { path, found: schema });
         }
+        Ok(Self { making: state_dir.join("making.json"), path, database: Mutex::new(Some(database)) })
     }
 
-    /// Makes the tables of a new store; answers the schema.
-    fn prepare(&self) -> Result<u64, redb::Error> {
-        let transaction = self.database.begin_write()?;
-        let schema = {
-            let mut meta = transaction.open_table(META)?;
-            let found = meta.get("schema")?.map(|value| value.value());
-            if found.is_none() {
-                meta.insert("schema", SCHEMA)?;
-            }
-            transaction.open_table(OBJECTS)?;
-            found.unwrap_or(SCHEMA)
+    /// Does something with the database, which is opened anew if the last time failed.
+    fn with<T>(
+        &self,
+        task: impl FnOnce(&Database) -> Result<T, redb::Error>,
+        failed: fn(String) -> StoreError,
+    ) -> Result<T, StoreError> {
+        let mut database = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = match database.take() {
+            Some(open) => open,
+            None => open(&self.path).map_err(|error| failed(error.to_string()))?,
         };
-        transaction.commit()?;
-        Ok(schema)
-    }
-
-    fn read_all(&self) -> Result<Vec<(String, Vec<u8>)>, redb::Error> {
-        let transaction = self.database.begin_read()?;
-        let objects = transaction.open_table(OBJECTS)?;
-        let mut entries = Vec::new();
-        for entry in objects.iter()? {
-            let (key, value) = entry?;
-            entries.push((key.value().to_owned(), value.value().to_vec()));
+        let done = task(&open);
+        if done.is_ok() {
+            *database = Some(open);
         }
-        Ok(entries)
+        done.map_err(|error| failed(error.to_string()))
     }
+}
 
-    fn write_all(&self, entries: &[(&str, Option<Vec<u8>>)]) -> Result<(), redb::Error> {
-        // redb's default durability: commit() returns after the fsync.
-        let transaction = self.database.begin_write()?;
-        {
-            let mut objects = transaction.open_table(OBJECTS)?;
-            for (key, value) in entries {
-                match value {
-                    Some(value) => drop(objects.insert(key, value.as_slice())?),
-                    None => drop(objects.remove(key)?),
-                }
+fn open(path: &Path) -> Result<Database, StoreError> {
+    Database::create(path).map_err(|error| match error {
+        DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path: path.to_owned() },
+        other => StoreError::Unusable { path: path.to_owned(), reason: other.to_string() },
+    })
+}
+
+/// Makes the tables of a new store; answers the schema.
+fn prepare(database: &Database) -> Result<u64, redb::Error> {
+    let transaction = database.begin_write()?;
+    let schema = {
+        let mut meta = transaction.open_table(META)?;
+        let found = meta.get("schema")?.map(|value| value.value());
+        if found.is_none() {
+            meta.insert("schema", SCHEMA)?;
+        }
+        transaction.open_table(OBJECTS)?;
+        found.unwrap_or(SCHEMA)
+    };
+    transaction.commit()?;
+    Ok(schema)
+}
+
+fn read_all(database: &Database) -> Result<Vec<(String, Vec<u8>)>, redb::Error> {
+    let transaction = database.begin_read()?;
+    let objects = transaction.open_table(OBJECTS)?;
+    let mut entries = Vec::new();
+    for entry in objects.iter()? {
+        let (key, value) = entry?;
+        entries.push((key.value().to_owned(), value.value().to_vec()));
+    }
+    Ok(entries)
+}
+
+fn write_all(database: &Database, entries: &[(&str, Option<Vec<u8>>)]) -> Result<(), redb::Error> {
+    // redb's default durability: commit() returns after the fsync.
+    let transaction = database.begin_write()?;
+    {
+        let mut objects = transaction.open_table(OBJECTS)?;
+        for (key, value) in entries {
+            match value {
+                Some(value) => drop(objects.insert(key, value.as_slice())?),
+                None => drop(objects.remove(key)?),
             }
         }
-        transaction.commit()?;
-        Ok(())
     }
+    transaction.commit()?;
+    Ok(())
 }
 
 impl Store for RedbStore {
     fn load(&self) -> Result<BTreeMap<String, Value>, StoreError> {
-        let entries = self.read_all().map_err(|error| StoreError::Unreadable(error.to_string()))?;
+        let entries = self.with(read_all, StoreError::Unreadable)?;
         entries
             .into_iter()
             .map(|(key, bytes)| match serde_json::from_slice(&bytes) {
@@ -140,7 +164,7 @@ impl Store for RedbStore {
             .flatten()
             .map(|(key, value)| (key.as_str(), value.as_ref().map(|value| value.to_string().into_bytes())))
             .collect();
-        self.write_all(&entries).map_err(|error| StoreError::Unwritable(error.to_string()))
+        self.with(|database| write_all(database, &entries), StoreError::Unwritable)
     }
 
     fn note_making(&self, links: &[At]) -> Result<(), StoreError> {
@@ -175,7 +199,7 @@ struct Memory {
 
 impl MemoryStore {
     fn lock(&self) -> std::sync::MutexGuard<'_, Memory> {
-        self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Every change that was committed so far, in order.
@@ -306,10 +330,12 @@ mod tests {
     fn a_store_of_another_schema_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let store = RedbStore::open(dir.path()).unwrap();
-        let transaction = store.database.begin_write().unwrap();
+        drop(store);
+        let database = open(&dir.path().join("state.redb")).unwrap();
+        let transaction = database.begin_write().unwrap();
         transaction.open_table(META).unwrap().insert("schema", 9).unwrap();
         transaction.commit().unwrap();
-        drop(store);
+        drop(database);
         assert!(matches!(RedbStore::open(dir.path()), Err(StoreError::OtherSchema { found: 9, .. })));
     }
 }
