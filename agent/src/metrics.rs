@@ -337,6 +337,8 @@ pub(crate) mod tests {
             active_flows: 2,
             backend: "fake".into(),
             external_ip: None,
+            external_port_end: None,
+            source_cidrs: None,
             nat_type: None,
             port_parity: None,
         }

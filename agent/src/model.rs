@@ -192,9 +192,16 @@ pub struct ForwardSpec {
     #[serde(default)]
     pub external_ip: Option<IpAddr>,
     pub external_port: u16,
+    /// The last port of a range; `None`: `external_port` alone.
+    #[serde(default)]
+    pub external_port_end: Option<u16>,
     pub internal_ip: IpAddr,
+    /// Where the first port leads; the others follow.
     pub internal_port: u16,
     pub protocol: ForwardProtocol,
+    /// The only networks that it is open to, in order and none within another; none: to everybody.
+    #[serde(default)]
+    pub source_cidrs: Vec<IpNet>,
     #[serde(default)]
     pub description: Option<String>,
     #[serde(default = "yes")]
@@ -208,9 +215,11 @@ pub struct ForwardRequest {
     pub interface: Option<LinkName>,
     pub external_ip: Option<IpAddr>,
     pub external_port: u16,
+    pub external_port_end: Option<u16>,
     pub internal_ip: IpAddr,
     pub internal_port: u16,
     pub protocol: ForwardProtocol,
+    pub source_cidrs: Vec<IpNet>,
     pub description: Option<String>,
     pub enabled: bool,
 }
@@ -506,9 +515,9 @@ pub struct RuleView {
     pub action: RuleAction,
     /// tcp, udp or all.
     pub protocol: String,
-    /// CIDR form; `0.0.0.0/0` or `::/0` when any.
+    /// CIDR form; `0.0.0.0/0` or `::/0` when any. Several are separated by commas.
     pub source_ip: String,
-    /// The port on the outside of a forward; absent for masquerade.
+    /// The port on the outside of a forward, the first one of a range; absent for masquerade.
     pub source_port: Option<u16>,
     /// The inside host of a forward; absent for masquerade.
     pub dest_ip: Option<String>,
@@ -532,6 +541,12 @@ pub struct RuleView {
     /// Forwards only, as in the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub external_ip: Option<String>,
+    /// Forwards of a range only: its last port outside.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub external_port_end: Option<u16>,
+    /// Forwards only: the networks that it is open to; absent when to everybody.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_cidrs: Option<Vec<String>>,
     /// Masquerade only: `restricted`, `full_cone` or `symmetric`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nat_type: Option<NatType>,

@@ -12,6 +12,10 @@ pub const MAX_RULES: u32 = 16384;
 /// Entries of `hop`, a power of two. Entry 0 is not used: a flow's hop 0 is none.
 pub const HOPS: u32 = 16384;
 
+/// Blocks of ports that the ranges of forwards are cut into, and networks that forwards are open to: the sizes of
+/// `range4` and `source4`, and of their twins. Memory is taken for what is there only.
+pub const MAX_BLOCKS: u32 = 65536;
+
 /// Interfaces at which the fast path may begin and end: the size of `port`.
 pub const MAX_PORTS: u32 = 8192;
 
@@ -267,6 +271,56 @@ pub struct Forward<A> {
     pub generation: u32,
 }
 
+/// Key of `range4` and `range6`, after the trie's own prefix length: everything but the port, then as many bits of that
+/// as the ports of a block have in common. A range is cut into such blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(C, align(4))]
+pub struct RangeKey<A> {
+    pub uplink: u32,
+    /// 0.0.0.0 or ::, any address of the host.
+    pub address: A,
+    pub proto: u8,
+    /// Always 0.
+    pub unused: u8,
+    /// In network order: a trie compares from the first bit.
+    pub port: [u8; 2],
+}
+
+impl<A> RangeKey<A> {
+    /// Bits of everything but the port.
+    #[expect(clippy::cast_possible_truncation, reason = "an address is not that long")]
+    pub const FIXED: u32 = 8 * (size_of::<u32>() + size_of::<A>() + 2) as u32;
+    /// Bits of a single port's key.
+    pub const WHOLE: u32 = Self::FIXED + u16::BITS;
+}
+
+/// Value of `range4` and `range6`: where the ports of a block lead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C, align(4))]
+pub struct Range<A> {
+    pub address: A,
+    /// What the inside port is further up than the one outside, on a circle of 65536.
+    pub shift: u16,
+    /// Always 0.
+    pub unused: u16,
+    pub rule: u32,
+    pub generation: u32,
+}
+
+/// Key of `source4` and `source6`, after the trie's own prefix length: all 32 bits of the rule's slot, then the network's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(C, align(4))]
+pub struct SourceKey<A> {
+    pub rule: u32,
+    pub address: A,
+}
+
+impl<A> SourceKey<A> {
+    /// Bits of a single address' key.
+    #[expect(clippy::cast_possible_truncation, reason = "an address is not that long")]
+    pub const WHOLE: u32 = 8 * (size_of::<u32>() + size_of::<A>()) as u32;
+}
+
 /// Key of `masquerade4` and `masquerade6`, after the trie's own prefix length: all 32 bits of the uplink, then the
 /// network's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -334,6 +388,8 @@ pub mod rule {
     pub const SYMMETRIC: u32 = 2;
     /// Masquerade: an even port stays even, an odd one odd (RFC 4787 REQ-4).
     pub const PARITY: u32 = 4;
+    /// Forward: only for the sources that `source4` or its twin has for the slot.
+    pub const SOURCES: u32 = 8;
 }
 
 /// Value of `rule_stat`, by slot and CPU.
@@ -401,6 +457,9 @@ const _: () = {
     assert!(size_of::<ForwardKey<A6>>() == 24);
     assert!(size_of::<Forward<A4>>() == 16);
     assert!(size_of::<Forward<A6>>() == 28);
+    assert!(size_of::<RangeKey<A4>>() == 12 && size_of::<RangeKey<A6>>() == 24);
+    assert!(size_of::<Range<A4>>() == 16 && size_of::<Range<A6>>() == 28);
+    assert!(size_of::<SourceKey<A4>>() == 8 && size_of::<SourceKey<A6>>() == 20);
     assert!(size_of::<MasqueradeKey<A4>>() == 8);
     assert!(size_of::<MasqueradeKey<A6>>() == 20);
     assert!(size_of::<EndpointKey<A4>>() == 8 && size_of::<EndpointKey<A6>>() == 20);

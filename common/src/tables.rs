@@ -6,9 +6,9 @@ use crate::{
     family::Address,
     maps::{
         Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented,
-        Masquerade, Moved, REMOTES, Rule, TICK_BITS, Uplink,
+        Masquerade, Moved, REMOTES, Range, RangeKey, Rule, SourceKey, TICK_BITS, Uplink,
     },
-    nat::work::Work,
+    nat::work::{Prefixed, Work},
 };
 
 /// What came of inserting a key that must not exist.
@@ -137,6 +137,34 @@ impl<A: Address> BindingRef<A> {
     }
 }
 
+/// A block of a range in a table; as with [`FlowRef`], its fields are read one by one.
+#[derive(Debug, Clone, Copy)]
+pub struct RangeRef<A>(NonNull<Range<A>>);
+
+impl<A: Address> RangeRef<A> {
+    /// # Safety
+    /// `range` must stay readable as a [`Range`] while the reference is used.
+    #[inline(always)]
+    pub const unsafe fn new(range: NonNull<Range<A>>) -> Self {
+        Self(range)
+    }
+
+    /// Where one of its ports leads, written down.
+    #[inline(always)]
+    pub fn resolve(self, port: u16, target: &mut Forward<A>) {
+        let range = self.0.as_ptr();
+        // SAFETY: readable by the contract of `new`; every bit pattern is a Range, which is aligned to four bytes and
+        // whose address is its start.
+        unsafe {
+            target.address = A::load(&raw const (*range).address);
+            target.port = port.wrapping_add((&raw const (*range).shift).read_volatile());
+            target.unused = 0;
+            target.rule = (&raw const (*range).rule).read_volatile();
+            target.generation = (&raw const (*range).generation).read_volatile();
+        }
+    }
+}
+
 macro_rules! field {
     ($record:ident: $($get:ident, $set:ident: $kind:ty;)*) => {
         impl<A: Address> $record<A> {
@@ -247,6 +275,12 @@ pub trait Tables<A: Address>: Host {
     fn set_fragmented(&self, key: &FragmentKey<A>, fragmented: &Fragmented);
 
     fn forward(&self, key: &ForwardKey<A>) -> Option<Forward<A>>;
+
+    /// The block of a range of ports that this one is in.
+    fn range(&self, key: &Prefixed<RangeKey<A>>) -> Option<RangeRef<A>>;
+
+    /// Is a rule open to this source? Asked only when it is not open to everybody.
+    fn is_source(&self, key: &Prefixed<SourceKey<A>>) -> bool;
 
     /// The longest masqueraded prefix of this uplink that covers the address.
     fn masquerade(&self, uplink: u32, address: A) -> Option<Masquerade>;

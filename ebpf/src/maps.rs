@@ -9,8 +9,8 @@ use telecluster_common::{
     drop::DropReason,
     maps::{
         Binding, EndpointKey, Epoch, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented, HOPS, Hop,
-        MAX_FRAGMENTED, MAX_PORTS, MAX_RULES, MAX_WAITING_ROOMS, Masquerade, MasqueradeKey, Moved, Port,
-        Rule, RuleStat, Uplink, stage,
+        MAX_BLOCKS, MAX_FRAGMENTED, MAX_PORTS, MAX_RULES, MAX_WAITING_ROOMS, Masquerade, MasqueradeKey,
+        Moved, Port, Range, RangeKey, Rule, RuleStat, SourceKey, Uplink, stage,
     },
     nat::work::Work,
 };
@@ -21,6 +21,7 @@ type A6 = [u8; 16];
 /// Twice as many forwards as rules: `all` is tcp and udp.
 const FORWARDS: usize = 2 * MAX_RULES as usize;
 const RULES: usize = MAX_RULES as usize;
+const BLOCKS: usize = MAX_BLOCKS as usize;
 const UPLINKS: usize = 256;
 const ADDRESSES: usize = 4096;
 
@@ -80,6 +81,18 @@ pub static FORWARD4: HashMap<ForwardKey<A4>, Forward<A4>, FORWARDS> = HashMap::n
 
 #[btf_map(name = "forward6")]
 pub static FORWARD6: HashMap<ForwardKey<A6>, Forward<A6>, FORWARDS> = HashMap::new();
+
+#[btf_map(name = "range4")]
+pub static RANGE4: LpmTrie<RangeKey<A4>, Range<A4>, BLOCKS> = LpmTrie::new();
+
+#[btf_map(name = "range6")]
+pub static RANGE6: LpmTrie<RangeKey<A6>, Range<A6>, BLOCKS> = LpmTrie::new();
+
+#[btf_map(name = "source4")]
+pub static SOURCE4: LpmTrie<SourceKey<A4>, u32, BLOCKS> = LpmTrie::new();
+
+#[btf_map(name = "source6")]
+pub static SOURCE6: LpmTrie<SourceKey<A6>, u32, BLOCKS> = LpmTrie::new();
 
 #[btf_map(name = "masquerade4")]
 pub static MASQUERADE4: LpmTrie<MasqueradeKey<A4>, Masquerade, RULES> = LpmTrie::new();

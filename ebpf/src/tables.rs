@@ -17,20 +17,20 @@ use aya_ebpf::{
 use telecluster_common::{
     maps::{
         Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented,
-        Masquerade, MasqueradeKey, Moved, Port, Rule, Uplink,
+        Masquerade, MasqueradeKey, Moved, Port, RangeKey, Rule, SourceKey, Uplink,
     },
     nat::{
         fast::{HopRef, Ways, stamp},
-        work::Work,
+        work::{Prefixed, Work},
     },
-    tables::{BindingRef, Claim, FlowRef, Host, Tables},
+    tables::{BindingRef, Claim, FlowRef, Host, RangeRef, Tables},
     tcp::proto,
 };
 
 use crate::maps::{
     BINDING4, BINDING6, EPOCH, FLOW4, FLOW6, FORWARD4, FORWARD6, FRAGMENT4, FRAGMENT6, HALF_NEXT, HALF4,
-    HALF6, HOP, LOCAL4, LOCAL6, MASQUERADE4, MASQUERADE6, MOVED4, MOVED6, PORT, RULE, RULE_STAT, UPLINK4,
-    UPLINK6, WAITING_ROOM, WORK4, WORK6,
+    HALF6, HOP, LOCAL4, LOCAL6, MASQUERADE4, MASQUERADE6, MOVED4, MOVED6, PORT, RANGE4, RANGE6, RULE,
+    RULE_STAT, SOURCE4, SOURCE6, UPLINK4, UPLINK6, WAITING_ROOM, WORK4, WORK6,
 };
 
 const EEXIST: i32 = -17;
@@ -148,7 +148,8 @@ impl Ways for Kernel {
 /// The tables of one family: the same code over its own maps. `$family` is its place in `half_next`.
 macro_rules! tables {
     ($address:ty, $prefix:literal, $flow:ident, $half:ident, $family:literal, $work:ident, $binding:ident, $moved:ident,
-     $fragment:ident, $forward:ident, $masquerade:ident, $uplink:ident, $local:ident, $tuple:expr) => {
+     $fragment:ident, $forward:ident, $range:ident, $source:ident, $masquerade:ident, $uplink:ident, $local:ident,
+     $tuple:expr) => {
         impl Tables<$address> for Kernel {
             #[inline(always)]
             fn flow(&self, key: &FlowKey<$address>) -> Option<FlowRef<$address>> {
@@ -257,6 +258,18 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn range(&self, key: &Prefixed<RangeKey<$address>>) -> Option<RangeRef<$address>> {
+                let range = core::ptr::from_ref($range.get(trie_key(key))?);
+                // SAFETY: map memory stays mapped while the program runs (RCU), and is only read.
+                NonNull::new(range.cast_mut()).map(|range| unsafe { RangeRef::new(range) })
+            }
+
+            #[inline(always)]
+            fn is_source(&self, key: &Prefixed<SourceKey<$address>>) -> bool {
+                $source.get(trie_key(key)).is_some()
+            }
+
+            #[inline(always)]
             fn masquerade(&self, uplink: u32, address: $address) -> Option<Masquerade> {
                 $masquerade.get(&Key::new($prefix, MasqueradeKey { uplink, address })).copied()
             }
@@ -293,6 +306,8 @@ tables!(
     MOVED4,
     FRAGMENT4,
     FORWARD4,
+    RANGE4,
+    SOURCE4,
     MASQUERADE4,
     UPLINK4,
     LOCAL4,
@@ -309,11 +324,21 @@ tables!(
     MOVED6,
     FRAGMENT6,
     FORWARD6,
+    RANGE6,
+    SOURCE6,
     MASQUERADE6,
     UPLINK6,
     LOCAL6,
     tuple6
 );
+
+/// The same bytes as aya's own key of a trie.
+#[inline(always)]
+fn trie_key<K>(key: &Prefixed<K>) -> &Key<K> {
+    const { assert!(size_of::<Prefixed<K>>() == size_of::<Key<K>>()) }
+    // SAFETY: both are the number of bits, then the key, without padding (asserted); a `Key` is aligned to one byte.
+    unsafe { &*core::ptr::from_ref(key).cast() }
+}
 
 #[inline(always)]
 fn tuple4(remote: ([u8; 4], u16), local: ([u8; 4], u16)) -> (bpf_sock_tuple__bindgen_ty_1, usize) {

@@ -4,6 +4,7 @@ use std::{
     cell::{Cell, RefCell, UnsafeCell},
     collections::HashMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
     ptr::NonNull,
 };
 
@@ -14,16 +15,17 @@ use telecluster_common::{
     family::Address,
     maps::{
         Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented,
-        Masquerade, Moved, Port, Rule as RuleSlot, RuleStat, Timeouts, Uplink,
+        Masquerade, Moved, Port, Range, RangeKey, Rule as RuleSlot, RuleStat, SourceKey, Timeouts, Uplink,
+        rule,
     },
     nat::{
         Next, Verdict, established,
         fast::{HopRef, Ways},
         first, fragment, icmp_error, make, translate,
-        work::Work,
+        work::{Prefixed, Work},
     },
     packet::{ChecksumFix, Packet, Wire, note},
-    tables::{self, BindingRef, Claim, FlowRef, Tables},
+    tables::{self, BindingRef, Claim, FlowRef, RangeRef, Tables},
 };
 
 use crate::vectors::{LOCAL, Machine, Outcome, Rule, UPLINK, UPLINK_ADDRESS, UPLINK_ADDRESS6};
@@ -112,6 +114,9 @@ pub struct HostTables {
 /// Where an entry stays until it is removed.
 type Place<T> = Box<UnsafeCell<T>>;
 
+/// A range of ports: what it matches, and where it leads.
+type Ports<A> = (RangeKey<A>, RangeInclusive<u16>, Place<Range<A>>);
+
 /// The tables of one address family. Flows are boxed so that a reference to one survives inserts of others.
 #[derive(Debug)]
 pub struct Family<A> {
@@ -123,6 +128,9 @@ pub struct Family<A> {
     half_next: Cell<usize>,
     work: Box<UnsafeCell<Work<A>>>,
     forwards: HashMap<ForwardKey<A>, Forward<A>>,
+    /// Without their ports, which are beside them.
+    ranges: Vec<Ports<A>>,
+    sources: Vec<(u32, IpNet)>,
     masquerades: Vec<(IpNet, Masquerade)>,
 }
 
@@ -140,6 +148,8 @@ impl<A: Address> Default for Family<A> {
             half_next: Cell::new(0),
             work: Box::new(UnsafeCell::new(work)),
             forwards: HashMap::new(),
+            ranges: Vec::new(),
+            sources: Vec::new(),
             masquerades: Vec::new(),
         }
     }
@@ -354,6 +364,19 @@ impl<A: Side> Tables<A> for HostTables {
         A::of(self).forwards.get(key).copied()
     }
 
+    fn range(&self, key: &Prefixed<RangeKey<A>>) -> Option<RangeRef<A>> {
+        let (wanted, port) = (RangeKey { port: [0; 2], ..key.key }, u16::from_be_bytes(key.key.port));
+        let mut ranges = A::of(self).ranges.iter();
+        let (_, _, range) = ranges.find(|(key, ports, _)| *key == wanted && ports.contains(&port))?;
+        // SAFETY: the box stays until the rule is removed, and nothing writes to it.
+        NonNull::new(range.get()).map(|range| unsafe { RangeRef::new(range) })
+    }
+
+    fn is_source(&self, key: &Prefixed<SourceKey<A>>) -> bool {
+        let SourceKey { rule, address } = key.key;
+        A::of(self).sources.iter().any(|(slot, net)| *slot == rule && net.contains(&address.ip()))
+    }
+
     fn masquerade(&self, uplink: u32, address: A) -> Option<Masquerade> {
         let covering =
             A::of(self).masquerades.iter().filter(|(net, _)| uplink == UPLINK && net.contains(&address.ip()));
@@ -381,17 +404,31 @@ pub struct Host {
 }
 
 impl Host {
-    fn put_forward<A: Side>(&mut self, slot: u32, rule: (u8, u16, Option<IpAddr>), to: (IpAddr, u16)) {
-        let (proto, port, address) = rule;
-        let address = address.map_or(A::ANY, A::from_ip);
-        let key = ForwardKey { uplink: UPLINK, address, port, proto, unused: 0 };
-        let value = Forward { address: A::from_ip(to.0), port: to.1, unused: 0, rule: slot, generation: 1 };
-        A::of_mut(&mut self.tables).forwards.insert(key, value);
+    fn put_forward<A: Side>(&mut self, slot: u32, rule: &Rule) {
+        let Rule::Forward { proto, ports, to, address, sources } = rule else { return };
+        let flags = if sources.is_empty() { 0 } else { rule::SOURCES };
+        self.tables.flags.insert(slot, flags);
+        let (uplink, proto, unused) = (UPLINK, *proto, 0);
+        let (address, inside) = (address.map_or(A::ANY, A::from_ip), A::from_ip(to.0));
+        let side = A::of_mut(&mut self.tables);
+        side.sources.extend(sources.iter().map(|net| (slot, *net)));
+        if ports.start() == ports.end() {
+            let key = ForwardKey { uplink, address, port: *ports.start(), proto, unused: 0 };
+            let value = Forward { address: inside, port: to.1, unused, rule: slot, generation: 1 };
+            side.forwards.insert(key, value);
+        } else {
+            let key = RangeKey { uplink, address, proto, unused: 0, port: [0; 2] };
+            let shift = to.1.wrapping_sub(*ports.start());
+            let value = Range { address: inside, shift, unused, rule: slot, generation: 1 };
+            side.ranges.push((key, ports.clone(), Box::new(UnsafeCell::new(value))));
+        }
     }
 
     fn forget_rule<A: Side>(&mut self, slot: u32) {
         let side = A::of_mut(&mut self.tables);
         side.forwards.retain(|_, value| value.rule != slot);
+        side.ranges.retain_mut(|(_, _, range)| range.get_mut().rule != slot);
+        side.sources.retain(|(rule, _)| *rule != slot);
         side.masquerades.retain(|(_, value)| value.rule != slot);
     }
 }
@@ -400,12 +437,8 @@ impl Machine for Host {
     fn put(&mut self, slot: u32, rule: &Rule) {
         self.tables.generations.borrow_mut().insert(slot, 1);
         match rule {
-            Rule::Forward { proto, port, to, address } if to.0.is_ipv4() => {
-                self.put_forward::<[u8; 4]>(slot, (*proto, *port, *address), *to);
-            }
-            Rule::Forward { proto, port, to, address } => {
-                self.put_forward::<[u8; 16]>(slot, (*proto, *port, *address), *to);
-            }
+            Rule::Forward { to, .. } if to.0.is_ipv4() => self.put_forward::<[u8; 4]>(slot, rule),
+            Rule::Forward { .. } => self.put_forward::<[u8; 16]>(slot, rule),
             Rule::Masquerade { source, nat } => {
                 self.tables.flags.insert(slot, nat.flags());
                 let rule = (*source, Masquerade { rule: slot, generation: 1 });

@@ -61,13 +61,15 @@ impl Kernel {
 
 fn nat_rule(rule: &Rule) -> NatRule {
     match rule {
-        Rule::Forward { proto, port, to, address } => NatRule::Forward {
+        Rule::Forward { proto, ports, to, address, sources } => NatRule::Forward {
             uplink: UPLINK,
             external_ip: *address,
-            external_port: *port,
+            external_port: *ports.start(),
+            external_port_end: *ports.end(),
             internal_ip: to.0,
             internal_port: to.1,
             transports: vec![if *proto == TCP { Transport::Tcp } else { Transport::Udp }],
+            sources: sources.clone(),
         },
         Rule::Masquerade { source, nat } => {
             NatRule::Masquerade { uplink: UPLINK, source: *source, nat: *nat, parity: false }

@@ -437,7 +437,8 @@ impl Drop for Lab {
     }
 }
 
-fn rule_id(body: &Value) -> String {
+/// Of an answer to a rule's creation.
+pub fn rule_id(body: &Value) -> String {
     body["data"]["rule_id"].as_str().unwrap_or_else(|| panic!("no rule_id in {body}")).to_owned()
 }
 

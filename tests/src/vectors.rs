@@ -1,7 +1,10 @@
 //! Packets in, packets and verdicts out. The host's engine and the loaded programs run the same list and must give
 //! the same bytes.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
+};
 
 use ipnet::IpNet;
 use telecluster_common::{
@@ -84,8 +87,18 @@ impl Cast {
 /// A rule, in the terms of the vectors.
 #[derive(Debug, Clone)]
 pub enum Rule {
-    Forward { proto: u8, port: u16, to: (IpAddr, u16), address: Option<IpAddr> },
-    Masquerade { source: IpNet, nat: NatType },
+    /// `to`: where the first of the ports leads. Without sources it is open to everybody.
+    Forward {
+        proto: u8,
+        ports: RangeInclusive<u16>,
+        to: (IpAddr, u16),
+        address: Option<IpAddr>,
+        sources: Vec<IpNet>,
+    },
+    Masquerade {
+        source: IpNet,
+        nat: NatType,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -179,7 +192,21 @@ pub fn masquerade() -> Rule {
 }
 
 pub fn forward(proto: u8, port: u16, to: (IpAddr, u16)) -> Rule {
-    Rule::Forward { proto, port, to, address: None }
+    range(proto, port..=port, to)
+}
+
+pub fn range(proto: u8, ports: RangeInclusive<u16>, to: (IpAddr, u16)) -> Rule {
+    Rule::Forward { proto, ports, to, address: None, sources: Vec::new() }
+}
+
+/// The same forward, for one address and one network only.
+fn restricted(rule: Rule, to_address: Option<IpAddr>, to_source: Option<IpNet>) -> Rule {
+    match rule {
+        Rule::Forward { proto, ports, to, .. } => {
+            Rule::Forward { proto, ports, to, address: to_address, sources: to_source.into_iter().collect() }
+        }
+        Rule::Masquerade { .. } => rule,
+    }
 }
 
 /// A masqueraded UDP exchange of IPv4.
@@ -193,6 +220,8 @@ pub fn all() -> Vec<Vector> {
     for cast in [IPV4, IPV6] {
         all.extend(masquerade_vectors(cast));
         all.extend(forward_vectors(cast));
+        all.extend(range_vectors(cast));
+        all.extend(source_vectors(cast));
         all.extend(icmp_error_vectors(cast));
         all.extend(fragment_vectors(cast));
     }
@@ -370,7 +399,7 @@ fn forward_vectors(cast: Cast) -> Vec<Vector> {
         },
         Vector {
             name: "a forward of another address of the host does not match",
-            rules: vec![Rule::Forward { proto: TCP, port: 2222, to: ssh, address: Some(cast.gateway) }],
+            rules: vec![restricted(forward(TCP, 2222, ssh), Some(cast.gateway), None)],
             steps: vec![
                 untouched(Direction::In, tcp(client, external, SYN, b"").bytes()),
                 inward(&tcp(client, (cast.gateway, 2222), SYN, b""), &tcp(client, ssh, SYN, b"")),
@@ -395,6 +424,96 @@ fn forward_vectors(cast: Cast) -> Vec<Vector> {
             steps: vec![
                 untouched(Direction::In, icmp(cast.remote, cast.uplink, cast.echo, 5, b"x").bytes()),
                 untouched(Direction::Out, icmp(cast.uplink, cast.remote, cast.echo_reply, 5, b"x").bytes()),
+            ],
+        },
+    ]
+}
+
+fn range_vectors(cast: Cast) -> Vec<Vector> {
+    let client = (cast.remote, 50000);
+    let whole = |port, inside| {
+        inward(&udp(client, (cast.uplink, port), b"q"), &udp(client, (cast.inside, inside), b"q"))
+    };
+    let not_ours = |port| untouched(Direction::In, udp(client, (cast.uplink, port), b"q").bytes());
+    vec![
+        Vector {
+            name: "each port of a range leads to the one that is as far from the first",
+            rules: vec![range(UDP, 5001..=6998, (cast.inside, 100))],
+            steps: vec![
+                whole(5001, 100),
+                whole(5002, 101),
+                whole(6144, 1243),
+                whole(6998, 2097),
+                not_ours(5000),
+                not_ours(6999),
+                out(&udp((cast.inside, 1243), client, b"a"), &udp((cast.uplink, 6144), client, b"a")),
+            ],
+        },
+        Vector {
+            name: "a range may end with the last port and lead below its own ports or above",
+            rules: vec![range(UDP, 65530..=65535, (cast.inside, 1)), range(UDP, 1..=3, (cast.inside, 65533))],
+            steps: vec![whole(65530, 1), whole(65535, 6), not_ours(65529), whole(1, 65533), whole(3, 65535)],
+        },
+        Vector {
+            name: "a range is of one protocol and of one address",
+            rules: vec![restricted(range(UDP, 5000..=5009, (cast.inside, 5000)), Some(cast.gateway), None)],
+            steps: vec![
+                not_ours(5004),
+                untouched(Direction::In, tcp(client, (cast.gateway, 5004), SYN, b"").bytes()),
+                inward(&udp(client, (cast.gateway, 5004), b"q"), &udp(client, (cast.inside, 5004), b"q")),
+            ],
+        },
+        Vector {
+            name: "with its rule, all flows of a range end",
+            rules: vec![range(UDP, 5000..=5009, (cast.inside, 5000)), forward(UDP, 53, (cast.inside, 53))],
+            steps: vec![whole(5003, 5003), Step::Remove(0), not_ours(5003), not_ours(5004), whole(53, 53)],
+        },
+        Vector {
+            name: "no inside host gets a port of a range",
+            rules: vec![cast.masquerade(), range(UDP, 1024..=65535, (cast.other_inside, 1024))],
+            steps: vec![Step::Dropped {
+                direction: Direction::Out,
+                frame: udp((cast.inside, 40000), (cast.remote, 53), b"q").bytes(),
+                reason: DropReason::PortsExhausted,
+            }],
+        },
+    ]
+}
+
+fn source_vectors(cast: Cast) -> Vec<Vector> {
+    let (guest, stranger) = ((cast.remote, 50000), (cast.stranger, 50000));
+    let host_bits = if cast.remote.is_ipv4() { 32 } else { 128 };
+    let net = |bits: u8| IpNet::new(cast.remote, host_bits - bits).expect("a network").trunc();
+    let (web, ports) = ((cast.inside, 80), (cast.inside, 5000));
+    let reaches = |port, inside| {
+        inward(&udp(guest, (cast.uplink, port), b"q"), &udp(guest, (cast.inside, inside), b"q"))
+    };
+    let refused = |port| untouched(Direction::In, udp(stranger, (cast.uplink, port), b"q").bytes());
+    let rules = |bits| {
+        vec![
+            restricted(forward(UDP, 8080, web), None, Some(net(bits))),
+            restricted(range(UDP, 5000..=5009, ports), None, Some(net(bits))),
+        ]
+    };
+    vec![
+        Vector {
+            name: "a forward for one network does not exist for others",
+            rules: rules(8),
+            steps: vec![reaches(8080, 80), refused(8080), reaches(5007, 5007), refused(5007)],
+        },
+        Vector {
+            name: "a forward may be for one address",
+            rules: rules(0),
+            steps: vec![reaches(8080, 80), refused(8080)],
+        },
+        Vector {
+            name: "a forward for one network leaves the next one open to everybody",
+            rules: vec![restricted(forward(UDP, 8080, web), None, Some(net(8))), forward(UDP, 8081, web)],
+            steps: vec![
+                refused(8080),
+                inward(&udp(stranger, (cast.uplink, 8081), b"q"), &udp(stranger, web, b"q")),
+                Step::Remove(0),
+                untouched(Direction::In, udp(guest, (cast.uplink, 8080), b"q").bytes()),
             ],
         },
     ]

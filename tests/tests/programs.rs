@@ -11,7 +11,7 @@ use telecluster_tests::{
     host::Host,
     kernel::Kernel,
     sandbox,
-    vectors::{self, Machine as _, Step, forward, masquerade},
+    vectors::{self, Machine as _, Step, forward, masquerade, range},
 };
 use telecluster_worker::kernel::dataplane::DataPlane as _;
 
@@ -42,6 +42,8 @@ fn damaged_frames_meet_the_same_fate_on_the_host_and_in_the_kernel() {
             masquerade(),
             forward(TCP, 2222, (vectors::IPV4.inside, 22)),
             forward(UDP, 53, (vectors::IPV4.other_inside, 5353)),
+            range(UDP, 5000..=5009, (vectors::IPV4.inside, 5000)),
+            range(UDP, 5000..=5009, (vectors::IPV6.inside, 5000)),
             vectors::IPV6.masquerade(),
             forward(TCP, 2222, (vectors::IPV6.inside, 22)),
             forward(UDP, 53, (vectors::IPV6.other_inside, 5353)),

@@ -5,6 +5,7 @@
 use std::net::IpAddr;
 
 use axum::extract::{Path, State};
+use ipnet::IpNet;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -36,6 +37,9 @@ const PROTOCOLS: &[(&str, ForwardProtocol)] =
 pub struct CreateForward {
     #[schema(minimum = 1, maximum = 65535, example = 2222)]
     pub external_port: u16,
+    /// The last port of a range, which leads to as many ports from `internal_port` on; default: `external_port` alone.
+    #[schema(minimum = 1, maximum = 65535)]
+    pub external_port_end: Option<u16>,
     #[schema(value_type = String, example = "192.168.100.10")]
     pub internal_ip: IpAddr,
     #[schema(minimum = 1, maximum = 65535, example = 22)]
@@ -51,6 +55,10 @@ pub struct CreateForward {
     /// One address of the uplink, of the same family as `internal_ip`; default: all of them.
     #[schema(value_type = Option<String>)]
     pub external_ip: Option<IpAddr>,
+    /// The only networks that may use it, of the same family as `internal_ip`; for others it is as if it did not exist.
+    /// Default: everybody.
+    #[schema(required = false, value_type = Vec<String>, max_items = 256, example = json!(["198.51.100.0/24"]))]
+    pub source_cidrs: Vec<IpNet>,
     /// False keeps the rule and forwards nothing.
     #[schema(required = false, default = true)]
     pub enabled: bool,
@@ -59,6 +67,7 @@ pub struct CreateForward {
 impl FromFields for CreateForward {
     fn from_fields(fields: &mut Fields) -> Option<Self> {
         let external_port = fields.required("external_port", values::port);
+        let external_port_end = fields.optional("external_port_end", values::port);
         let internal_ip = fields.required("internal_ip", values::host_ip);
         let internal_port = fields.required("internal_port", values::port);
         let protocol = fields.or("protocol", ForwardProtocol::Tcp, values::choice(PROTOCOLS));
@@ -66,17 +75,18 @@ impl FromFields for CreateForward {
         let description = fields.optional("description", values::description);
         let external_ip = fields.optional("external_ip", values::host_ip);
         let enabled = fields.or("enabled", true, values::boolean);
-        fields.not_yet("external_port_end", "a range of ports");
-        fields.not_yet("source_cidrs", "a list of allowed sources");
+        let source_cidrs = fields.or("source_cidrs", Vec::new(), values::list(values::network));
         fields.not_yet("hairpin", "hairpin");
         Some(Self {
             external_port: external_port?,
+            external_port_end,
             internal_ip: internal_ip?,
             internal_port: internal_port?,
             protocol,
             interface,
             description,
             external_ip,
+            source_cidrs,
             enabled,
         })
     }
@@ -89,27 +99,32 @@ impl CreateForward {
             ForwardProtocol::Tcp | ForwardProtocol::All => true,
             ForwardProtocol::Udp => false,
         };
-        if takes_tcp && self.external_port == api_port {
+        let ports = self.external_port..=self.external_port_end.unwrap_or(self.external_port);
+        if takes_tcp && ports.contains(&api_port) {
             let message = format!("port {api_port} is the worker's own: forwarding it would cut off the API");
             return Err(Error::new(Code::ForwardPortReserved, message).hint("choose another external_port"));
         }
         let Self {
             external_port,
+            external_port_end,
             internal_ip,
             internal_port,
             protocol,
             interface,
             description,
             external_ip,
+            source_cidrs,
             enabled,
         } = self;
         Ok(ForwardRequest {
             interface,
             external_ip,
             external_port,
+            external_port_end,
             internal_ip,
             internal_port,
             protocol,
+            source_cidrs,
             description,
             enabled,
         })
@@ -300,16 +315,25 @@ mod tests {
 
     #[test]
     fn what_would_open_more_than_asked_is_refused() {
-        assert_eq!(code(with("external_port_end", json!(2230))), Some(Code::Unsupported));
-        assert_eq!(code(with("source_cidrs", json!(["10.0.0.0/8"]))), Some(Code::Unsupported));
-        assert_eq!(code(with("source_cidrs", json!([]))), None);
+        for sources in [json!(["10.0.0.0/33"]), json!([7]), json!({}), json!("10.0.0.0/8,everybody")] {
+            assert_eq!(code(with("source_cidrs", sources)), Some(Code::InvalidField));
+        }
         assert_eq!(code(with("hairpin", json!(true))), Some(Code::Unsupported));
         assert_eq!(code(with("hairpin", json!(false))), None);
     }
 
     #[test]
+    fn sources_are_a_list_or_separated_by_commas() {
+        let sources = |value| read::<CreateForward>(with("source_cidrs", value)).unwrap().source_cidrs;
+        let expected = ["10.0.0.0/8", "198.51.100.7/32"].map(|net| net.parse::<IpNet>().unwrap());
+        assert_eq!(sources(json!(["10.0.0.0/8", "198.51.100.7"])), expected);
+        assert_eq!(sources(json!("10.0.0.0/8, 198.51.100.7")), expected);
+        assert!(sources(json!([])).is_empty());
+    }
+
+    #[test]
     fn a_wrong_field_outranks_one_that_is_not_there_yet() {
-        let mut body = with("source_cidrs", json!(["10.0.0.0/8"]));
+        let mut body = with("hairpin", json!(true));
         body["external_port"] = json!(0);
         assert_eq!(code(body), Some(Code::InvalidField));
     }
@@ -331,6 +355,10 @@ mod tests {
         assert_eq!(request("tcp").unwrap_err(), Code::ForwardPortReserved);
         assert_eq!(request("all").unwrap_err(), Code::ForwardPortReserved);
         assert!(request("udp").is_ok());
+        let mut around = with("external_port", json!(7990));
+        around["external_port_end"] = json!(8010);
+        let refused = read::<CreateForward>(around).unwrap().request(8000).unwrap_err();
+        assert_eq!(refused.code, Code::ForwardPortReserved);
     }
 
     #[test]

@@ -93,9 +93,11 @@ fn request(port: u16, last: u8) -> ForwardRequest {
         interface: None,
         external_ip: None,
         external_port: port,
+        external_port_end: None,
         internal_ip: IpAddr::from([10, 1, 0, last]),
         internal_port: 80,
         protocol: ForwardProtocol::Tcp,
+        source_cidrs: Vec::new(),
         description: None,
         enabled: true,
     }
@@ -889,6 +891,65 @@ async fn one_external_port_has_one_owner() {
         request(8081, 6),
     ] {
         assert!(engine.change(Change::CreateForward(other)).await.unwrap().changed);
+    }
+}
+
+#[tokio::test]
+async fn ranges_that_meet_have_one_owner() {
+    let (engine, _fake) = lab([]).await;
+    let range = |first, last, host| ForwardRequest { external_port_end: Some(last), ..request(first, host) };
+    let owner = rule_id(&engine.change(Change::CreateForward(range(5000, 5099, 5))).await.unwrap());
+    for other in [
+        request(5000, 6),
+        request(5050, 5),
+        request(5099, 6),
+        range(4000, 5000, 6),
+        range(5099, 6000, 6),
+        range(5010, 5020, 6),
+        range(4000, 6000, 6),
+        range(5000, 5098, 5),
+        ForwardRequest { protocol: ForwardProtocol::All, ..range(5050, 5060, 6) },
+    ] {
+        let (refused, message) = code(&engine, Change::CreateForward(other)).await;
+        assert_eq!(refused, Code::ForwardPortInUse);
+        assert!(message.contains(&owner) && message.contains("ports 5000-5099"), "{message}");
+    }
+    for other in [
+        range(4000, 4999, 6),
+        request(5100, 6),
+        ForwardRequest { protocol: ForwardProtocol::Udp, ..range(5050, 5060, 6) },
+        ForwardRequest { interface: Some(name("ens4")), ..range(5050, 5060, 6) },
+    ] {
+        assert!(engine.change(Change::CreateForward(other)).await.unwrap().changed);
+    }
+    assert!(!engine.change(Change::CreateForward(range(5000, 5099, 5))).await.unwrap().changed);
+    engine.change(Change::DeleteForward(by_ports(5000, 5))).await.unwrap();
+    assert!(engine.change(Change::CreateForward(request(5050, 5))).await.unwrap().changed);
+}
+
+#[tokio::test]
+async fn other_sources_update_the_rule_and_end_its_flows() {
+    let (engine, fake) = lab([]).await;
+    let first = engine.change(Change::CreateForward(request(8080, 5))).await.unwrap();
+    let some = ForwardRequest { source_cidrs: vec!["198.51.100.0/24".parse().unwrap()], ..request(8080, 5) };
+    fake.faults.take_steps();
+    let second = engine.change(Change::CreateForward(some)).await.unwrap();
+    assert_eq!(rule_id(&first), rule_id(&second));
+    let steps = fake.faults.take_steps();
+    assert!(steps.iter().any(|step| step.contains("remove rule 0")), "{steps:?}");
+    let rules = fake.dataplane.nat().rules;
+    let flags: Vec<u32> = rules.values().map(NatRule::flags).collect();
+    assert_eq!(flags, [telecluster_common::maps::rule::SOURCES]);
+}
+
+#[tokio::test]
+async fn tunnels_between_hosts_are_not_forwarded() {
+    let (engine, _fake) = lab([]).await;
+    for (first, last) in [(4789, 4789), (8000, 9000)] {
+        let range = ForwardRequest { external_port_end: Some(last), ..request(first, 5) };
+        let udp = ForwardRequest { protocol: ForwardProtocol::Udp, ..range.clone() };
+        assert_eq!(code(&engine, Change::CreateForward(udp)).await.0, Code::ForwardPortReserved);
+        assert!(engine.change(Change::CreateForward(range)).await.unwrap().changed, "VXLAN is udp");
     }
 }
 

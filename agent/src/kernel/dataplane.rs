@@ -72,9 +72,14 @@ pub enum NatRule {
         /// `None`: any address of the host.
         external_ip: Option<IpAddr>,
         external_port: u16,
+        /// The last one of the range; `external_port` when that is alone.
+        external_port_end: u16,
         internal_ip: IpAddr,
+        /// Where the first port leads; the others follow.
         internal_port: u16,
         transports: Vec<Transport>,
+        /// The only networks that it is open to, in order and none within another; none: to everybody.
+        sources: Vec<IpNet>,
     },
     Masquerade {
         uplink: u32,
@@ -97,7 +102,13 @@ impl NatRule {
     /// As the rule's slot has it.
     pub fn flags(&self) -> u32 {
         match self {
-            Self::Forward { .. } => 0,
+            Self::Forward { sources, .. } => {
+                if sources.is_empty() {
+                    0
+                } else {
+                    rule::SOURCES
+                }
+            }
             Self::Masquerade { nat, parity, .. } => nat.flags() | if *parity { rule::PARITY } else { 0 },
         }
     }

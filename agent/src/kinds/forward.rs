@@ -3,7 +3,11 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
 };
+
+use ipnet::IpNet;
+use telecluster_common::nat::VXLAN;
 
 use crate::{
     engine::ForwardSelector,
@@ -20,6 +24,9 @@ use crate::{
 
 use super::rule;
 
+/// Networks that one forward may be open to.
+const MAX_SOURCES: usize = 256;
+
 pub(super) fn create(request: &ForwardRequest, world: World<'_>) -> Result<Plan> {
     check(request, world)?;
     let uplink = rule::uplink(request.interface.as_ref(), world)?;
@@ -30,9 +37,11 @@ pub(super) fn create(request: &ForwardRequest, world: World<'_>) -> Result<Plan>
         interface: _,
         external_ip,
         external_port,
+        external_port_end,
         internal_ip,
         internal_port,
         protocol,
+        source_cidrs,
         description,
         enabled,
     } = request.clone();
@@ -40,9 +49,11 @@ pub(super) fn create(request: &ForwardRequest, world: World<'_>) -> Result<Plan>
         interface,
         external_ip,
         external_port,
+        external_port_end: external_port_end.filter(|end| *end != external_port),
         internal_ip,
         internal_port,
         protocol,
+        source_cidrs: apart(&source_cidrs),
         description,
         enabled,
     };
@@ -58,7 +69,7 @@ pub(super) fn create(request: &ForwardRequest, world: World<'_>) -> Result<Plan>
     let target = format!(
         "{}:{} -> {}",
         spec.interface,
-        spec.external_port,
+        dashed(&ports(&spec)),
         SocketAddr::new(internal_ip, internal_port)
     );
     let mut plan = Plan::new(Subject::Rule(id.clone()), format!("port forward {target} is in place"));
@@ -84,6 +95,26 @@ fn check(request: &ForwardRequest, world: World<'_>) -> Result<()> {
     if request.internal_port == 0 {
         return Err(Error::field("internal_port", "0 is no port; 1 to 65535"));
     }
+    let ports = request.external_port..=request.external_port_end.unwrap_or(request.external_port);
+    if ports.is_empty() {
+        let why = format!("{} is before external_port, {}", ports.end(), ports.start());
+        return Err(Error::field("external_port_end", why));
+    }
+    if request.internal_port.checked_add(ports.end() - ports.start()).is_none() {
+        let why =
+            format!("{} is too high: the last port of the range would be above 65535", request.internal_port);
+        return Err(Error::field("internal_port", why));
+    }
+    if let Some(other) =
+        request.source_cidrs.iter().find(|net| net.addr().is_ipv6() != request.internal_ip.is_ipv6())
+    {
+        let why = format!("{other} is of another address family than internal_ip");
+        return Err(Error::field("source_cidrs", why));
+    }
+    if request.source_cidrs.len() > MAX_SOURCES {
+        let why = format!("has {} networks, at most {MAX_SOURCES} are possible", request.source_cidrs.len());
+        return Err(Error::field("source_cidrs", why));
+    }
     if !is_host(request.internal_ip) {
         return Err(Error::field("internal_ip", format!("{} is no address of a host", request.internal_ip)));
     }
@@ -94,15 +125,46 @@ fn check(request: &ForwardRequest, world: World<'_>) -> Result<()> {
         return Err(Error::field("external_ip", "is of another address family than internal_ip"));
     }
     rule::supported(request.internal_ip.is_ipv6(), world.observed)?;
-    let own = world.options.api_port == Some(request.external_port);
-    if own && transports(request.protocol).contains(&Transport::Tcp) {
-        return Err(Error::new(
-            Code::ForwardPortReserved,
-            format!("tcp port {} is the worker's own", request.external_port),
-        )
-        .hint("choose another external port, or run the worker on another one"));
+    reserved(&ports, &transports(request.protocol), world.options.api_port)
+}
+
+/// Ports that no forward may take: the API's, and those of tunnels between hosts.
+fn reserved(ports: &RangeInclusive<u16>, transports: &[Transport], api_port: Option<u16>) -> Result<()> {
+    if let Some(own) = api_port.filter(|own| ports.contains(own) && transports.contains(&Transport::Tcp)) {
+        return Err(Error::new(Code::ForwardPortReserved, format!("tcp port {own} is the worker's own"))
+            .hint("choose another external port, or run the worker on another one"));
+    }
+    let tunnel = VXLAN.iter().find(|port| ports.contains(port) && transports.contains(&Transport::Udp));
+    if let Some(port) = tunnel {
+        let message = format!("udp port {port} is VXLAN's, by which hosts reach each other");
+        return Err(Error::new(Code::ForwardPortReserved, message).hint("choose another external port"));
     }
     Ok(())
+}
+
+/// The ports outside.
+fn ports(spec: &ForwardSpec) -> RangeInclusive<u16> {
+    spec.external_port..=spec.external_port_end.unwrap_or(spec.external_port)
+}
+
+/// `2222`, or `5000-5009`.
+fn dashed(ports: &RangeInclusive<u16>) -> String {
+    let (first, last) = (ports.start(), ports.end());
+    if first == last { first.to_string() } else { format!("{first}-{last}") }
+}
+
+/// The same addresses as networks in order, none within another.
+fn apart(networks: &[IpNet]) -> Vec<IpNet> {
+    let mut networks: Vec<IpNet> = networks.iter().map(IpNet::trunc).collect();
+    // A wider one comes before those within it.
+    networks.sort_unstable();
+    let mut apart: Vec<IpNet> = Vec::new();
+    for network in networks {
+        if !apart.last().is_some_and(|wider| wider.contains(&network)) {
+            apart.push(network);
+        }
+    }
+    apart
 }
 
 fn is_host(ip: IpAddr) -> bool {
@@ -115,21 +177,25 @@ fn conflict<'a>(spec: &ForwardSpec, owner: u32, world: World<'a>) -> Result<Opti
     for rule in world.state.rules.values() {
         let RuleSpec::Forward(other) = &rule.spec else { continue };
         let same_target = (other.internal_ip, other.internal_port) == (spec.internal_ip, spec.internal_port);
-        if other.external_port != spec.external_port
+        let (theirs, ours) = (ports(other), ports(spec));
+        if theirs.end() < ours.start()
+            || ours.end() < theirs.start()
             || !rule::same_uplink(&rule.spec, &spec.interface, owner, world.observed)
             || other.internal_ip.is_ipv6() != spec.internal_ip.is_ipv6()
             || !overlap(other, spec)
         {
             continue;
         }
-        if same_target && other.external_ip == spec.external_ip && other.protocol == spec.protocol {
+        let same_outside = theirs == ours && other.external_ip == spec.external_ip;
+        if same_target && same_outside && other.protocol == spec.protocol {
             return Ok(Some(rule));
         }
+        let (noun, verb) = if theirs.start() == theirs.end() { ("port", "is") } else { ("ports", "are") };
         return Err(Error::new(
             Code::ForwardPortInUse,
             format!(
-                "port {} on {} is forwarded to {} by rule {}",
-                spec.external_port,
+                "{noun} {} on {} {verb} forwarded to {} by rule {}",
+                dashed(&theirs),
                 other.interface,
                 SocketAddr::new(other.internal_ip, other.internal_port),
                 rule.id
@@ -148,8 +214,9 @@ fn unheard(spec: &ForwardSpec, uplink: Option<&Link>, listeners: &[Listener]) ->
         None => uplink.into_iter().flat_map(Link::ips).map(|(ip, _)| ip).collect(),
     };
     let transports = transports(spec.protocol);
+    let ports = ports(spec);
     let robbed = listeners.iter().find(|listener| {
-        listener.local.port() == spec.external_port
+        ports.contains(&listener.local.port())
             && transports.contains(&listener.transport)
             && listener.takes(spec.internal_ip.is_ipv6(), &addresses)
     });
@@ -164,7 +231,7 @@ fn unheard(spec: &ForwardSpec, uplink: Option<&Link>, listeners: &[Listener]) ->
     )
     .hint(format!(
         "`ss -ln{flag}p sport = :{}` tells which; stop it, choose another external port, or create the forward with enabled: false",
-        spec.external_port
+        local.port()
     )))
 }
 
@@ -219,9 +286,11 @@ pub(super) fn nat_rule(spec: &ForwardSpec, uplink: u32) -> NatRule {
         uplink,
         external_ip: spec.external_ip,
         external_port: spec.external_port,
+        external_port_end: *ports(spec).end(),
         internal_ip: spec.internal_ip,
         internal_port: spec.internal_port,
         transports: transports(spec.protocol),
+        sources: spec.source_cidrs.clone(),
     }
 }
 
@@ -231,9 +300,11 @@ pub(super) fn view(spec: &ForwardSpec) -> RuleView {
         interface,
         external_ip,
         external_port,
+        external_port_end,
         internal_ip,
         internal_port,
         protocol,
+        source_cidrs,
         description,
         enabled,
     } = spec;
@@ -242,11 +313,13 @@ pub(super) fn view(spec: &ForwardSpec) -> RuleView {
         ForwardProtocol::Udp => "udp",
         ForwardProtocol::All => "all",
     };
+    let sources: Vec<String> = source_cidrs.iter().map(IpNet::to_string).collect();
+    let anybody = if internal_ip.is_ipv6() { "::/0" } else { "0.0.0.0/0" };
     RuleView {
         id: String::new(),
         action: RuleAction::Dnat,
         protocol: protocol.to_owned(),
-        source_ip: if internal_ip.is_ipv6() { "::/0" } else { "0.0.0.0/0" }.to_owned(),
+        source_ip: if sources.is_empty() { anybody.to_owned() } else { sources.join(",") },
         source_port: Some(*external_port),
         dest_ip: Some(internal_ip.to_string()),
         dest_port: Some(*internal_port),
@@ -262,7 +335,22 @@ pub(super) fn view(spec: &ForwardSpec) -> RuleView {
         active_flows: 0,
         backend: String::new(),
         external_ip: external_ip.map(|ip| ip.to_string()),
+        external_port_end: *external_port_end,
+        source_cidrs: (!sources.is_empty()).then_some(sources),
         nat_type: None,
         port_parity: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_within_another_one_says_nothing_more() {
+        let networks =
+            |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpNet>>();
+        let given = ["198.51.100.7/24", "10.1.0.0/16", "10.0.0.0/8", "198.51.100.0/24", "10.1.2.3/32"];
+        assert_eq!(apart(&networks(&given)), networks(&["10.0.0.0/8", "198.51.100.0/24"]));
     }
 }

@@ -165,9 +165,11 @@ mod tests {
             uplink: 2,
             external_ip: None,
             external_port: 2222,
+            external_port_end: 2222,
             internal_ip: internal_ip.parse().unwrap(),
             internal_port: 22,
             transports: vec![Transport::Tcp],
+            sources: Vec::new(),
         }
     }
 

@@ -98,6 +98,8 @@ pub(super) fn view(spec: &MasqueradeSpec) -> RuleView {
         active_flows: 0,
         backend: String::new(),
         external_ip: None,
+        external_port_end: None,
+        source_cidrs: None,
         nat_type: Some(*nat_type),
         port_parity: Some(*port_parity),
     }

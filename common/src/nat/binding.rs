@@ -23,7 +23,7 @@ use crate::{
 pub const HOLD_DOWN: u32 = ticks(120);
 
 /// VXLAN of today and of Linux's beginnings: between the hosts of a cluster, never an inside host's.
-const VXLAN: [u16; 2] = [4789, 8472];
+pub const VXLAN: [u16; 2] = [4789, 8472];
 
 /// Finds the external port of the packet's inside socket, or claims one; says in `work.search` how that went.
 /// `work.to.src` is the address outside.
@@ -176,7 +176,7 @@ where
         return false;
     }
     (proto == proto::UDP && is_tunnel(port))
-        || forward_for(tables, &mut work.forward, interface, (address, port), proto).is_some()
+        || forward_for(tables, work, interface, (address, port), proto)
         || tables.host_socket(proto, (work.key.dst, work.key.dport), (address, port))
 }
 

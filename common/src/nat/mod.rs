@@ -14,7 +14,11 @@ mod life;
 mod open;
 pub mod work;
 
-pub use self::{binding::HOLD_DOWN, fragment::fragment, icmp_error::icmp_error};
+pub use self::{
+    binding::{HOLD_DOWN, VXLAN},
+    fragment::fragment,
+    icmp_error::icmp_error,
+};
 
 use crate::{
     drop::DropReason,

@@ -2,12 +2,12 @@
 
 use super::{
     Verdict, binding, life,
-    work::{Maker, PortRange, Search, Translation, Work},
+    work::{Maker, PortRange, Prefixed, Search, Translation, Work},
 };
 use crate::{
     drop::DropReason,
     family::Address,
-    maps::{Direction, Forward, ForwardKey, Uplink, flag},
+    maps::{Direction, ForwardKey, RangeKey, SourceKey, Uplink, flag, rule},
     tables::{Claim, FlowRef, Tables},
     tcp::{opens, proto},
 };
@@ -121,37 +121,74 @@ where
         proto::TCP | proto::UDP => {}
         _ => return false,
     }
-    let Some(rule) = forward_for(tables, &mut work.forward, interface, (key.dst, key.dport), key.proto)
-    else {
-        return false;
-    };
-    if !tables.is_local(key.dst) {
+    let (address, port, proto) = (key.dst, key.dport, key.proto);
+    if !forward_for(tables, work, interface, (address, port), proto) || !tables.is_local(work.key.dst) {
         return false;
     }
-    work.to = Translation { src: key.src, dst: rule.address, sport: key.sport, dport: rule.port };
-    work.maker = Maker { rule: rule.rule, generation: rule.generation };
+    work.maker = Maker { rule: work.target.rule, generation: work.target.generation };
+    if !is_open(tables, work) {
+        return false;
+    }
+    let (key, target) = (&work.key, &work.target);
+    work.to = Translation { src: key.src, dst: target.address, sport: key.sport, dport: target.port };
     true
 }
 
-/// The forward of an external address and port: of any address of the host, or of this very one.
+/// Whether the forward that was found is for this sender. For others it is as if it did not exist.
 #[inline(always)]
-pub(super) fn forward_for<T, A>(
-    tables: &T,
-    key: &mut ForwardKey<A>,
-    uplink: u32,
-    external: (A, u16),
-    proto: u8,
-) -> Option<Forward<A>>
+fn is_open<T, A>(tables: &T, work: &mut Work<A>) -> bool
 where
     T: Tables<A>,
     A: Address,
 {
-    *key = ForwardKey { uplink, address: A::ANY, port: external.1, proto, unused: 0 };
-    if let Some(rule) = tables.forward(key) {
-        return Some(rule);
+    let Some(rule) = tables.rule(work.maker.rule) else {
+        return false;
+    };
+    if rule.flags & rule::SOURCES == 0 {
+        return true;
     }
-    key.address = external.0;
-    tables.forward(key)
+    let key = SourceKey { rule: work.maker.rule, address: work.key.src };
+    work.source = Prefixed { bits: SourceKey::<A>::WHOLE, key };
+    tables.is_source(&work.source)
+}
+
+/// Finds the forward of an external address and port, into `work.target`: of any address of the host, or of this very
+/// one; of the port alone, or of a range that it is in. Without ranges, asking for them finds empty tables.
+#[inline(always)]
+pub(super) fn forward_for<T, A>(
+    tables: &T,
+    work: &mut Work<A>,
+    uplink: u32,
+    external: (A, u16),
+    proto: u8,
+) -> bool
+where
+    T: Tables<A>,
+    A: Address,
+{
+    let (address, port) = external;
+    work.forward = ForwardKey { uplink, address: A::ANY, port, proto, unused: 0 };
+    if let Some(target) = tables.forward(&work.forward) {
+        work.target = target;
+        return true;
+    }
+    work.forward.address = address;
+    if let Some(target) = tables.forward(&work.forward) {
+        work.target = target;
+        return true;
+    }
+    let key = RangeKey { uplink, address: A::ANY, proto, unused: 0, port: port.to_be_bytes() };
+    work.range_key = Prefixed { bits: RangeKey::<A>::WHOLE, key };
+    if let Some(range) = tables.range(&work.range_key) {
+        range.resolve(port, &mut work.target);
+        return true;
+    }
+    work.range_key.key.address = address;
+    if let Some(range) = tables.range(&work.range_key) {
+        range.resolve(port, &mut work.target);
+        return true;
+    }
+    false
 }
 
 /// Claims a source port towards the inside server, by making the answers' direction of the flow. The client's own is

@@ -8,7 +8,10 @@ use super::life;
 use crate::{
     checksum,
     family::Address,
-    maps::{Binding, EndpointKey, Flow, FlowKey, ForwardKey, FragmentKey, Fragmented, Moved},
+    maps::{
+        Binding, EndpointKey, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented, Moved, RangeKey,
+        SourceKey,
+    },
     packet::Piece,
 };
 
@@ -29,8 +32,13 @@ pub struct Work<A> {
     /// An external port, and whose it is to be.
     pub external: EndpointKey<A>,
     pub binding: Binding<A>,
-    /// What a forward would match.
+    /// What a forward would match, and a range of ports.
     pub forward: ForwardKey<A>,
+    pub range_key: Prefixed<RangeKey<A>>,
+    /// Where the forward that was found leads.
+    pub target: Forward<A>,
+    /// What would let the sender in, where a forward is not open to everybody.
+    pub source: Prefixed<SourceKey<A>>,
     /// The inside socket that it is for, and where that is to appear.
     pub inside: EndpointKey<A>,
     pub moved: Moved<A>,
@@ -53,6 +61,15 @@ pub struct Work<A> {
     pub tcp_bits: u32,
     /// Where the transport header of a packet is that an ICMP error embeds.
     pub embedded_offset: u32,
+}
+
+/// A key of a trie.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(4))]
+pub struct Prefixed<K> {
+    /// How many bits of it count.
+    pub bits: u32,
+    pub key: K,
 }
 
 /// What has come of the search for a port: [`Work::search`].

@@ -79,6 +79,12 @@ async fn a_port_that_the_host_listens_on_is_not_taken_from_it() {
         .await
         .refused(409, "FORWARD_PORT_IN_USE");
     assert_eq!(rules(&lab).await.0.len(), 1);
+    let mut around = on(2223);
+    around["external_port_end"] = json!(2230);
+    let refused = lab.post("/nat/forward", around).await;
+    assert!(refused.json["message"].as_str().is_some_and(|text| text.contains("192.0.2.10:2223")));
+    refused.refused(409, "FORWARD_PORT_IN_USE");
+
     let one = with(on(2223), "external_ip", json!("192.0.2.10"));
     lab.post("/nat/forward", one).await.refused(409, "FORWARD_PORT_IN_USE");
     let other = with(on(2223), "external_ip", json!("192.0.2.99"));
@@ -134,13 +140,61 @@ async fn what_cannot_be_forwarded_is_refused_with_the_reason() {
         ("internal_ip", json!("fe80::1"), 422, "INVALID_FIELD"),
         ("protocol", json!("icmp"), 422, "INVALID_FIELD"),
         ("interface", json!("ens9"), 404, "LINK_NOT_FOUND"),
-        ("source_cidrs", json!(["10.0.0.0/8"]), 501, "UNSUPPORTED"),
-        ("external_port_end", json!(2230), 501, "UNSUPPORTED"),
+        ("source_cidrs", json!(["10.0.0.0/33"]), 422, "INVALID_FIELD"),
+        ("source_cidrs", json!(["2001:db8::/32"]), 422, "INVALID_FIELD"),
+        ("source_cidrs", json!(["10.0.0.0/8", "2001:db8::/32"]), 422, "INVALID_FIELD"),
+        ("source_cidrs", json!(vec!["10.0.0.0/8"; 257]), 422, "INVALID_FIELD"),
+        ("external_port_end", json!(2221), 422, "INVALID_FIELD"),
+        ("external_port_end", json!(65536), 422, "INVALID_FIELD"),
+        ("external_port_end", json!(8000), 409, "FORWARD_PORT_RESERVED"),
+        ("internal_port", json!(0), 422, "INVALID_FIELD"),
         ("description", json!("a\nb"), 422, "INVALID_FIELD"),
     ] {
         lab.post("/nat/forward", with(ssh(), field, value)).await.refused(status, code);
     }
     assert!(rules(&lab).await.0.is_empty());
+}
+
+#[tokio::test]
+async fn a_range_that_does_not_fit_inside_is_refused() {
+    let lab = Lab::new().await;
+    let range = |internal_port: u16| {
+        json!({ "external_port": 3000, "external_port_end": 3010, "internal_ip": "192.168.100.10",
+                "internal_port": internal_port, "protocol": "udp" })
+    };
+    lab.post("/nat/forward", range(65526)).await.refused(422, "INVALID_FIELD");
+    lab.post("/nat/forward", range(65525)).await.done(true);
+}
+
+#[tokio::test]
+async fn a_range_and_its_sources_are_shown_as_they_are() {
+    let lab = Lab::new().await;
+    let body = json!({
+        "external_port": 3000, "external_port_end": 3010, "internal_ip": "192.168.100.10", "internal_port": 5000,
+        "protocol": "all", "source_cidrs": "198.51.100.7/24,198.51.100.0/25,10.0.0.0/8",
+    });
+    lab.post("/nat/forward", body.clone()).await.done(true);
+    lab.post("/nat/forward", body).await.done(false);
+    let (forwards, _) = rules(&lab).await;
+    let rule = &forwards[0];
+    assert_eq!((&rule["source_port"], &rule["external_port_end"]), (&json!(3000), &json!(3010)));
+    assert_eq!(
+        rule["source_cidrs"],
+        json!(["10.0.0.0/8", "198.51.100.0/24"]),
+        "without what says nothing more"
+    );
+    assert_eq!(rule["source_ip"], "10.0.0.0/8,198.51.100.0/24");
+    // A range of one port is that port, and what is open to everybody says so.
+    let single = json!({ "external_port": 4000, "external_port_end": 4000, "internal_ip": "192.168.100.10",
+                         "internal_port": 80, "protocol": "tcp", "source_cidrs": [] });
+    lab.post("/nat/forward", single.clone()).await.done(true);
+    let mut alone = single;
+    alone["external_port_end"] = json!(null);
+    lab.post("/nat/forward", alone).await.done(false);
+    let (forwards, _) = rules(&lab).await;
+    let rule = forwards.iter().find(|rule| rule["source_port"] == 4000).expect("the rule");
+    assert_eq!((rule.get("external_port_end"), rule.get("source_cidrs")), (None, None));
+    assert_eq!(rule["source_ip"], "0.0.0.0/0");
 }
 
 #[tokio::test]

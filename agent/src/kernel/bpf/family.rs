@@ -1,4 +1,5 @@
-//! The rule maps of one address family: `forward4`, `masquerade4`, `uplink4`, `local4`, or those of IPv6.
+//! The rule maps of one address family: `forward4`, `range4`, `source4`, `masquerade4`, `uplink4`, `local4`, or those of
+//! IPv6.
 
 use std::{
     collections::{BTreeMap, HashMap as StdHashMap, HashSet},
@@ -9,25 +10,28 @@ use aya::maps::{HashMap, LpmTrie, MapData, MapError, lpm_trie::Key};
 use ipnet::IpNet;
 use telecluster_common::{
     family::Address,
-    maps::{Forward, ForwardKey, MAX_RULES, Masquerade, MasqueradeKey, Rule, Uplink, rule},
-    tcp::proto,
+    maps::{
+        Forward, ForwardKey, MAX_BLOCKS, MAX_RULES, Masquerade, MasqueradeKey, Range, RangeKey, Rule,
+        SourceKey, Uplink, rule,
+    },
 };
 
 use super::{
     Plain, failed,
+    forwards::{self, Parts},
     object::{Object, take},
 };
 use crate::kernel::{
     KernelError,
-    dataplane::{MapPressure, NatRule, NatType, Slot, Transport},
+    dataplane::{MapPressure, NatRule, NatType, Slot},
 };
 
 type Result<T, E = KernelError> = std::result::Result<T, E>;
 
 /// An address as the maps have it.
 pub(super) trait Octets: Address + aya::Pod + Ord {
-    /// `forward4`, `masquerade4`, `uplink4`, `local4`.
-    const MAPS: [&'static str; 4];
+    /// `forward4`, `masquerade4`, `uplink4`, `local4`, `range4`, `source4`.
+    const MAPS: [&'static str; 6];
 
     /// `None`: of the other family.
     fn from_ip(ip: IpAddr) -> Option<Self>;
@@ -35,7 +39,7 @@ pub(super) trait Octets: Address + aya::Pod + Ord {
 }
 
 impl Octets for [u8; 4] {
-    const MAPS: [&'static str; 4] = ["forward4", "masquerade4", "uplink4", "local4"];
+    const MAPS: [&'static str; 6] = ["forward4", "masquerade4", "uplink4", "local4", "range4", "source4"];
 
     fn from_ip(ip: IpAddr) -> Option<Self> {
         match ip {
@@ -50,7 +54,7 @@ impl Octets for [u8; 4] {
 }
 
 impl Octets for [u8; 16] {
-    const MAPS: [&'static str; 4] = ["forward6", "masquerade6", "uplink6", "local6"];
+    const MAPS: [&'static str; 6] = ["forward6", "masquerade6", "uplink6", "local6", "range6", "source6"];
 
     fn from_ip(ip: IpAddr) -> Option<Self> {
         match ip {
@@ -67,30 +71,38 @@ impl Octets for [u8; 16] {
 /// The maps that the agent writes.
 pub(super) struct FamilyMaps<A: Octets> {
     forwards: HashMap<MapData, Plain<ForwardKey<A>>, Plain<Forward<A>>>,
+    ranges: LpmTrie<MapData, Plain<RangeKey<A>>, Plain<Range<A>>>,
+    sources: LpmTrie<MapData, Plain<SourceKey<A>>, u32>,
     masquerades: LpmTrie<MapData, Plain<MasqueradeKey<A>>, Plain<Masquerade>>,
     uplinks: HashMap<MapData, u32, Plain<Uplink<A>>>,
     local: HashMap<MapData, A, u32>,
-    /// How many entries `forwards` has: counting them would mean to walk the map.
-    forward_count: u64,
+    /// How many entries `forwards`, `ranges` and `sources` have: counting them would mean to walk the maps.
+    counts: [u64; 3],
 }
 
 /// What the maps hold for a part of a rule.
 pub(super) enum Entry<A> {
     Forward(ForwardKey<A>, Forward<A>),
+    Range(Key<Plain<RangeKey<A>>>, Range<A>),
+    /// With the rule's generation.
+    Source(Key<Plain<SourceKey<A>>>, u32),
     Masquerade(Key<Plain<MasqueradeKey<A>>>, Masquerade),
 }
 
 impl<A: Octets> FamilyMaps<A> {
     pub(super) fn take(object: &mut Object) -> Result<Self> {
-        let [forward, masquerade, uplink, local] = A::MAPS;
+        let [forward, masquerade, uplink, local, range, source] = A::MAPS;
         let mut maps = Self {
             forwards: take(object, forward)?,
+            ranges: take(object, range)?,
+            sources: take(object, source)?,
             masquerades: take(object, masquerade)?,
             uplinks: take(object, uplink)?,
             local: take(object, local)?,
-            forward_count: 0,
+            counts: [0; 3],
         };
-        maps.forward_count = maps.forwards.keys().count() as u64;
+        let counts = [maps.forwards.keys().count(), maps.ranges.keys().count(), maps.sources.keys().count()];
+        maps.counts = counts.map(|count| count as u64);
         Ok(maps)
     }
 
@@ -101,19 +113,29 @@ impl<A: Octets> FamilyMaps<A> {
             .iter()
             .filter_map(|entry| entry.ok().filter(|(_, value)| value.0.rule == slot.0))
             .map(|(key, value)| Entry::Forward(key.0, value.0));
+        let ranges = self
+            .ranges
+            .iter()
+            .filter_map(|entry| entry.ok().filter(|(_, value)| value.0.rule == slot.0))
+            .map(|(key, value)| Entry::Range(key, value.0));
+        let sources = self
+            .sources
+            .iter()
+            .filter_map(|entry| entry.ok().filter(|(key, _)| key.data().0.rule == slot.0))
+            .map(|(key, generation)| Entry::Source(key, generation));
         let masquerades = self
             .masquerades
             .iter()
             .filter_map(|entry| entry.ok().filter(|(_, value)| value.0.rule == slot.0))
             .map(|(key, value)| Entry::Masquerade(key, value.0));
-        forwards.chain(masquerades).collect()
+        sources.chain(forwards).chain(ranges).chain(masquerades).collect()
     }
 
     /// Adds to each slot the rule that the maps hold for it.
     pub(super) fn list(&self, rules: &[Rule], found: &mut BTreeMap<Slot, Option<NatRule>>) -> Result<()> {
-        for entry in self.forwards.iter() {
-            let (Plain(key), Plain(value)) = entry.map_err(|error| failed("list the forwards", &error))?;
-            add_forward(found.entry(Slot(value.rule)).or_default(), key, value);
+        for (slot, parts) in self.forwards()? {
+            let flags = rules.get(slot.0 as usize).map_or(0, |rule| rule.flags);
+            found.insert(slot, parts.rule(flags & rule::SOURCES != 0));
         }
         for entry in self.masquerades.iter() {
             let (key, Plain(value)) = entry.map_err(|error| failed("list the masquerade rules", &error))?;
@@ -126,6 +148,25 @@ impl<A: Octets> FamilyMaps<A> {
             found.insert(Slot(value.rule), rule);
         }
         Ok(())
+    }
+
+    /// What there is of the forward of each slot.
+    fn forwards(&self) -> Result<BTreeMap<Slot, Parts<A>>> {
+        let listed = |error: MapError| failed("list the forwards", &error);
+        let mut parts: BTreeMap<Slot, Parts<A>> = BTreeMap::new();
+        for entry in self.forwards.iter() {
+            let (Plain(key), Plain(value)) = entry.map_err(listed)?;
+            parts.entry(Slot(value.rule)).or_default().add_single(key, value);
+        }
+        for entry in self.ranges.iter() {
+            let (key, Plain(value)) = entry.map_err(listed)?;
+            parts.entry(Slot(value.rule)).or_default().add_block(&key, value);
+        }
+        for entry in self.sources.iter() {
+            let (key, _) = entry.map_err(listed)?;
+            parts.entry(Slot(key.data().0.rule)).or_default().add_source(&key);
+        }
+        Ok(parts)
     }
 
     pub(super) fn set_local(&mut self, wanted: &HashSet<A>) -> Result<()> {
@@ -195,6 +236,11 @@ impl<A: Octets> FamilyMaps<A> {
             Entry::Forward(key, value) => {
                 self.forwards.get(&Plain(*key), 0).is_ok_and(|present| present.0 == *value)
             }
+            // A shorter prefix would be found too: none of the same rule covers another one.
+            Entry::Range(key, value) => self.ranges.get(key, 0).is_ok_and(|present| present.0 == *value),
+            Entry::Source(key, generation) => {
+                self.sources.get(key, 0).is_ok_and(|present| present == *generation)
+            }
             Entry::Masquerade(key, value) => self.exact(key).is_some_and(|present| present == *value),
         }
     }
@@ -204,6 +250,8 @@ impl<A: Octets> FamilyMaps<A> {
             Entry::Forward(key, _) => {
                 self.forwards.get(&Plain(*key), 0).is_ok_and(|present| present.0.rule == slot.0)
             }
+            Entry::Range(key, _) => self.ranges.get(key, 0).is_ok_and(|present| present.0.rule == slot.0),
+            Entry::Source(key, _) => self.sources.get(key, 0).is_ok(),
             Entry::Masquerade(key, _) => self.exact(key).is_some_and(|present| present.rule == slot.0),
         }
     }
@@ -225,7 +273,21 @@ impl<A: Octets> FamilyMaps<A> {
                 self.forwards
                     .insert(Plain(*key), Plain(*value), 0)
                     .map_err(|error| failed(format!("forward port {}", key.port), &error))?;
-                self.forward_count += 1;
+                self.counts[0] += 1;
+                Ok(())
+            }
+            Entry::Range(key, value) => {
+                self.ranges
+                    .insert(key, Plain(*value), 0)
+                    .map_err(|error| failed(format!("forward the ports from {} on", first(key)), &error))?;
+                self.counts[1] += 1;
+                Ok(())
+            }
+            Entry::Source(key, generation) => {
+                self.sources
+                    .insert(key, generation, 0)
+                    .map_err(|error| failed("open a forward to a source", &error))?;
+                self.counts[2] += 1;
                 Ok(())
             }
             Entry::Masquerade(key, value) => {
@@ -243,7 +305,19 @@ impl<A: Octets> FamilyMaps<A> {
                 self.forwards
                     .remove(&Plain(*key))
                     .map_err(|error| failed(format!("stop forwarding port {}", key.port), &error))?;
-                self.forward_count -= 1;
+                self.counts[0] -= 1;
+                Ok(())
+            }
+            Entry::Range(key, _) => {
+                self.ranges.remove(key).map_err(|error| {
+                    failed(format!("stop forwarding the ports from {} on", first(key)), &error)
+                })?;
+                self.counts[1] -= 1;
+                Ok(())
+            }
+            Entry::Source(key, _) => {
+                self.sources.remove(key).map_err(|error| failed("close a forward to a source", &error))?;
+                self.counts[2] -= 1;
                 Ok(())
             }
             Entry::Masquerade(key, _) => {
@@ -255,8 +329,15 @@ impl<A: Octets> FamilyMaps<A> {
         }
     }
 
-    pub(super) fn pressure(&self) -> MapPressure {
-        MapPressure { map: A::MAPS[0], entries: self.forward_count, capacity: u64::from(2 * MAX_RULES) }
+    pub(super) fn pressure(&self) -> [MapPressure; 3] {
+        let [forward, _, _, _, range, source] = A::MAPS;
+        let [forwards, ranges, sources] = self.counts;
+        let pressure = |map, entries, capacity| MapPressure { map, entries, capacity: u64::from(capacity) };
+        [
+            pressure(forward, forwards, 2 * MAX_RULES),
+            pressure(range, ranges, MAX_BLOCKS),
+            pressure(source, sources, MAX_BLOCKS),
+        ]
     }
 }
 
@@ -264,23 +345,7 @@ impl<A: Octets> FamilyMaps<A> {
 /// differ.
 pub(super) fn entries<A: Octets>(slot: Slot, generation: u32, rule: &NatRule) -> Vec<Entry<A>> {
     match rule {
-        NatRule::Forward { uplink, external_ip, external_port, internal_ip, internal_port, transports } => {
-            let Some(address) = A::from_ip(*internal_ip) else {
-                return Vec::new();
-            };
-            let value = Forward { address, port: *internal_port, unused: 0, rule: slot.0, generation };
-            let key = |transport: &Transport| ForwardKey {
-                uplink: *uplink,
-                address: external_ip.and_then(A::from_ip).unwrap_or(A::ANY),
-                port: *external_port,
-                proto: match transport {
-                    Transport::Tcp => proto::TCP,
-                    Transport::Udp => proto::UDP,
-                },
-                unused: 0,
-            };
-            transports.iter().map(|transport| Entry::Forward(key(transport), value)).collect()
-        }
+        NatRule::Forward { .. } => forwards::entries(slot, generation, rule),
         NatRule::Masquerade { uplink, source, nat: _, parity: _ } => {
             let Some(address) = A::from_ip(source.network()) else {
                 return Vec::new();
@@ -292,26 +357,9 @@ pub(super) fn entries<A: Octets>(slot: Slot, generation: u32, rule: &NatRule) ->
     }
 }
 
-/// Adds an entry of the forwards to the rule that it is part of: tcp and udp are entries of their own.
-fn add_forward<A: Octets>(rule: &mut Option<NatRule>, key: ForwardKey<A>, value: Forward<A>) {
-    let transport = if key.proto == proto::TCP { Transport::Tcp } else { Transport::Udp };
-    match rule {
-        Some(NatRule::Forward { transports, .. }) => {
-            transports.push(transport);
-            transports.sort_unstable();
-        }
-        Some(NatRule::Masquerade { .. }) => {}
-        None => {
-            *rule = Some(NatRule::Forward {
-                uplink: key.uplink,
-                external_ip: (key.address != A::ANY).then(|| key.address.ip()),
-                external_port: key.port,
-                internal_ip: value.address.ip(),
-                internal_port: value.port,
-                transports: vec![transport],
-            });
-        }
-    }
+/// The first port of a block.
+fn first<A: Octets>(key: &Key<Plain<RangeKey<A>>>) -> u16 {
+    u16::from_be_bytes(key.data().0.port)
 }
 
 fn network<A: Octets>(key: &Key<Plain<MasqueradeKey<A>>>) -> Option<IpNet> {

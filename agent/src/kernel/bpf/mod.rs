@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`object`] | load the programs, adopt or create the pinned maps |
 //! | [`attach`] | put the programs on an interface: TCX, or clsact below 6.6 |
-//! | [`rules`], [`family`], [`slots`] | rules and addresses into maps |
+//! | [`rules`], [`family`], [`forwards`], [`slots`] | rules and addresses into maps |
 //! | [`switch`] | ports and their VLANs into maps, stations and counters out of them |
 //! | [`flows`], [`bindings`] | flows out of maps: joined, aged; external ports whose time is over |
 //! | [`waiting`] | where fragments wait for their first one |
@@ -20,6 +20,7 @@ mod epoch;
 mod family;
 mod fast;
 mod flows;
+mod forwards;
 mod leave;
 pub mod log;
 pub mod object;
@@ -279,6 +280,7 @@ macro_rules! plain {
 }
 
 plain!(maps::ForwardKey<A>, maps::Forward<A>, maps::MasqueradeKey<A>, maps::Masquerade, maps::Uplink<A>);
+plain!(maps::RangeKey<A>, maps::Range<A>, maps::SourceKey<A>);
 plain!(maps::Rule, maps::RuleStat, maps::Epoch, maps::Port);
 plain!(vlan::PortConfig, vlan::MemberKey, vlan::Member, vlan::FloodKey, vlan::StationKey, vlan::Station);
 plain!(vlan::VlanStat, vlan::PortStat);

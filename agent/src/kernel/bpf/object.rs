@@ -15,8 +15,8 @@ use telecluster_common::{
     drop::DropReason,
     maps::{
         Binding, EndpointKey, Epoch, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented, HOPS, Hop,
-        MAX_FRAGMENTED, MAX_PORTS, MAX_RULES, MAX_WAITING_ROOMS, Masquerade, MasqueradeKey, Moved, Port,
-        Rule, RuleStat, SCHEMA, Uplink, stage,
+        MAX_BLOCKS, MAX_FRAGMENTED, MAX_PORTS, MAX_RULES, MAX_WAITING_ROOMS, Masquerade, MasqueradeKey,
+        Moved, Port, Range, RangeKey, Rule, RuleStat, SCHEMA, SourceKey, Uplink, stage,
     },
     nat::work::Work,
 };
@@ -87,7 +87,7 @@ pub(super) enum Entries {
 type A4 = [u8; 4];
 type A6 = [u8; 16];
 
-const LAYOUTS: [Layout; 29] = [
+const LAYOUTS: [Layout; 33] = [
     layout::<FlowKey<A4>, Flow<A4>>("flow4", MapType::Hash, Entries::Flows),
     layout::<FlowKey<A6>, Flow<A6>>("flow6", MapType::Hash, Entries::Flows),
     layout::<EndpointKey<A4>, Binding<A4>>("binding4", MapType::Hash, Entries::Bindings),
@@ -104,6 +104,10 @@ const LAYOUTS: [Layout; 29] = [
     layout::<u32, u32>("waiting_room", MapType::Hash, Entries::Fixed(MAX_WAITING_ROOMS)),
     layout::<ForwardKey<A4>, Forward<A4>>("forward4", MapType::Hash, Entries::Fixed(2 * MAX_RULES)),
     layout::<ForwardKey<A6>, Forward<A6>>("forward6", MapType::Hash, Entries::Fixed(2 * MAX_RULES)),
+    layout::<(u32, RangeKey<A4>), Range<A4>>("range4", MapType::LpmTrie, Entries::Fixed(MAX_BLOCKS)),
+    layout::<(u32, RangeKey<A6>), Range<A6>>("range6", MapType::LpmTrie, Entries::Fixed(MAX_BLOCKS)),
+    layout::<(u32, SourceKey<A4>), u32>("source4", MapType::LpmTrie, Entries::Fixed(MAX_BLOCKS)),
+    layout::<(u32, SourceKey<A6>), u32>("source6", MapType::LpmTrie, Entries::Fixed(MAX_BLOCKS)),
     layout::<(u32, MasqueradeKey<A4>), Masquerade>(
         "masquerade4",
         MapType::LpmTrie,

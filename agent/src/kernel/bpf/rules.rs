@@ -130,11 +130,10 @@ impl RuleMaps {
 
     pub(super) fn pressure(&self) -> Result<Vec<MapPressure>> {
         let rules = self.slots.all()?.iter().map(|rule| u64::from(rule.used)).sum();
-        Ok(vec![
-            self.ipv4.pressure(),
-            self.ipv6.pressure(),
-            MapPressure { map: "rule", entries: rules, capacity: u64::from(MAX_RULES) },
-        ])
+        let mut pressure = Vec::from(self.ipv4.pressure());
+        pressure.extend(self.ipv6.pressure());
+        pressure.push(MapPressure { map: "rule", entries: rules, capacity: u64::from(MAX_RULES) });
+        Ok(pressure)
     }
 }
 
@@ -151,7 +150,7 @@ fn put<A: Octets>(maps: &mut FamilyMaps<A>, slots: &mut Slots, slot: Slot, rule:
     let entries = entries(slot, generation, rule);
     for (done, entry) in entries.iter().enumerate() {
         if let Err(error) = maps.insert(entry) {
-            for entry in entries.iter().take(done) {
+            for entry in entries.iter().take(done).rev() {
                 maps.delete(entry)?;
             }
             slots.retire(slot)?;
@@ -162,7 +161,8 @@ fn put<A: Octets>(maps: &mut FamilyMaps<A>, slots: &mut Slots, slot: Slot, rule:
 }
 
 fn remove<A: Octets>(maps: &mut FamilyMaps<A>, slot: Slot, entries: &[Entry<A>]) -> Result<()> {
-    for entry in entries {
+    // What leads to the rule goes before what it is open to.
+    for entry in entries.iter().rev() {
         if maps.belongs_to(entry, slot) {
             maps.delete(entry)?;
         }

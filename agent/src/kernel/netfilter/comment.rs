@@ -16,22 +16,29 @@ pub(super) fn slot(slot: Slot) -> String {
     format!("-m comment --comment \"{MARK}{}\"", slot.0)
 }
 
-/// Of a line that translates. Names of interfaces have no comma (`LinkName`).
-pub(super) fn rule(slot: Slot, placed: &Placed) -> String {
+/// Of a line that translates; `source`: the one that it is for, of a forward that is not open to everybody. Names of interfaces have no comma (`LinkName`).
+pub(super) fn rule(slot: Slot, placed: &Placed, source: Option<&IpNet>) -> String {
     let Placed { rule, uplink } = placed;
     let rule = match rule {
         NatRule::Forward {
             uplink: _,
             external_ip,
             external_port,
+            external_port_end,
             internal_ip,
             internal_port,
             transports,
+            sources: _,
         } => {
             let external_ip = external_ip.map_or_else(|| ANY.to_owned(), |ip| ip.to_string());
             let transports = transports.iter().map(|transport| protocol(*transport)).collect::<Vec<_>>();
+            let ports = match external_port == external_port_end {
+                true => external_port.to_string(),
+                false => format!("{external_port}-{external_port_end}"),
+            };
+            let source = source.map(|net| format!(",{net}")).unwrap_or_default();
             format!(
-                "forward,{external_ip},{external_port},{internal_ip},{internal_port},{}",
+                "forward,{external_ip},{ports},{internal_ip},{internal_port},{}{source}",
                 transports.join("+")
             )
         }
@@ -56,17 +63,24 @@ pub(super) fn rule_of(text: &str) -> Option<Placed> {
     let (uplink, rest) = rest.split_once(',')?;
     let fields: Vec<&str> = rest.split(',').collect();
     let rule = match fields[..] {
-        ["forward", external_ip, external_port, internal_ip, internal_port, transports] => NatRule::Forward {
-            uplink: 0,
-            external_ip: match external_ip {
-                ANY => None,
-                ip => Some(ip.parse::<IpAddr>().ok()?),
-            },
-            external_port: external_port.parse().ok()?,
-            internal_ip: internal_ip.parse().ok()?,
-            internal_port: internal_port.parse().ok()?,
-            transports: transports.split('+').map(transport).collect::<Option<_>>()?,
-        },
+        ["forward", external_ip, ports, internal_ip, internal_port, transports, ref sources @ ..]
+            if sources.len() <= 1 =>
+        {
+            let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+            NatRule::Forward {
+                uplink: 0,
+                external_ip: match external_ip {
+                    ANY => None,
+                    ip => Some(ip.parse::<IpAddr>().ok()?),
+                },
+                external_port: first.parse().ok()?,
+                external_port_end: last.parse().ok()?,
+                internal_ip: internal_ip.parse().ok()?,
+                internal_port: internal_port.parse().ok()?,
+                transports: transports.split('+').map(transport).collect::<Option<_>>()?,
+                sources: sources.iter().map(|net| net.parse().ok()).collect::<Option<_>>()?,
+            }
+        }
         ["masquerade", source, nat, parity] => NatRule::Masquerade {
             uplink: 0,
             source: source.parse::<IpNet>().ok()?,
@@ -78,6 +92,21 @@ pub(super) fn rule_of(text: &str) -> Option<Placed> {
         _ => return None,
     };
     Some(Placed { rule, uplink: uplink.to_owned() })
+}
+
+/// Joins what two lines of one slot say. False: not the same rule. A forward has a line for each source.
+pub(super) fn join(known: &mut Placed, mut other: Placed) -> bool {
+    if let (NatRule::Forward { sources: known, .. }, NatRule::Forward { sources: other, .. }) =
+        (&mut known.rule, &mut other.rule)
+        && known.is_empty() == other.is_empty()
+    {
+        let mut all: Vec<IpNet> = known.iter().chain(other.iter()).copied().collect();
+        all.sort_unstable();
+        all.dedup();
+        other.clone_from(&all);
+        *known = all;
+    }
+    *known == other
 }
 
 /// What follows the mark; iptables puts it in quotes or does not.
@@ -107,7 +136,11 @@ mod tests {
         match &mut placed.rule {
             NatRule::Forward { uplink, .. } | NatRule::Masquerade { uplink, .. } => *uplink = 0,
         }
-        let text = format!("-i ens3 {} -j DNAT", rule(Slot(12), &placed));
+        let sources = match &placed.rule {
+            NatRule::Forward { sources, .. } => sources.clone(),
+            NatRule::Masquerade { .. } => Vec::new(),
+        };
+        let text = format!("-i ens3 {} -j DNAT", rule(Slot(12), &placed, sources.first()));
         assert_eq!(slot_of(&text), Some(Slot(12)));
         assert_eq!(rule_of(&text), Some(placed.clone()));
         assert_eq!(rule_of(&text.replace('"', "")), Some(placed), "without quotes");
@@ -132,13 +165,31 @@ mod tests {
             rule: NatRule::Forward {
                 uplink: 0,
                 external_ip: Some("2001:db8:1111:2222:3333:4444:5555:6666".parse().unwrap()),
-                external_port: 65535,
+                external_port: 55535,
+                external_port_end: 65535,
                 internal_ip: "fd00:1111:2222:3333:4444:5555:6666:7777".parse().unwrap(),
-                internal_port: 65535,
+                internal_port: 55535,
                 transports: vec![Transport::Tcp, Transport::Udp],
+                sources: vec!["2001:db8:1111:2222:3333:4444:5555:6666/128".parse().unwrap()],
             },
             uplink: "a-name-of-15-by".to_owned(),
         });
+    }
+
+    #[test]
+    fn the_lines_of_all_sources_are_one_rule() {
+        let line = |sources: &[&str]| {
+            let mut placed = forward(2222, None);
+            if let NatRule::Forward { sources: of, .. } = &mut placed.rule {
+                of.extend(sources.iter().map(|net| net.parse::<IpNet>().unwrap()));
+            }
+            placed
+        };
+        let mut known = line(&["198.51.100.0/24"]);
+        assert!(join(&mut known, line(&["10.0.0.0/8"])) && join(&mut known, line(&["10.0.0.0/8"])));
+        assert_eq!(known, line(&["10.0.0.0/8", "198.51.100.0/24"]));
+        assert!(!join(&mut known, line(&[])), "open to everybody is another rule");
+        assert!(!join(&mut known, forward(2223, None)));
     }
 
     #[test]

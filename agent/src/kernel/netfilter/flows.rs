@@ -15,6 +15,8 @@ use super::{conntrack::Entry, settings::Lifetimes};
 pub(super) struct Owners<'a> {
     /// By protocol and the port that clients use.
     forwards: HashMap<(u8, u16), Vec<(Slot, &'a NatRule)>>,
+    /// Those of more than one port.
+    ranges: Vec<(Slot, &'a NatRule)>,
     /// The longest prefix first.
     masquerades: Vec<(Slot, IpNet, u32)>,
     /// The address that each uplink translates to.
@@ -38,6 +40,11 @@ impl<'a> Owners<'a> {
         let mut owners = Self { uplinks: addresses.uplinks.clone(), ..Self::default() };
         for (slot, rule) in rules {
             match rule {
+                NatRule::Forward { external_port, external_port_end, .. }
+                    if external_port != external_port_end =>
+                {
+                    owners.ranges.push((slot, rule));
+                }
                 NatRule::Forward { external_port, transports, .. } => {
                     for transport in transports {
                         let key = (number(*transport), *external_port);
@@ -73,17 +80,30 @@ impl<'a> Owners<'a> {
     }
 
     fn forward(&self, entry: &Entry) -> Option<Owner> {
-        let candidates = self.forwards.get(&(entry.protocol, entry.original.destination.1))?;
+        let alone = self.forwards.get(&(entry.protocol, entry.original.destination.1));
+        let candidates = || alone.into_iter().flatten().chain(&self.ranges);
+        let (at_ip, at_port) = entry.original.destination;
         let fits = |rule: &NatRule| match rule {
-            NatRule::Forward { external_ip, internal_ip, internal_port, .. } => {
-                external_ip.is_none_or(|ip| ip == entry.original.destination.0)
-                    && (*internal_ip, *internal_port) == entry.reply.source
+            NatRule::Forward {
+                uplink: _,
+                external_ip,
+                external_port,
+                external_port_end,
+                internal_ip,
+                internal_port,
+                transports,
+                sources: _,
+            } => {
+                let offset = at_port.wrapping_sub(*external_port);
+                external_ip.is_none_or(|ip| ip == at_ip)
+                    && (*external_port..=*external_port_end).contains(&at_port)
+                    && transports.iter().any(|transport| number(*transport) == entry.protocol)
+                    && (*internal_ip, internal_port.wrapping_add(offset)) == entry.reply.source
             }
             NatRule::Masquerade { .. } => false,
         };
-        let at = entry.original.destination.0;
-        let here = |rule: &NatRule| self.uplinks.contains(&(rule.uplink(), at));
-        let fitting = || candidates.iter().filter(|(_, rule)| fits(rule));
+        let here = |rule: &NatRule| self.uplinks.contains(&(rule.uplink(), at_ip));
+        let fitting = || candidates().filter(|(_, rule)| fits(rule));
         // The same port may lead to the same host from two uplinks: the address tells which one it was.
         let (slot, rule) = fitting().find(|(_, rule)| here(rule)).or_else(|| fitting().next())?;
         Some(Owner { slot: *slot, uplink: rule.uplink(), inwards: true })

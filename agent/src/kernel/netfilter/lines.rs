@@ -128,7 +128,7 @@ pub(super) fn lines(family: Family, rules: &Rules) -> Lines {
         match &placed.rule {
             NatRule::Forward { .. } => forward(slot, placed, &mut add),
             NatRule::Masquerade { uplink: _, source, nat, parity: _ } => {
-                let (uplink, mark) = (&placed.uplink, comment::rule(slot, placed));
+                let (uplink, mark) = (&placed.uplink, comment::rule(slot, placed, None));
                 let random = match nat {
                     // The kernel keeps the port where it can; only the destination sets flows apart.
                     NatType::Restricted | NatType::FullCone => "",
@@ -165,29 +165,55 @@ fn in_order(family: Family, rules: &Rules) -> Vec<(Slot, &Placed)> {
 }
 
 fn forward(slot: Slot, placed: &Placed, add: &mut impl FnMut(Chain, Option<Slot>, String)) {
-    let NatRule::Forward { uplink: _, external_ip, external_port, internal_ip, internal_port, transports } =
-        &placed.rule
+    let NatRule::Forward {
+        uplink: _,
+        external_ip,
+        external_port,
+        external_port_end,
+        internal_ip,
+        internal_port,
+        transports,
+        sources,
+    } = &placed.rule
     else {
         return;
     };
     let uplink = &placed.uplink;
-    let to = SocketAddr::new(*internal_ip, *internal_port);
+    let internal_end = internal_port.wrapping_add(external_port_end.wrapping_sub(*external_port));
+    let (to, outside, inside) = if external_port == external_port_end {
+        let to = SocketAddr::new(*internal_ip, *internal_port).to_string();
+        (to, external_port.to_string(), internal_port.to_string())
+    } else {
+        // The port of the first one is what the others are counted from.
+        let to = format!("{}-{internal_end}/{external_port}", SocketAddr::new(*internal_ip, *internal_port));
+        (to, format!("{external_port}:{external_port_end}"), format!("{internal_port}:{internal_end}"))
+    };
+    let allowed = match &sources[..] {
+        [] => vec![None],
+        some => some.iter().map(Some).collect(),
+    };
     for transport in transports {
-        let (protocol, mark) = (protocol(*transport), comment::rule(slot, placed));
+        let protocol = protocol(*transport);
         let address = external_ip.map(|ip| format!("-d {ip} ")).unwrap_or_default();
-        add(
-            Chain::Prerouting,
-            Some(slot),
-            format!(
-                "{address}-i {uplink} -p {protocol} -m addrtype --dst-type LOCAL \
-                 -m {protocol} --dport {external_port} {mark} -j DNAT --to-destination {to}"
-            ),
-        );
+        for source in &allowed {
+            let (mark, from) = (
+                comment::rule(slot, placed, *source),
+                source.map(|net| format!("-s {net} ")).unwrap_or_default(),
+            );
+            add(
+                Chain::Prerouting,
+                Some(slot),
+                format!(
+                    "{from}{address}-i {uplink} -p {protocol} -m addrtype --dst-type LOCAL \
+                     -m {protocol} --dport {outside} {mark} -j DNAT --to-destination {to}"
+                ),
+            );
+        }
         let mark = comment::slot(slot);
         let was = external_ip.map(|ip| format!("--ctorigdst {ip} ")).unwrap_or_default();
         let flow = format!(
-            "-p {protocol} -m conntrack {was}--ctorigdstport {external_port} \
-             --ctreplsrc {internal_ip} --ctreplsrcport {internal_port} {mark} -j RETURN"
+            "-p {protocol} -m conntrack {was}--ctorigdstport {outside} \
+             --ctreplsrc {internal_ip} --ctreplsrcport {inside} {mark} -j RETURN"
         );
         add(Chain::DnatIn, Some(slot), format!("-i {uplink} {flow}"));
         add(Chain::DnatOut, Some(slot), format!("-o {uplink} {flow}"));
@@ -237,9 +263,11 @@ pub(super) mod tests {
                 uplink: 2,
                 external_ip: external_ip.map(|ip| ip.parse().unwrap()),
                 external_port: port,
+                external_port_end: port,
                 internal_ip: "192.168.100.10".parse().unwrap(),
                 internal_port: 22,
                 transports: vec![Transport::Tcp],
+                sources: Vec::new(),
             },
             uplink: "ens3".to_owned(),
         }
@@ -299,6 +327,30 @@ pub(super) mod tests {
         let rules = Rules::from([(Slot(0), masquerade("fd00::/64"))]);
         assert!(lines(Family::V4, &rules).is_empty());
         assert!(texts(&lines(Family::V6, &rules), Chain::Count)[0].starts_with("-p ipv6-icmp"));
+    }
+
+    #[test]
+    fn a_range_is_one_line_and_each_source_one_of_its_own() {
+        let mut range = forward(5000, None);
+        if let NatRule::Forward { external_port_end, sources, .. } = &mut range.rule {
+            *external_port_end = 5009;
+            sources.extend(["10.0.0.0/8", "198.51.100.0/24"].map(|net| net.parse::<ipnet::IpNet>().unwrap()));
+        }
+        let lines = lines(Family::V4, &Rules::from([(Slot(7), range)]));
+        let [ten, other] = texts(&lines, Chain::Prerouting)[..] else { panic!("{lines:?}") };
+        assert_eq!(
+            ten,
+            "-s 10.0.0.0/8 -i ens3 -p tcp -m addrtype --dst-type LOCAL -m tcp --dport 5000:5009 \
+             -m comment --comment \"telecluster:7,ens3,forward,any,5000-5009,192.168.100.10,22,tcp,10.0.0.0/8\" \
+             -j DNAT --to-destination 192.168.100.10:22-31/5000"
+        );
+        assert!(other.starts_with("-s 198.51.100.0/24 "), "{other}");
+        let counted = texts(&lines, Chain::DnatIn);
+        assert_eq!(counted.len(), 1, "the rule counts, whoever it was");
+        assert!(
+            counted[0]
+                .contains("--ctorigdstport 5000:5009 --ctreplsrc 192.168.100.10 --ctreplsrcport 22:31 ")
+        );
     }
 
     #[test]

@@ -173,7 +173,7 @@ fn read(iptables: &Iptables, family: Family) -> Result<Actual, KernelError> {
 
 /// The rules that the chains say they hold. `None`: a line of a slot that says something else.
 fn rules_of(actual: &Actual) -> BTreeMap<Slot, Option<Placed>> {
-    let mut rules = BTreeMap::new();
+    let mut rules: BTreeMap<Slot, Option<Placed>> = BTreeMap::new();
     let translating = [Chain::Prerouting, Chain::Postrouting];
     for line in translating.iter().filter_map(|chain| actual.get(chain)).flat_map(|found| &found.lines) {
         let Some(slot) = line.slot else { continue };
@@ -184,9 +184,16 @@ fn rules_of(actual: &Actual) -> BTreeMap<Slot, Option<Placed>> {
             }
             placed
         });
-        match rules.get(&slot) {
-            Some(known) if *known != rule => drop(rules.insert(slot, None)),
-            Some(_) => {}
+        match rules.get_mut(&slot) {
+            Some(known) => {
+                let same = match (known.as_mut(), rule) {
+                    (Some(known), Some(rule)) => comment::join(known, rule),
+                    (None, _) | (_, None) => false,
+                };
+                if !same {
+                    *known = None;
+                }
+            }
             None => drop(rules.insert(slot, rule)),
         }
     }
