@@ -271,7 +271,7 @@ mod tests {
         for revision in 0..4 {
             let entries: Vec<Entry> =
                 (0..20).map(|key| (format!("{revision}/{key}"), Some(json!({ "is": key })))).collect();
-            store.commit(&entries).unwrap();
+            store.commit(&[entries]).unwrap();
             revisions.push(store.load().unwrap());
         }
         drop(store);
