@@ -192,16 +192,11 @@ impl Owner {
         let reachable = self.reachable(change, &before).await;
         let listeners = self.listeners(change).await?;
         let id = uuid::Uuid::new_v4().simple().to_string();
-        let mut plan = {
+        let plan = {
             let state = self.shared.state();
             let world = self.world(&before, &state, &id[..12]);
-            kinds::plan(change, World { reachable: &reachable, listeners: &listeners, ..world })?
+            self.warned(kinds::plan(change, World { reachable: &reachable, listeners: &listeners, ..world })?)
         };
-        let shortcomings = plan.steps.iter().filter_map(|step| match step {
-            Step::Nat(NatStep::PutRule(_, rule)) => self.shared.dataplane.shortcoming(rule),
-            Step::Nat(_) | Step::Link(_) | Step::Filter(_) | Step::Vlan(_) => None,
-        });
-        plan.warnings.extend(shortcomings.map(str::to_owned).collect::<Vec<_>>());
         let changed = !plan.is_empty();
         let after = if changed { self.carry_out(&plan, &before).await? } else { before };
         if changed {
@@ -219,6 +214,17 @@ impl Owner {
         let object = reads::object(&self.shared, &plan.subject, &after).await?;
         let Plan { message, warnings, .. } = plan;
         Ok(Outcome { changed, message, object, warnings })
+    }
+
+    /// The same plan, with a word about what its rules ask for and this data plane does not do.
+    fn warned(&self, mut plan: Plan) -> Plan {
+        let shortcomings = plan.steps.iter().filter_map(|step| match step {
+            Step::Nat(NatStep::PutRule(_, rule)) => self.shared.dataplane.shortcoming(rule),
+            Step::Nat(_) | Step::Link(_) | Step::Filter(_) | Step::Vlan(_) => None,
+        });
+        let shortcomings: Vec<_> = shortcomings.map(str::to_owned).collect();
+        plan.warnings.extend(shortcomings);
+        plan
     }
 
     /// Makes every step and the commit, or nothing; answers what was observed after the last step.

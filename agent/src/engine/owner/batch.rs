@@ -70,7 +70,7 @@ impl Owner {
         let listeners = self.listeners(change).await?;
         let id = uuid::Uuid::new_v4().simple().to_string();
         let world = self.world(&observed, &self.ahead, &id[..12]);
-        let plan = kinds::plan(change, World { listeners: &listeners, ..world })?;
+        let plan = self.warned(kinds::plan(change, World { listeners: &listeners, ..world })?);
         let mut undo = Undo::new();
         for step in &plan.steps {
             if let Err(error) = self.step(step, &observed, &mut undo).await {
