@@ -2,6 +2,7 @@
 
 mod around;
 mod bridge_vlan;
+mod every_route;
 mod links;
 mod rules;
 mod security;
