@@ -29,6 +29,12 @@ pub trait Address: Copy + Eq + Hash + Debug {
     const ICMP: u8;
     /// Whether the checksum of ICMP covers the addresses (RFC 4443 section 2.3; not so in RFC 792).
     const ICMP_HAS_PSEUDO_HEADER: bool;
+    /// Type and code of "communication administratively prohibited".
+    const PROHIBITED: (u8, u8);
+    /// Bytes of a packet that an error may quote (RFC 1812 section 4.3.2.3, RFC 4443 section 2.4 (c)).
+    const QUOTED: u32;
+    /// To how many words of eight bytes behind its header a longer one is cut.
+    const CUT: usize;
     /// Whether every fragment of a packet says what protocol it is of (RFC 791; not so in RFC 8200 section 4.5).
     const FRAGMENTS_NAME_PROTOCOL: bool;
 
@@ -75,6 +81,12 @@ pub trait Address: Copy + Eq + Hash + Debug {
     /// Counts one router.
     fn hop(header: &mut Self::Header);
 
+    /// Bytes behind this header, as it says.
+    fn payload_len(header: &Self::Header) -> u16;
+
+    /// Writes the header of an ICMP packet of the host's own, with so many bytes behind it.
+    fn compose(header: &mut Self::Header, src: Self, dst: Self, len: u16);
+
     /// Writes the addresses, whose difference is `difference`, and what the header itself has of a checksum.
     fn rewrite(header: &mut Self::Header, src: Self, dst: Self, difference: u16);
 }
@@ -86,6 +98,9 @@ impl Address for [u8; 4] {
     const ANY: Self = [0; 4];
     const ICMP: u8 = proto::ICMP;
     const ICMP_HAS_PSEUDO_HEADER: bool = false;
+    const PROHIBITED: (u8, u8) = (icmp::UNREACHABLE, 13);
+    const QUOTED: u32 = 576 - 28;
+    const CUT: usize = 66;
     const FRAGMENTS_NAME_PROTOCOL: bool = true;
 
     #[inline(always)]
@@ -172,6 +187,34 @@ impl Address for [u8; 4] {
     }
 
     #[inline(always)]
+    fn payload_len(header: &Ipv4Hdr) -> u16 {
+        u16::from_be_bytes(header.tot_len).wrapping_sub(u16::from(header.vihl & 15) * 4)
+    }
+
+    #[inline(always)]
+    fn compose(header: &mut Ipv4Hdr, src: Self, dst: Self, len: u16) {
+        // Internetwork control, as Linux sends errors (RFC 1812 section 4.3.2.5); not to be cut into parts.
+        let (vihl, tos, [len0, len1], frags, ttl) = (0x45, 0xc0, (len + 20).to_be_bytes(), [0x40, 0], 64);
+        header.vihl = vihl;
+        header.tos = tos;
+        header.tot_len = [len0, len1];
+        header.id = [0; 2];
+        header.frags = frags;
+        header.ttl = ttl;
+        header.proto = proto::ICMP;
+        header.src_addr = src;
+        header.dst_addr = dst;
+        let word = |high, low| u32::from(u16::from_ne_bytes([high, low]));
+        let sum = word(vihl, tos)
+            + word(len0, len1)
+            + word(frags[0], frags[1])
+            + word(ttl, proto::ICMP)
+            + Self::difference(Self::ANY, src)
+            + Self::difference(Self::ANY, dst);
+        header.check = (!checksum::fold(sum)).to_ne_bytes();
+    }
+
+    #[inline(always)]
     fn rewrite(header: &mut Ipv4Hdr, src: Self, dst: Self, difference: u16) {
         header.src_addr = src;
         header.dst_addr = dst;
@@ -186,6 +229,9 @@ impl Address for [u8; 16] {
     const ANY: Self = [0; 16];
     const ICMP: u8 = proto::ICMP6;
     const ICMP_HAS_PSEUDO_HEADER: bool = true;
+    const PROHIBITED: (u8, u8) = (icmp::ERROR6_FIRST, 1);
+    const QUOTED: u32 = 1280 - 48;
+    const CUT: usize = 149;
     const FRAGMENTS_NAME_PROTOCOL: bool = false;
 
     #[inline(always)]
@@ -273,6 +319,21 @@ impl Address for [u8; 16] {
     #[inline(always)]
     fn hop(header: &mut Ipv6Hdr) {
         header.hop_limit = header.hop_limit.wrapping_sub(1);
+    }
+
+    #[inline(always)]
+    fn payload_len(header: &Ipv6Hdr) -> u16 {
+        u16::from_be_bytes(header.payload_len)
+    }
+
+    #[inline(always)]
+    fn compose(header: &mut Ipv6Hdr, src: Self, dst: Self, len: u16) {
+        header.vcf = [0x60, 0, 0, 0];
+        header.payload_len = len.to_be_bytes();
+        header.next_hdr = proto::ICMP6;
+        header.hop_limit = 64;
+        header.src_addr = src;
+        header.dst_addr = dst;
     }
 
     #[inline(always)]

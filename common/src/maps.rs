@@ -50,6 +50,8 @@ pub mod stage {
     pub const FRAGMENT4_OUT: u32 = 25;
     pub const FRAGMENT6_IN: u32 = 26;
     pub const FRAGMENT6_OUT: u32 = 27;
+    pub const REFUSE4: u32 = 28;
+    pub const REFUSE6: u32 = 29;
 }
 
 /// Nanoseconds to ticks: 2^20 ns, a little more than a millisecond. 32 bits of ticks are 52 days, and idle times are

@@ -46,6 +46,10 @@ pub trait Packet {
     /// The bytes from `offset` as a `T`, if they are reachable.
     fn at<T: Wire>(&mut self, offset: usize) -> Option<NonNull<T>>;
 
+    /// Cuts the frame to its first `keep` bytes and makes room for `room` bytes behind its Ethernet header; all of it is
+    /// reachable then. False: the kernel refused.
+    fn quote(&mut self, keep: u32, room: u32) -> bool;
+
     /// Bytes have changed that no checksum in the packet makes up for; `difference` is theirs. Devices may have summed
     /// the packet up before.
     fn resum(&mut self, difference: u16);
@@ -75,6 +79,8 @@ unsafe impl Wire for Extension {}
 unsafe impl Wire for Checksum {}
 // SAFETY: bytes.
 unsafe impl Wire for TcpHeader {}
+// SAFETY: bytes.
+unsafe impl Wire for [u8; 4] {}
 
 const _: () = {
     assert!(align_of::<Ipv4Hdr>() == 1 && align_of::<Ipv6Hdr>() == 1);

@@ -13,7 +13,7 @@ mod tables;
 
 use aya_ebpf::{
     bindings::{BPF_F_INGRESS, TC_ACT_SHOT},
-    helpers::bpf_redirect,
+    helpers::{bpf_redirect, bpf_redirect_neigh},
     macros::classifier,
     programs::TcContext,
 };
@@ -25,7 +25,7 @@ use telecluster_common::{
     nat::{
         Next, Verdict, established,
         fast::{lan_in, lan_out},
-        first, fragment, icmp_error, make, translate,
+        first, fragment, icmp_error, make, refuse, translate,
     },
     packet::{Packet as _, note},
     tables::Host as _,
@@ -123,14 +123,16 @@ macro_rules! nat {
         pub fn $first(ctx: TcContext) -> i32 {
             let (mut skb, kernel) = (Skb::new(&ctx), Kernel::new(&ctx));
             match first::<_, _, $address>(&mut skb, &kernel, Direction::$direction) {
-                Some(verdict) => act(&ctx, verdict),
+                Some(verdict) => act_or_refuse::<$address>(&ctx, verdict, Direction::$direction),
                 None => go_on(&ctx, stage::$make_stage),
             }
         }
 
         #[classifier]
         pub fn $make(ctx: TcContext) -> i32 {
-            act(&ctx, make::<_, _, $address>(&mut Skb::new(&ctx), &Kernel::new(&ctx), Direction::$direction))
+            let verdict =
+                make::<_, _, $address>(&mut Skb::new(&ctx), &Kernel::new(&ctx), Direction::$direction);
+            act_or_refuse::<$address>(&ctx, verdict, Direction::$direction)
         }
 
         #[classifier]
@@ -195,6 +197,27 @@ nat!(
     tc_fragment6_out,
     FRAGMENT6_OUT
 );
+
+/// Tells an inside host that there is no room for its flow.
+#[classifier]
+pub fn tc_refuse4(ctx: TcContext) -> i32 {
+    send_back(refuse::<_, _, A4>(&mut Skb::new(&ctx), &Kernel::new(&ctx)))
+}
+
+/// The same for IPv6.
+#[classifier]
+pub fn tc_refuse6(ctx: TcContext) -> i32 {
+    send_back(refuse::<_, _, A6>(&mut Skb::new(&ctx), &Kernel::new(&ctx)))
+}
+
+#[inline(always)]
+fn send_back(interface: Option<u32>) -> i32 {
+    match interface {
+        // SAFETY: no memory is involved: the next hop is looked up by the addresses in the packet.
+        Some(interface) => unsafe { bpf_redirect_neigh(interface, core::ptr::null_mut(), 0, 0) as i32 },
+        None => TC_ACT_SHOT as i32,
+    }
+}
 
 /// The next packet of an IPv6 flow from the outside.
 #[classifier]
@@ -315,13 +338,26 @@ fn switched(ctx: &TcContext, verdict: vlan::Verdict) -> i32 {
     }
 }
 
+/// What goes out and is refused becomes an answer, in a program of its own.
+#[inline(always)]
+fn act_or_refuse<A: Address>(ctx: &TcContext, verdict: Verdict, direction: Direction) -> i32 {
+    if let (Verdict::Refuse(_), Direction::Out) = (verdict, direction) {
+        let shot = act(ctx, verdict);
+        let place = if A::ETHERTYPE == A4::ETHERTYPE { stage::REFUSE4 } else { stage::REFUSE6 };
+        // SAFETY: nothing here has to be dropped. It comes back only when the place is empty.
+        unsafe { STAGE.tail_call(ctx, place) }
+        return shot;
+    }
+    act(ctx, verdict)
+}
+
 #[inline(always)]
 fn act(ctx: &TcContext, verdict: Verdict) -> i32 {
     let reason = match verdict {
         Verdict::Pass => return NEXT,
         // SAFETY: no memory is involved; a missing interface is a dropped packet.
         Verdict::Redirect(interface) => return unsafe { bpf_redirect(interface, 0) } as i32,
-        Verdict::Drop(reason) => reason,
+        Verdict::Drop(reason) | Verdict::Refuse(reason) => reason,
     };
     maps::count_drop(reason);
     debug!(ctx, "dropped {} bytes, reason {}", ctx.len(), reason as u32);

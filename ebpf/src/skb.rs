@@ -3,8 +3,10 @@
 use core::{arch::asm, ptr::NonNull};
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
-    helpers::{bpf_csum_update, bpf_l4_csum_replace, bpf_skb_pull_data},
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
+    helpers::{
+        bpf_csum_update, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_pull_data,
+    },
     programs::TcContext,
 };
 use telecluster_common::packet::{ChecksumFix, Packet, Wire};
@@ -94,6 +96,16 @@ impl Packet for Skb {
             return None;
         }
         NonNull::new(start as *mut T)
+    }
+
+    #[inline(always)]
+    fn quote(&mut self, keep: u32, room: u32) -> bool {
+        // SAFETY: the context of the program that runs. Cutting comes first: it also ends segmentation offload.
+        unsafe {
+            bpf_skb_change_tail(self.0, keep, 0) == 0
+                && bpf_skb_adjust_room(self.0, room as i32, BPF_ADJ_ROOM_MAC, 0) == 0
+                && bpf_skb_pull_data(self.0, (*self.0).len) == 0
+        }
     }
 
     #[inline(always)]

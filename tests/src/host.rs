@@ -21,7 +21,7 @@ use telecluster_common::{
     nat::{
         Next, Verdict, established,
         fast::{HopRef, Ways},
-        first, fragment, icmp_error, make, translate,
+        first, fragment, icmp_error, make, refuse, translate,
         work::{Prefixed, Work},
     },
     packet::{ChecksumFix, Packet, Wire, note},
@@ -30,11 +30,14 @@ use telecluster_common::{
 
 use crate::vectors::{LOCAL, Machine, Outcome, Rule, UPLINK, UPLINK_ADDRESS, UPLINK_ADDRESS6};
 
+/// Where packets come from that go out.
+pub const INSIDE_INTERFACE: u32 = 7;
+
 /// Places for unproven flows: enough that only a test that wants it sees one go.
 pub const HALF_SIZE: usize = 1024;
 
 /// A frame in memory, as complete as a socket buffer without offloads.
-struct Bytes<'a>(&'a mut [u8]);
+struct Bytes<'a>(&'a mut Vec<u8>);
 
 impl Packet for Bytes<'_> {
     fn carries(&self, ethertype: u16) -> bool {
@@ -58,7 +61,7 @@ impl Packet for Bytes<'_> {
     }
 
     fn came_in_through(&self) -> u32 {
-        0
+        INSIDE_INTERFACE
     }
 
     fn note(&self) -> u32 {
@@ -68,6 +71,12 @@ impl Packet for Bytes<'_> {
     fn set_note(&mut self, _note: u32) {}
 
     fn make_linear(&mut self, _len: usize) {}
+
+    fn quote(&mut self, keep: u32, room: u32) -> bool {
+        self.0.truncate(keep as usize);
+        self.0.splice(14..14, std::iter::repeat_n(0, room as usize));
+        true
+    }
 
     fn resum(&mut self, _difference: u16) {}
 
@@ -106,6 +115,8 @@ pub struct HostTables {
     pub sockets: Vec<(IpAddr, u16)>,
     /// Entries that fit in the flow table; 0: as many as there come.
     pub capacity: usize,
+    /// What senders whose packets were refused were told.
+    pub told: RefCell<Vec<Vec<u8>>>,
     /// Nanoseconds.
     pub clock: Cell<u64>,
     dice: Cell<u32>,
@@ -471,6 +482,19 @@ impl Machine for Host {
         match verdict {
             Verdict::Pass => (Outcome::Passed, frame),
             Verdict::Drop(reason) => (Outcome::Dropped(reason), frame),
+            Verdict::Refuse(reason) => {
+                let mut packet = Bytes(&mut frame);
+                let told = direction == Direction::Out
+                    && if packet.carries(<[u8; 4]>::ETHERTYPE) {
+                        refuse::<_, _, [u8; 4]>(&mut packet, tables).is_some()
+                    } else {
+                        refuse::<_, _, [u8; 16]>(&mut packet, tables).is_some()
+                    };
+                if told {
+                    self.tables.told.borrow_mut().push(frame.clone());
+                }
+                (Outcome::Dropped(reason), frame)
+            }
             Verdict::Redirect(interface) => (Outcome::Sent(interface), frame),
         }
     }

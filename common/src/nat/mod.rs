@@ -12,12 +12,14 @@ mod fragment;
 mod icmp_error;
 mod life;
 mod open;
+mod refuse;
 pub mod work;
 
 pub use self::{
     binding::{HOLD_DOWN, VXLAN},
     fragment::fragment,
     icmp_error::icmp_error,
+    refuse::refuse,
 };
 
 use crate::{
@@ -40,6 +42,8 @@ pub enum Verdict {
     /// On to the next program, then to the stack.
     Pass,
     Drop(DropReason),
+    /// The same, and who sent it is to be told: [`refuse`].
+    Refuse(DropReason),
     /// Out through the interface with this index, at once.
     Redirect(u32),
 }
@@ -167,7 +171,7 @@ where
     let now = tables.now();
     match open::establish(tables, work, packet.interface(), now) {
         Ok(flow) => finish(packet, tables, work, flow, direction, now),
-        Err(reason) => Verdict::Drop(reason),
+        Err(verdict) => verdict,
     }
 }
 

@@ -97,12 +97,22 @@ where
 {
     match work.search() {
         Search::CLAIMED => Ok(()),
-        Search::FULL => {
-            // This packet comes too early; the next one finds room.
-            life::make_room(tables, work);
-            Err(Verdict::Drop(DropReason::FlowTableFull))
-        }
-        _ => Err(Verdict::Drop(DropReason::PortsExhausted)),
+        Search::FULL => Err(no_room(tables, work)),
+        _ => Err(Verdict::Refuse(DropReason::PortsExhausted)),
+    }
+}
+
+/// This packet comes too early when the next one finds room; else there is none.
+#[inline(always)]
+fn no_room<T, A>(tables: &T, work: &mut Work<A>) -> Verdict
+where
+    T: Tables<A>,
+    A: Address,
+{
+    if life::make_room(tables, work) {
+        Verdict::Drop(DropReason::FlowTableFull)
+    } else {
+        Verdict::Refuse(DropReason::FlowTableFull)
     }
 }
 
@@ -230,7 +240,7 @@ pub(super) fn establish<T, A>(
     work: &mut Work<A>,
     interface: u32,
     now: u64,
-) -> Result<FlowRef<A>, DropReason>
+) -> Result<FlowRef<A>, Verdict>
 where
     T: Tables<A>,
     A: Address,
@@ -253,12 +263,11 @@ where
         // Another CPU may just have made the same flow.
         Claim::Ok | Claim::Exists => {}
         Claim::Full => {
-            life::make_room(tables, work);
-            return Err(DropReason::FlowTableFull);
+            return Err(no_room(tables, work));
         }
     }
     let Some(flow) = tables.flow(&work.key) else {
-        return Err(DropReason::FlowTableFull);
+        return Err(Verdict::Drop(DropReason::FlowTableFull));
     };
     if flow.to_sport() != work.to.sport {
         tables.remove(&work.peer);

@@ -42,6 +42,9 @@ pub struct Work<A> {
     /// The inside socket that it is for, and where that is to appear.
     pub inside: EndpointKey<A>,
     pub moved: Moved<A>,
+    /// When this CPU last told somebody that there is no room, in ticks, and how often it may again.
+    pub spoke: u32,
+    pub may_speak: u32,
     /// What a fragment says of itself, the packet that it is of, and what the first one of that has said.
     pub piece: Piece<A>,
     pub fragment: FragmentKey<A>,

@@ -33,7 +33,7 @@ pub const PROGRAM_NAMES: [&str; 7] =
     ["tc_wan_in", "tc_wan_out", "tc_lan_in", "tc_lan_out", "tc_port_in", "tc_port_out", "tc_waited"];
 
 /// The programs that those go on to, with their places in the `stage` map.
-const STAGES: [(&str, u32); 24] = [
+const STAGES: [(&str, u32); 26] = [
     ("tc_nat4_in", stage::NAT4_IN),
     ("tc_nat4_out", stage::NAT4_OUT),
     ("tc_nat6_in", stage::NAT6_IN),
@@ -58,6 +58,8 @@ const STAGES: [(&str, u32); 24] = [
     ("tc_fragment4_out", stage::FRAGMENT4_OUT),
     ("tc_fragment6_in", stage::FRAGMENT6_IN),
     ("tc_fragment6_out", stage::FRAGMENT6_OUT),
+    ("tc_refuse4", stage::REFUSE4),
+    ("tc_refuse6", stage::REFUSE6),
 ];
 
 /// The programs and maps of this run. Dropping it leaves everything pinned in place.
