@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
+use telecluster_common::tables::Limits;
 use tracing::{info, warn};
 
 use crate::{
@@ -49,6 +50,7 @@ pub(crate) fn choose(config: &Config, flow_capacity: Option<u32>) -> Result<Choi
     let options = bpf::Options {
         directory: config.bpf_dir.clone(),
         flow_capacity,
+        limits: config.limits,
         log_level: config.log_level.programs(),
     };
     let choice = match config.dataplane {
@@ -95,6 +97,9 @@ fn iptables(config: &Config, reason: String) -> Result<Choice> {
     let dataplane = NetfilterDataPlane::open(Iptables::default())
         .with_context(|| format!("the iptables data plane cannot be used ({reason})"))?;
     bpf::take_away(&config.bpf_dir).context("the programs of an earlier run cannot be removed")?;
+    if config.limits != Limits::default() {
+        warn!(limits = ?config.limits, "iptables cannot hold inside hosts to these limits");
+    }
     Ok(Choice { loaded: Loaded::Iptables(dataplane), reason })
 }
 

@@ -12,6 +12,8 @@ use std::{
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
 
+use telecluster_common::tables::Limits;
+
 use crate::{kernel::fastpath::Policy, model::LinkName};
 
 /// Everything the daemon is told from outside.
@@ -35,6 +37,8 @@ pub struct Config {
     pub flow_metrics_max: usize,
     /// Flows that the tables are made for.
     pub flow_capacity: u32,
+    /// How much one inside host or one rule may take.
+    pub limits: Limits,
     /// Where maps, links and programs are pinned.
     pub bpf_dir: PathBuf,
     /// Names beside the machine's own under which the worker may be called.
@@ -184,6 +188,15 @@ struct Settings {
     /// Flows that the tables hold, 1024 to 8388608 [default: 131072]
     #[arg(long, env = "FLOW_CAPACITY", global = true)]
     flow_capacity: Option<String>,
+    /// External ports that one inside host may have at once [default: 0, as many as there are]
+    #[arg(long, env = "PORTS_PER_HOST", global = true)]
+    ports_per_host: Option<String>,
+    /// New flows that one inside host may make in a second [default: 0, as many as it likes]
+    #[arg(long, env = "NEW_FLOWS_PER_HOST", global = true)]
+    new_flows_per_host: Option<String>,
+    /// New flows that one rule may make in a second [default: 0, as many as there come]
+    #[arg(long, env = "NEW_FLOWS_PER_RULE", global = true)]
+    new_flows_per_rule: Option<String>,
     /// Where maps and programs are pinned [default: /sys/fs/bpf/telecluster]
     #[arg(long, env = "BPF_DIR", global = true)]
     bpf_dir: Option<String>,
@@ -223,7 +236,7 @@ fn clap_refusal(error: &clap::Error) -> Refused {
 
 impl Settings {
     /// Every setting that the file may have, by its key.
-    fn by_key(&mut self) -> [(&'static str, &mut Option<String>); 16] {
+    fn by_key(&mut self) -> [(&'static str, &mut Option<String>); 19] {
         [
             ("log_level", &mut self.log_level),
             ("log_format", &mut self.log_format),
@@ -239,6 +252,9 @@ impl Settings {
             ("ovs_socket", &mut self.ovs_socket),
             ("flow_metrics_max", &mut self.flow_metrics_max),
             ("flow_capacity", &mut self.flow_capacity),
+            ("ports_per_host", &mut self.ports_per_host),
+            ("new_flows_per_host", &mut self.new_flows_per_host),
+            ("new_flows_per_rule", &mut self.new_flows_per_rule),
             ("bpf_dir", &mut self.bpf_dir),
             ("allowed_hosts", &mut self.allowed_hosts),
         ]
@@ -320,6 +336,23 @@ impl Settings {
                 1_000_000,
             )?,
             flow_capacity: number("FLOW_CAPACITY", self.flow_capacity.as_deref(), 131_072, 1024, 8_388_608)?,
+            limits: Limits {
+                ports_per_host: number("PORTS_PER_HOST", self.ports_per_host.as_deref(), 0, 0, 65_536)?,
+                flows_per_host: number(
+                    "NEW_FLOWS_PER_HOST",
+                    self.new_flows_per_host.as_deref(),
+                    0,
+                    0,
+                    10_000_000,
+                )?,
+                flows_per_rule: number(
+                    "NEW_FLOWS_PER_RULE",
+                    self.new_flows_per_rule.as_deref(),
+                    0,
+                    0,
+                    10_000_000,
+                )?,
+            },
             bpf_dir: directory("BPF_DIR", self.bpf_dir.as_deref(), "/sys/fs/bpf/telecluster")?,
             allowed_hosts: given(self.allowed_hosts.as_deref())
                 .map(|list| list.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned))
@@ -426,6 +459,7 @@ mod tests {
         assert_eq!(config.state_dir, PathBuf::from("/var/lib/telecluster"));
         assert_eq!(config.flow_metrics_max, 500);
         assert_eq!(config.flow_capacity, 131_072);
+        assert_eq!(config.limits, Limits::default(), "nobody is held up who is not told so");
         assert_eq!(config.bpf_dir, PathBuf::from("/sys/fs/bpf/telecluster"));
     }
 
@@ -454,6 +488,12 @@ mod tests {
             ),
             (Settings { state_dir: Some("state".into()), ..Settings::default() }, "STATE_DIR"),
             (Settings { flow_capacity: Some("1023".into()), ..Settings::default() }, "FLOW_CAPACITY"),
+            (Settings { ports_per_host: Some("65537".into()), ..Settings::default() }, "PORTS_PER_HOST"),
+            (
+                Settings { new_flows_per_host: Some("few".into()), ..Settings::default() },
+                "NEW_FLOWS_PER_HOST",
+            ),
+            (Settings { new_flows_per_rule: Some("-1".into()), ..Settings::default() }, "NEW_FLOWS_PER_RULE"),
             (Settings { flow_metrics_max: Some("-1".into()), ..Settings::default() }, "FLOW_METRICS_MAX"),
             (Settings { dataplane: Some("nftables".into()), ..Settings::default() }, "DATAPLANE"),
             (Settings { ovs: Some("yes".into()), ..Settings::default() }, "OVS"),

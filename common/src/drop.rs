@@ -27,10 +27,14 @@ pub enum DropReason {
     /// From outside: a TCP connection to a port of a masquerading uplink that nobody has. A reset would end what an
     /// inside host may be about to open to that peer (RFC 5382 REQ-4).
     Unsolicited = 10,
+    /// From a masqueraded network: the inside host has as many external ports as it may have.
+    PortQuota = 11,
+    /// More new flows in a second than a rule, or one inside host, may make.
+    FlowRate = 12,
 }
 
 impl DropReason {
-    pub const COUNT: u32 = 11;
+    pub const COUNT: u32 = 13;
 
     /// Every reason, in the order of its number.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -45,6 +49,8 @@ impl DropReason {
         Self::Program,
         Self::Filtered,
         Self::Unsolicited,
+        Self::PortQuota,
+        Self::FlowRate,
     ];
 
     /// The label in metrics and logs.
@@ -61,6 +67,8 @@ impl DropReason {
             Self::Program => "program",
             Self::Filtered => "filtered",
             Self::Unsolicited => "unsolicited",
+            Self::PortQuota => "port_quota",
+            Self::FlowRate => "flow_rate",
         }
     }
 }

@@ -20,7 +20,7 @@ pub const MAX_BLOCKS: u32 = 65536;
 pub const MAX_PORTS: u32 = 8192;
 
 /// Version of everything in this file. A pinned map of another version is not touched.
-pub const SCHEMA: u32 = 5;
+pub const SCHEMA: u32 = 6;
 
 /// Places of the programs in the `stage` map, to which those on the hooks go on.
 pub mod stage {
@@ -216,8 +216,42 @@ pub struct Moved<A> {
 /// Packets in parts that can be on their way at once: the size of `fragment4` and of `fragment6`.
 pub const MAX_FRAGMENTED: u32 = 8192;
 
+/// Inside hosts and rules whose pace is known at once: the size of `pace4` and of `pace6`.
+pub const MAX_PACED: u32 = 16384;
+
+/// Ports of limited inside hosts that are known at once: the size of `placed4` and of `placed6`.
+pub const MAX_PLACED: u32 = 65536;
+
 /// Uplinks at which fragments can wait: the size of `waiting_room`.
 pub const MAX_WAITING_ROOMS: u32 = 512;
+
+/// Key of `pace4` and `pace6`; the value is when the next flow may be made, in nanoseconds since boot, were there no second
+/// that may come at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(C, align(4))]
+pub struct PaceKey<A> {
+    /// 0.0.0.0 or ::, the rule as a whole.
+    pub host: A,
+    pub rule: u32,
+}
+
+/// Key of `placed4` and `placed6`: one of the ports that an inside host may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(C, align(4))]
+pub struct PlaceKey<A> {
+    pub host: A,
+    pub number: u32,
+}
+
+/// Value of `placed4` and `placed6`: which one it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C, align(4))]
+pub struct PlacedPort {
+    pub port: u16,
+    pub proto: u8,
+    /// Always 0.
+    pub unused: u8,
+}
 
 /// Key of `fragment4` and `fragment6`: a packet that comes in parts, as its sender has named it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -469,6 +503,9 @@ const _: () = {
     assert!(size_of::<Moved<A4>>() == 8 && size_of::<Moved<A6>>() == 20);
     assert!(size_of::<FragmentKey<A4>>() == 16 && size_of::<FragmentKey<A6>>() == 40);
     assert!(size_of::<Fragmented>() == 12);
+    assert!(size_of::<PaceKey<A4>>() == 8 && size_of::<PaceKey<A6>>() == 20);
+    assert!(size_of::<PlaceKey<A4>>() == 8 && size_of::<PlaceKey<A6>>() == 20);
+    assert!(size_of::<PlacedPort>() == 4);
     assert!(size_of::<Rule>() == 32);
     assert!(size_of::<RuleStat>() == 40);
 };

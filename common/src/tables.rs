@@ -6,7 +6,8 @@ use crate::{
     family::Address,
     maps::{
         Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented,
-        Masquerade, Moved, REMOTES, Range, RangeKey, Rule, SourceKey, TICK_BITS, Uplink,
+        Masquerade, Moved, PaceKey, PlaceKey, PlacedPort, REMOTES, Range, RangeKey, Rule, SourceKey,
+        TICK_BITS, Uplink,
     },
     nat::work::{Prefixed, Work},
 };
@@ -215,6 +216,15 @@ field! {
     next, set_next: u32;
 }
 
+/// How much one may take; 0: as much as there is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    pub ports_per_host: u32,
+    /// New ones in a second.
+    pub flows_per_host: u32,
+    pub flows_per_rule: u32,
+}
+
 /// What both families share: rules, clock, dice.
 pub trait Host {
     /// What is in a rule's slot now.
@@ -232,6 +242,8 @@ pub trait Host {
     /// Index of the interface that a fragment is sent through which has to wait for its first one, and which comes back
     /// to this uplink.
     fn waiting_room(&self, uplink: u32) -> Option<u32>;
+
+    fn limits(&self) -> Limits;
 
     /// Unpredictable bits.
     fn random(&self) -> u32;
@@ -268,6 +280,16 @@ pub trait Tables<A: Address>: Host {
 
     /// Inserts or replaces. False: no room.
     fn set_moved(&self, key: &EndpointKey<A>, moved: &Moved<A>) -> bool;
+
+    fn pace(&self, key: &PaceKey<A>) -> Option<u64>;
+
+    /// Inserts or replaces; the one that was used least lately goes for it.
+    fn set_pace(&self, key: &PaceKey<A>, next: u64);
+
+    fn placed(&self, key: &PlaceKey<A>) -> Option<PlacedPort>;
+
+    /// As [`Tables::set_pace`].
+    fn set_placed(&self, key: &PlaceKey<A>, port: &PlacedPort);
 
     fn fragmented(&self, key: &FragmentKey<A>) -> Option<Fragmented>;
 

@@ -9,8 +9,9 @@ use telecluster_common::{
     drop::DropReason,
     maps::{
         Binding, EndpointKey, Epoch, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented, HOPS, Hop,
-        MAX_BLOCKS, MAX_FRAGMENTED, MAX_PORTS, MAX_RULES, MAX_WAITING_ROOMS, Masquerade, MasqueradeKey,
-        Moved, Port, Range, RangeKey, Rule, RuleStat, SourceKey, Uplink, stage,
+        MAX_BLOCKS, MAX_FRAGMENTED, MAX_PACED, MAX_PLACED, MAX_PORTS, MAX_RULES, MAX_WAITING_ROOMS,
+        Masquerade, MasqueradeKey, Moved, PaceKey, PlaceKey, PlacedPort, Port, Range, RangeKey, Rule,
+        RuleStat, SourceKey, Uplink, stage,
     },
     nat::work::Work,
 };
@@ -70,6 +71,20 @@ pub static FRAGMENT4: LruHashMap<FragmentKey<A4>, Fragmented, { MAX_FRAGMENTED a
 #[btf_map(name = "fragment6")]
 pub static FRAGMENT6: LruHashMap<FragmentKey<A6>, Fragmented, { MAX_FRAGMENTED as usize }> =
     LruHashMap::new();
+
+/// When who may make another flow.
+#[btf_map(name = "pace4")]
+pub static PACE4: LruHashMap<PaceKey<A4>, u64, { MAX_PACED as usize }> = LruHashMap::new();
+
+#[btf_map(name = "pace6")]
+pub static PACE6: LruHashMap<PaceKey<A6>, u64, { MAX_PACED as usize }> = LruHashMap::new();
+
+/// The external ports of inside hosts that may not have as many as they like.
+#[btf_map(name = "placed4")]
+pub static PLACED4: LruHashMap<PlaceKey<A4>, PlacedPort, { MAX_PLACED as usize }> = LruHashMap::new();
+
+#[btf_map(name = "placed6")]
+pub static PLACED6: LruHashMap<PlaceKey<A6>, PlacedPort, { MAX_PLACED as usize }> = LruHashMap::new();
 
 /// Of an uplink, the interface through which parts go that have to wait for their first one; of the interface where they
 /// come out again, the uplink.

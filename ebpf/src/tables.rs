@@ -17,20 +17,21 @@ use aya_ebpf::{
 use telecluster_common::{
     maps::{
         Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented,
-        Masquerade, MasqueradeKey, Moved, Port, RangeKey, Rule, SourceKey, Uplink,
+        Masquerade, MasqueradeKey, Moved, PaceKey, PlaceKey, PlacedPort, Port, RangeKey, Rule, SourceKey,
+        Uplink,
     },
     nat::{
         fast::{HopRef, Ways, stamp},
         work::{Prefixed, Work},
     },
-    tables::{BindingRef, Claim, FlowRef, Host, RangeRef, Tables},
+    tables::{BindingRef, Claim, FlowRef, Host, Limits, RangeRef, Tables},
     tcp::proto,
 };
 
 use crate::maps::{
     BINDING4, BINDING6, EPOCH, FLOW4, FLOW6, FORWARD4, FORWARD6, FRAGMENT4, FRAGMENT6, HALF_NEXT, HALF4,
-    HALF6, HOP, LOCAL4, LOCAL6, MASQUERADE4, MASQUERADE6, MOVED4, MOVED6, PORT, RANGE4, RANGE6, RULE,
-    RULE_STAT, SOURCE4, SOURCE6, UPLINK4, UPLINK6, WAITING_ROOM, WORK4, WORK6,
+    HALF6, HOP, LOCAL4, LOCAL6, MASQUERADE4, MASQUERADE6, MOVED4, MOVED6, PACE4, PACE6, PLACED4, PLACED6,
+    PORT, RANGE4, RANGE6, RULE, RULE_STAT, SOURCE4, SOURCE6, UPLINK4, UPLINK6, WAITING_ROOM, WORK4, WORK6,
 };
 
 const EEXIST: i32 = -17;
@@ -38,6 +39,14 @@ const EEXIST: i32 = -17;
 /// Places of `half4` and of `half6`, a power of two; the agent sets it.
 #[unsafe(no_mangle)]
 pub static HALF_SIZE: Global<u32> = Global::new(1024);
+
+/// How much one may take, see [`Limits`]; the agent sets it.
+#[unsafe(no_mangle)]
+pub static PORTS_PER_HOST: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+pub static FLOWS_PER_HOST: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+pub static FLOWS_PER_RULE: Global<u32> = Global::new(0);
 
 /// Maps, clock, dice and sockets of the running kernel.
 pub struct Kernel(*mut __sk_buff);
@@ -114,6 +123,15 @@ impl Host for Kernel {
     }
 
     #[inline(always)]
+    fn limits(&self) -> Limits {
+        Limits {
+            ports_per_host: PORTS_PER_HOST.load(),
+            flows_per_host: FLOWS_PER_HOST.load(),
+            flows_per_rule: FLOWS_PER_RULE.load(),
+        }
+    }
+
+    #[inline(always)]
     fn random(&self) -> u32 {
         // SAFETY: no arguments.
         unsafe { bpf_get_prandom_u32() }
@@ -148,7 +166,7 @@ impl Ways for Kernel {
 /// The tables of one family: the same code over its own maps. `$family` is its place in `half_next`.
 macro_rules! tables {
     ($address:ty, $prefix:literal, $flow:ident, $half:ident, $family:literal, $work:ident, $binding:ident, $moved:ident,
-     $fragment:ident, $forward:ident, $range:ident, $source:ident, $masquerade:ident, $uplink:ident, $local:ident,
+     $fragment:ident, $pace:ident, $placed:ident, $forward:ident, $range:ident, $source:ident, $masquerade:ident, $uplink:ident, $local:ident,
      $tuple:expr) => {
         impl Tables<$address> for Kernel {
             #[inline(always)]
@@ -240,6 +258,30 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn pace(&self, key: &PaceKey<$address>) -> Option<u64> {
+                // SAFETY: eight bytes, read at once.
+                unsafe { $pace.get(key) }.copied()
+            }
+
+            #[inline(always)]
+            fn set_pace(&self, key: &PaceKey<$address>, next: u64) {
+                // Without an entry nobody is held up.
+                let _ = $pace.insert(key, next, 0);
+            }
+
+            #[inline(always)]
+            fn placed(&self, key: &PlaceKey<$address>) -> Option<PlacedPort> {
+                // SAFETY: four bytes, read at once.
+                unsafe { $placed.get(key) }.copied()
+            }
+
+            #[inline(always)]
+            fn set_placed(&self, key: &PlaceKey<$address>, port: &PlacedPort) {
+                // As above.
+                let _ = $placed.insert(key, port, 0);
+            }
+
+            #[inline(always)]
             fn fragmented(&self, key: &FragmentKey<$address>) -> Option<Fragmented> {
                 // SAFETY: read at once; where it is half of each, no flow is found.
                 unsafe { $fragment.get(key) }.copied()
@@ -305,6 +347,8 @@ tables!(
     BINDING4,
     MOVED4,
     FRAGMENT4,
+    PACE4,
+    PLACED4,
     FORWARD4,
     RANGE4,
     SOURCE4,
@@ -323,6 +367,8 @@ tables!(
     BINDING6,
     MOVED6,
     FRAGMENT6,
+    PACE6,
+    PLACED6,
     FORWARD6,
     RANGE6,
     SOURCE6,

@@ -15,8 +15,8 @@ use telecluster_common::{
     family::Address,
     maps::{
         Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented,
-        Masquerade, Moved, Port, Range, RangeKey, Rule as RuleSlot, RuleStat, SourceKey, Timeouts, Uplink,
-        rule,
+        Masquerade, Moved, PaceKey, PlaceKey, PlacedPort, Port, Range, RangeKey, Rule as RuleSlot, RuleStat,
+        SourceKey, Timeouts, Uplink, rule,
     },
     nat::{
         Next, Verdict, established,
@@ -25,7 +25,7 @@ use telecluster_common::{
         work::{Prefixed, Work},
     },
     packet::{ChecksumFix, Packet, Wire, note},
-    tables::{self, BindingRef, Claim, FlowRef, RangeRef, Tables},
+    tables::{self, BindingRef, Claim, FlowRef, Limits, RangeRef, Tables},
 };
 
 use crate::vectors::{LOCAL, Machine, Outcome, Rule, UPLINK, UPLINK_ADDRESS, UPLINK_ADDRESS6};
@@ -115,6 +115,8 @@ pub struct HostTables {
     pub sockets: Vec<(IpAddr, u16)>,
     /// Entries that fit in the flow table; 0: as many as there come.
     pub capacity: usize,
+    /// How much one may take.
+    pub limits: Limits,
     /// What senders whose packets were refused were told.
     pub told: RefCell<Vec<Vec<u8>>>,
     /// Nanoseconds.
@@ -135,6 +137,8 @@ pub struct Family<A> {
     bindings: RefCell<HashMap<EndpointKey<A>, Place<Binding<A>>>>,
     moved: RefCell<HashMap<EndpointKey<A>, Moved<A>>>,
     fragmented: RefCell<HashMap<FragmentKey<A>, Fragmented>>,
+    paces: RefCell<HashMap<PaceKey<A>, u64>>,
+    placed: RefCell<HashMap<PlaceKey<A>, PlacedPort>>,
     half: RefCell<Vec<FlowKey<A>>>,
     half_next: Cell<usize>,
     work: Box<UnsafeCell<Work<A>>>,
@@ -155,6 +159,8 @@ impl<A: Address> Default for Family<A> {
             bindings: RefCell::default(),
             moved: RefCell::default(),
             fragmented: RefCell::default(),
+            paces: RefCell::default(),
+            placed: RefCell::default(),
             half: RefCell::new(vec![key; HALF_SIZE]),
             half_next: Cell::new(0),
             work: Box::new(UnsafeCell::new(work)),
@@ -265,6 +271,10 @@ impl tables::Host for HostTables {
         None
     }
 
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
     fn random(&self) -> u32 {
         // any sequence will do; this one repeats itself from run to run (Knuth's MMIX constants, upper bits)
         let next = self.dice.get().wrapping_mul(0x915f_77f5).wrapping_add(0x3039);
@@ -352,6 +362,22 @@ impl<A: Side> Tables<A> for HostTables {
 
     fn remove_binding(&self, key: &EndpointKey<A>) {
         A::of(self).bindings.borrow_mut().remove(key);
+    }
+
+    fn pace(&self, key: &PaceKey<A>) -> Option<u64> {
+        A::of(self).paces.borrow().get(key).copied()
+    }
+
+    fn set_pace(&self, key: &PaceKey<A>, next: u64) {
+        A::of(self).paces.borrow_mut().insert(*key, next);
+    }
+
+    fn placed(&self, key: &PlaceKey<A>) -> Option<PlacedPort> {
+        A::of(self).placed.borrow().get(key).copied()
+    }
+
+    fn set_placed(&self, key: &PlaceKey<A>, port: &PlacedPort) {
+        A::of(self).placed.borrow_mut().insert(*key, *port);
     }
 
     fn fragmented(&self, key: &FragmentKey<A>) -> Option<Fragmented> {

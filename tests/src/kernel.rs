@@ -6,6 +6,7 @@ use aya::{TestRun as _, TestRunOptions, programs::SchedClassifier};
 use telecluster_common::{
     drop::DropReason,
     maps::{Direction, RuleStat},
+    tables::Limits,
 };
 use telecluster_worker::kernel::{
     bpf::{
@@ -35,6 +36,7 @@ impl Kernel {
         let options = Options {
             directory: PathBuf::from("/sys/fs/bpf/telecluster"),
             flow_capacity: Some(4096),
+            limits: Limits::default(),
             log_level: 3,
         };
         let (plane, object) = BpfDataPlane::load(&options).expect("load the programs");

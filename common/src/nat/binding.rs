@@ -7,7 +7,7 @@
 //! first answer.
 
 use super::{
-    Verdict, life,
+    Verdict, life, limit,
     open::{PROBES, forward_for},
     work::{Maker, PortRange, Search, Translation, Work},
 };
@@ -95,6 +95,10 @@ where
     let Some(rule) = tables.rule(work.maker.rule) else {
         return;
     };
+    if !limit::has_place(tables, work, now) {
+        work.search = Search::QUOTA;
+        return;
+    }
     let key = &work.key;
     let mut remotes = [A::ANY; REMOTES];
     remotes[0] = key.dst;
@@ -143,6 +147,7 @@ where
     }
     if work.search() == Search::CLAIMED {
         work.to.sport = work.external.port;
+        limit::place(tables, work);
         announce(tables, work);
     }
 }
@@ -197,6 +202,17 @@ where
         return true;
     };
     rule.generation != binding.generation() || over(binding, now) > i64::from(HOLD_DOWN)
+}
+
+/// Its rule is there still, and it has not expired.
+#[inline(always)]
+pub(super) fn is_in_force<T, A>(tables: &T, binding: BindingRef<A>, now: u64) -> bool
+where
+    T: Tables<A>,
+    A: Address,
+{
+    over(binding, now) <= 0
+        && tables.rule(binding.rule()).is_some_and(|rule| rule.generation == binding.generation())
 }
 
 /// Ticks since it expired; negative while it has not.

@@ -11,6 +11,7 @@ pub mod fast;
 mod fragment;
 mod icmp_error;
 mod life;
+mod limit;
 mod open;
 mod refuse;
 pub mod work;

@@ -1,7 +1,7 @@
 //! A flow's first packet: which rule is it for, and what does that make of it.
 
 use super::{
-    Verdict, binding, life,
+    Verdict, binding, life, limit,
     work::{Maker, PortRange, Prefixed, Search, Translation, Work},
 };
 use crate::{
@@ -34,6 +34,7 @@ where
         work.peer = work.to.answers(&work.key);
         Ok(())
     } else if forward(tables, work, interface) {
+        limit::pace(tables, work.maker.rule, A::ANY, now).map_err(Verdict::Drop)?;
         search_port(tables, work, interface, now);
         claimed(tables, work)
     } else {
@@ -70,6 +71,9 @@ where
     work.to = Translation { src: address, dst: key.dst, sport: key.sport, dport: key.dport };
     work.rule_flags = tables.rule(work.maker.rule).map_or(0, |rule| rule.flags);
     let may_claim = key.proto != proto::TCP || opens(work.tcp_bits());
+    if may_claim {
+        limit::pace(tables, work.maker.rule, key.src, now).map_err(Verdict::Refuse)?;
+    }
     binding::settle(tables, work, interface, may_claim, now);
     if !may_claim && !was_asked(tables, work, interface, now) {
         return Err(Verdict::Drop(DropReason::TcpNotSyn));
@@ -98,6 +102,7 @@ where
     match work.search() {
         Search::CLAIMED => Ok(()),
         Search::FULL => Err(no_room(tables, work)),
+        Search::QUOTA => Err(Verdict::Refuse(DropReason::PortQuota)),
         _ => Err(Verdict::Refuse(DropReason::PortsExhausted)),
     }
 }

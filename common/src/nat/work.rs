@@ -9,8 +9,8 @@ use crate::{
     checksum,
     family::Address,
     maps::{
-        Binding, EndpointKey, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented, Moved, RangeKey,
-        SourceKey,
+        Binding, EndpointKey, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented, Moved, PlaceKey,
+        RangeKey, SourceKey,
     },
     packet::Piece,
 };
@@ -42,6 +42,9 @@ pub struct Work<A> {
     /// The inside socket that it is for, and where that is to appear.
     pub inside: EndpointKey<A>,
     pub moved: Moved<A>,
+    /// Where the inside host's next port is put down, and the port that is there.
+    pub place: PlaceKey<A>,
+    pub placed: EndpointKey<A>,
     /// When this CPU last told somebody that there is no room, in ticks, and how often it may again.
     pub spoke: u32,
     pub may_speak: u32,
@@ -82,6 +85,8 @@ impl Search {
     pub(super) const NONE: u32 = 0;
     pub(super) const CLAIMED: u32 = 1;
     pub(super) const FULL: u32 = 2;
+    /// The inside host has as many as it may have.
+    pub(super) const QUOTA: u32 = 3;
 }
 
 impl<A: Address> Work<A> {

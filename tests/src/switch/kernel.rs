@@ -181,6 +181,7 @@ pub fn load() -> Plane {
     let options = Options {
         directory: PathBuf::from("/sys/fs/bpf/telecluster"),
         flow_capacity: Some(1024),
+        limits: telecluster_common::tables::Limits::default(),
         log_level: 3,
     };
     Rc::new(BpfDataPlane::load(&options).expect("load the programs"))

@@ -5,7 +5,7 @@ use std::{fs, io, path::Path};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use tracing::info;
 
-use super::{attach::Attacher, failed};
+use super::{attach::Attacher, failed, waiting};
 use crate::kernel::KernelError;
 
 /// Takes the programs of an earlier run off every interface and removes its pins, and with them rules and flows.
@@ -18,6 +18,7 @@ pub fn take_away(directory: &Path) -> Result<(), KernelError> {
         return Ok(());
     }
     Attacher::detach_all(directory)?;
+    waiting::take_away()?;
     let operation = || format!("remove the pins in {}", directory.display());
     for entry in fs::read_dir(directory).map_err(|error| failed(operation(), &error))? {
         let name = entry.map_err(|error| failed(operation(), &error))?.file_name();

@@ -37,7 +37,7 @@ use std::{
 };
 
 use aya::programs::ProgramError;
-use telecluster_common::{drop::DropReason, maps, vlan::maps as vlan};
+use telecluster_common::{drop::DropReason, maps, tables::Limits, vlan::maps as vlan};
 
 use self::{
     attach::{Attacher, Role},
@@ -66,6 +66,8 @@ pub struct Options {
     pub directory: PathBuf,
     /// Flows that fit in the flow table of each address family; `None`: as many as in the tables that are there.
     pub flow_capacity: Option<u32>,
+    /// How much one inside host or one rule may take.
+    pub limits: Limits,
     /// Messages of the programs that are let through: aya-log's levels, 1 error to 5 trace.
     pub log_level: u8,
 }

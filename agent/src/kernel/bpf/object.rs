@@ -15,10 +15,12 @@ use telecluster_common::{
     drop::DropReason,
     maps::{
         Binding, EndpointKey, Epoch, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented, HOPS, Hop,
-        MAX_BLOCKS, MAX_FRAGMENTED, MAX_PORTS, MAX_RULES, MAX_WAITING_ROOMS, Masquerade, MasqueradeKey,
-        Moved, Port, Range, RangeKey, Rule, RuleStat, SCHEMA, SourceKey, Uplink, stage,
+        MAX_BLOCKS, MAX_FRAGMENTED, MAX_PACED, MAX_PLACED, MAX_PORTS, MAX_RULES, MAX_WAITING_ROOMS,
+        Masquerade, MasqueradeKey, Moved, PaceKey, PlaceKey, PlacedPort, Port, Range, RangeKey, Rule,
+        RuleStat, SCHEMA, SourceKey, Uplink, stage,
     },
     nat::work::Work,
+    tables::Limits,
 };
 use tracing::{info, warn};
 
@@ -89,7 +91,7 @@ pub(super) enum Entries {
 type A4 = [u8; 4];
 type A6 = [u8; 16];
 
-const LAYOUTS: [Layout; 33] = [
+const LAYOUTS: [Layout; 37] = [
     layout::<FlowKey<A4>, Flow<A4>>("flow4", MapType::Hash, Entries::Flows),
     layout::<FlowKey<A6>, Flow<A6>>("flow6", MapType::Hash, Entries::Flows),
     layout::<EndpointKey<A4>, Binding<A4>>("binding4", MapType::Hash, Entries::Bindings),
@@ -103,6 +105,10 @@ const LAYOUTS: [Layout; 33] = [
     layout::<u32, Work<A6>>("work6", MapType::PerCpuArray, Entries::Fixed(1)),
     layout::<FragmentKey<A4>, Fragmented>("fragment4", MapType::LruHash, Entries::Fixed(MAX_FRAGMENTED)),
     layout::<FragmentKey<A6>, Fragmented>("fragment6", MapType::LruHash, Entries::Fixed(MAX_FRAGMENTED)),
+    layout::<PaceKey<A4>, u64>("pace4", MapType::LruHash, Entries::Fixed(MAX_PACED)),
+    layout::<PaceKey<A6>, u64>("pace6", MapType::LruHash, Entries::Fixed(MAX_PACED)),
+    layout::<PlaceKey<A4>, PlacedPort>("placed4", MapType::LruHash, Entries::Fixed(MAX_PLACED)),
+    layout::<PlaceKey<A6>, PlacedPort>("placed6", MapType::LruHash, Entries::Fixed(MAX_PLACED)),
     layout::<u32, u32>("waiting_room", MapType::Hash, Entries::Fixed(MAX_WAITING_ROOMS)),
     layout::<ForwardKey<A4>, Forward<A4>>("forward4", MapType::Hash, Entries::Fixed(2 * MAX_RULES)),
     layout::<ForwardKey<A6>, Forward<A6>>("forward6", MapType::Hash, Entries::Fixed(2 * MAX_RULES)),
@@ -171,6 +177,10 @@ pub fn load(options: &Options) -> Result<Object, KernelError> {
     }
     loader.override_global(aya_log::LEVEL, &options.log_level, false);
     loader.override_global("HALF_SIZE", &adopted_half_size, true);
+    let Limits { ports_per_host, flows_per_host, flows_per_rule } = &options.limits;
+    loader.override_global("PORTS_PER_HOST", ports_per_host, true);
+    loader.override_global("FLOWS_PER_HOST", flows_per_host, true);
+    loader.override_global("FLOWS_PER_RULE", flows_per_rule, true);
     let mut object = loader.load(PROGRAMS).map_err(|error| failed("create the BPF maps", &error))?;
     fill_stages(&mut object, directory)?;
     for name in PROGRAM_NAMES {

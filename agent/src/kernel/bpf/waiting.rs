@@ -60,13 +60,7 @@ impl WaitingRooms {
     /// Makes the rooms fit what an earlier run has attached: an uplink may be gone since, or have been left without.
     pub(super) fn adopt(&mut self, attacher: &mut Attacher) {
         let uplinks: Vec<u32> = attacher.indexes(Role::Uplink).collect();
-        let interfaces = if_nameindex().map_err(|errno| warn!(%errno, "cannot list the interfaces"));
-        let rooms: Vec<u32> = interfaces
-            .iter()
-            .flat_map(|list| list.iter())
-            .filter_map(|interface| uplink_of(interface.name()))
-            .collect();
-        for uplink in rooms.into_iter().filter(|uplink| !uplinks.contains(uplink)) {
+        for uplink in rooms().into_iter().filter(|uplink| !uplinks.contains(uplink)) {
             self.close(uplink, attacher);
         }
         for uplink in uplinks {
@@ -124,6 +118,29 @@ impl WaitingRooms {
             self.0.insert(key, value, 0).map_err(|error| failed("write the map of waiting rooms", &error))?;
         }
         Ok(())
+    }
+}
+
+/// Takes every room away, whatever became of the programs and maps.
+pub(super) fn take_away() -> Result<(), KernelError> {
+    let mut rtnl = Rtnl::open()?;
+    for uplink in rooms() {
+        let (entrance, _) = names(uplink);
+        if let Some(index) = find(&mut rtnl, &entrance)? {
+            delete(&mut rtnl, &entrance, index)?;
+        }
+    }
+    Ok(())
+}
+
+/// The uplinks of the rooms that are there.
+fn rooms() -> Vec<u32> {
+    match if_nameindex() {
+        Ok(interfaces) => interfaces.iter().filter_map(|interface| uplink_of(interface.name())).collect(),
+        Err(errno) => {
+            warn!(%errno, "cannot list the interfaces");
+            Vec::new()
+        }
     }
 }
 

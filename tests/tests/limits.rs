@@ -1,0 +1,147 @@
+//! How much one inside host, or one rule, may take: the engine on the host, with a hand on the clock, and the settings.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use telecluster_common::{drop::DropReason, maps::Direction, tables::Limits};
+use telecluster_tests::{
+    frame::{SYN, UDP, icmp, tcp, udp},
+    host::Host,
+    lab::{INSIDE, Lab, OUTSIDE, WAN, eventually},
+    vectors::{IPV4, IPV6, Machine as _, Outcome, Rule, forward},
+};
+
+const SECOND: u64 = 1_000_000_000;
+const MINUTE: u64 = 60 * SECOND;
+
+fn machine(limits: Limits) -> Host {
+    let mut host = Host::default();
+    let rules: [Rule; 3] =
+        [IPV4.masquerade(), IPV6.masquerade(), forward(UDP, 53, (IPV4.other_inside, 5353))];
+    for (slot, rule) in (0..).zip(&rules) {
+        host.put(slot, rule);
+    }
+    host.tables.limits = limits;
+    host.tables.clock.set(MINUTE);
+    host
+}
+
+/// Sends a datagram from an inside socket.
+fn sends(host: &mut Host, from: impl Into<IpAddr>, port: u16) -> Outcome {
+    let from = from.into();
+    let remote = if from.is_ipv4() { IPV4.remote } else { IPV6.remote };
+    host.run(Direction::Out, &udp((from, port), (remote, 443), b"q").bytes()).0
+}
+
+fn inside(host: u8) -> Ipv4Addr {
+    Ipv4Addr::new(192, 168, 100, host)
+}
+
+const QUOTA: Outcome = Outcome::Dropped(DropReason::PortQuota);
+const RATE: Outcome = Outcome::Dropped(DropReason::FlowRate);
+
+#[test]
+fn an_inside_host_has_so_many_ports_and_no_more_and_the_others_have_theirs() {
+    let mut host = machine(Limits { ports_per_host: 10, ..Limits::default() });
+    for port in 40000..40010 {
+        assert_eq!(sends(&mut host, inside(10), port), Outcome::Passed);
+    }
+    assert_eq!(sends(&mut host, inside(10), 40010), QUOTA);
+    let segment = tcp((inside(10), 1), (IPV4.remote, 443), SYN, b"");
+    assert_eq!(host.run(Direction::Out, &segment.bytes()).0, QUOTA, "of whatever protocol");
+    let ping = icmp(inside(10), IPV4.remote, 8, 7, b"");
+    assert_eq!(host.run(Direction::Out, &ping.bytes()).0, QUOTA);
+    assert_eq!(host.tables.told.borrow().len(), 3, "it is told each time");
+    // what it has it keeps, towards others too
+    for port in 40000..40010 {
+        assert_eq!(sends(&mut host, inside(10), port), Outcome::Passed);
+        let other = udp((inside(10), port), (IPV4.stranger, 53), b"q").bytes();
+        assert_eq!(host.run(Direction::Out, &other).0, Outcome::Passed);
+    }
+    assert_eq!(sends(&mut host, inside(11), 40000), Outcome::Passed);
+    assert_eq!(sends(&mut host, IPV6.inside, 40000), Outcome::Passed);
+}
+
+#[test]
+fn an_expired_port_makes_room_for_another_one() {
+    let mut host = machine(Limits { ports_per_host: 2, ..Limits::default() });
+    assert_eq!(sends(&mut host, inside(10), 40000), Outcome::Passed);
+    assert_eq!(sends(&mut host, inside(10), 40001), Outcome::Passed);
+    host.tables.clock.set(host.tables.clock.get() + 4 * MINUTE);
+    assert_eq!(sends(&mut host, inside(10), 40001), Outcome::Passed);
+    assert_eq!(sends(&mut host, inside(10), 40002), QUOTA);
+    host.tables.clock.set(host.tables.clock.get() + 3 * MINUTE);
+    assert_eq!(sends(&mut host, inside(10), 40002), Outcome::Passed, "the first is over");
+    assert_eq!(sends(&mut host, inside(10), 40003), QUOTA);
+}
+
+#[test]
+fn a_quota_that_is_larger_than_what_is_looked_at_is_never_exceeded() {
+    let mut host = machine(Limits { ports_per_host: 100, ..Limits::default() });
+    let passed = (30000..34000).filter(|port| sends(&mut host, inside(10), *port) == Outcome::Passed).count();
+    assert!((85..=100).contains(&passed), "{passed}");
+}
+
+#[test]
+fn new_flows_of_one_inside_host_are_paced_and_those_under_way_are_not() {
+    let mut host = machine(Limits { flows_per_host: 10, ..Limits::default() });
+    let passed = |host: &mut Host, first: u16| {
+        (first..first + 100).filter(|port| sends(host, inside(10), *port) == Outcome::Passed).count()
+    };
+    // a second's worth at once, and the one that is due
+    assert_eq!(passed(&mut host, 40000), 11);
+    assert_eq!(sends(&mut host, inside(10), 50000), RATE);
+    assert_eq!(sends(&mut host, inside(10), 40000), Outcome::Passed, "under way");
+    assert_eq!(sends(&mut host, inside(11), 40000), Outcome::Passed, "another host");
+    host.tables.clock.set(host.tables.clock.get() + SECOND / 2);
+    assert_eq!(passed(&mut host, 41000), 5);
+    host.tables.clock.set(host.tables.clock.get() + 100 * SECOND);
+    assert_eq!(passed(&mut host, 42000), 11, "what was not used is not saved");
+}
+
+#[test]
+fn new_flows_of_one_rule_are_paced_whoever_makes_them() {
+    let mut host = machine(Limits { flows_per_rule: 10, ..Limits::default() });
+    let arrives = |host: &mut Host, client: u8| {
+        let client = (Ipv4Addr::new(198, 51, 100, client), 5000);
+        host.run(Direction::In, &udp(client, (IPV4.uplink, 53), b"q").bytes()).0
+    };
+    assert_eq!((0..100).filter(|client| arrives(&mut host, *client) == Outcome::Passed).count(), 11);
+    assert_eq!(arrives(&mut host, 200), RATE);
+    assert_eq!(arrives(&mut host, 0), Outcome::Passed, "under way");
+    // another rule
+    assert_eq!(
+        (1..=100).filter(|from| sends(&mut host, inside(*from), 40000) == Outcome::Passed).count(),
+        11
+    );
+}
+
+/// Through the programs: the settings reach them, and the sender is told.
+#[test]
+fn the_settings_hold_in_the_kernel() {
+    let mut lab = Lab::new();
+    lab.environment.push(("PORTS_PER_HOST", "8".to_owned()));
+    lab.environment.push(("NEW_FLOWS_PER_RULE", "100000".to_owned()));
+    let _worker = lab.start();
+    lab.masquerade();
+    let server = lab.outside.udp((OUTSIDE, 5300));
+    let mut buffer = [0; 16];
+    let sockets: Vec<_> = (0..8).map(|port| lab.inside.udp((INSIDE, 40000 + port))).collect();
+    for (port, socket) in (40000..).zip(&sockets) {
+        socket.send_to(b"q", (OUTSIDE, 5300)).expect("send");
+        let (_, from) = server.recv_from(&mut buffer).expect("a datagram");
+        assert_eq!(from, (WAN, port).into());
+    }
+    let ninth = lab.inside.udp((INSIDE, 50000));
+    ninth.connect((OUTSIDE, 5300)).expect("connect");
+    eventually("it is told that it has no more", || {
+        let sent = ninth.send(b"q").and_then(|_| ninth.recv(&mut [0; 16]));
+        sent.is_err_and(|error| error.kind() == std::io::ErrorKind::HostUnreachable)
+    });
+    let metrics = lab.get("/metrics");
+    let counted = metrics
+        .as_str()
+        .expect("text")
+        .lines()
+        .any(|line| line.contains("reason=\"port_quota\"") && !line.ends_with(" 0"));
+    assert!(counted, "{metrics}");
+}
