@@ -234,8 +234,10 @@ fn the_waiting_room_comes_and_goes_with_the_programs_and_is_no_link_of_anybody_s
     let worker = lab.start();
     let before = names(&lab, "/network/interfaces");
     assert_eq!(rooms(&lab), 0, "nobody has asked for anything");
+    let come = || eventually("there is a room", || rooms(&lab) == 2);
+    let go = || eventually("there is none", || rooms(&lab) == 0);
     let rule = lab.masquerade();
-    assert_eq!(rooms(&lab), 2);
+    come();
     assert_eq!(names(&lab, "/network/interfaces"), before);
     assert_eq!(lab.router.sh("ip -o addr show").matches("tcw-").count(), 0, "it has no address");
 
@@ -246,10 +248,11 @@ fn the_waiting_room_comes_and_goes_with_the_programs_and_is_no_link_of_anybody_s
     lab.router.ip(&format!("link del {entrance}"));
     let worker = lab.start();
     lab.get("/health");
-    assert_eq!(rooms(&lab), 2, "made again");
+    come();
     lab.call("DELETE", &format!("/nat/masquerade/{rule}"), None).ok();
-    assert_eq!(rooms(&lab), 0);
+    go();
     lab.masquerade();
+    come();
     worker.stop();
     assert_eq!(rooms(&lab), 2, "it works without the agent");
     let status = lab.worker_command().arg("teardown").status().expect("run teardown");
