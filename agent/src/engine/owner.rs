@@ -34,7 +34,7 @@ use super::{Change, Outcome, Request, Shared, reads};
 /// Kernel events come in bursts: one look is enough for all that come within this time.
 const DEBOUNCE: Duration = Duration::from_millis(50);
 /// How long an uplink keeps its programs after its last rule: to attach them takes tens of milliseconds.
-const LINGER: Duration = Duration::from_secs(10);
+const LINGER: Duration = Duration::from_secs(2);
 /// How often expired flows are freed, while there are rules.
 const GARBAGE: Duration = Duration::from_secs(10);
 
@@ -187,8 +187,19 @@ impl Owner {
         }
     }
 
+    /// What a change is planned from. The kernel does not tell when a program opens a TUN, which has to be warned of.
+    async fn observe_for(&self, change: &Change) -> Result<Arc<Observed>> {
+        match change {
+            Change::CreateTun(_)
+            | Change::DeleteTun { .. }
+            | Change::AttachTap { .. }
+            | Change::DetachTap { .. } => Ok(self.shared.kernel.observe_owners().await?),
+            _ => self.shared.observe().await,
+        }
+    }
+
     async fn change(&mut self, change: &Change) -> Result<Outcome> {
-        let before = self.shared.observe().await?;
+        let before = self.observe_for(change).await?;
         let reachable = self.reachable(change, &before).await;
         let listeners = self.listeners(change).await?;
         let id = uuid::Uuid::new_v4().simple().to_string();

@@ -89,8 +89,9 @@ impl View {
         for group in GROUPS {
             events.add_membership(group as u32).map_err(failed)?;
         }
-        // A far end that moves from one namespace to another is heard of there only.
-        events.set_listen_all_namespaces(true).map_err(failed)?;
+        // A far end that moves from one namespace to another is heard of there only; without the right to hear that
+        // (`NetlinkKernel::events` says so) it is found when all is read anew.
+        let _ = events.set_listen_all_namespaces(true);
         setsockopt(&events, sockopt::RcvBufForce, &RECEIVE_BUFFER)
             .map_err(|errno| KernelError::errno("listen to the kernel's events", errno as i32))?;
         Ok(Self {
