@@ -339,6 +339,7 @@ pub(crate) mod tests {
             external_ip: None,
             external_port_end: None,
             source_cidrs: None,
+            hairpin: None,
             nat_type: None,
             port_parity: None,
         }

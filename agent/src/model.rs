@@ -202,6 +202,9 @@ pub struct ForwardSpec {
     /// The only networks that it is open to, in order and none within another; none: to everybody.
     #[serde(default)]
     pub source_cidrs: Vec<IpNet>,
+    /// For inside hosts too.
+    #[serde(default = "yes")]
+    pub hairpin: bool,
     #[serde(default)]
     pub description: Option<String>,
     #[serde(default = "yes")]
@@ -220,6 +223,7 @@ pub struct ForwardRequest {
     pub internal_port: u16,
     pub protocol: ForwardProtocol,
     pub source_cidrs: Vec<IpNet>,
+    pub hairpin: bool,
     pub description: Option<String>,
     pub enabled: bool,
 }
@@ -547,6 +551,9 @@ pub struct RuleView {
     /// Forwards only: the networks that it is open to; absent when to everybody.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source_cidrs: Option<Vec<String>>,
+    /// Forwards only: whether inside hosts may use it, by the uplink's address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hairpin: Option<bool>,
     /// Masquerade only: `restricted`, `full_cone` or `symmetric`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nat_type: Option<NatType>,

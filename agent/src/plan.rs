@@ -40,6 +40,8 @@ pub enum NatStep {
     SetAddresses(HostAddresses),
     /// Where the fast path may begin and end.
     SetPorts(Vec<FastPort>),
+    /// Where what inside hosts send to an uplink's address may turn back.
+    SetTurns(BTreeSet<u32>),
 }
 
 /// One change to the VLAN filter.
@@ -74,6 +76,8 @@ pub struct Installed {
     pub ports: BTreeMap<u32, SwitchPort>,
     /// Where the fast path may begin and end.
     pub fast_ports: Vec<FastPort>,
+    /// Where what inside hosts send to an uplink's address may turn back.
+    pub turns: BTreeSet<u32>,
     rules: BTreeMap<Slot, NatRule>,
     /// How many rules each uplink has; follows from `rules`, and saves going through all of them.
     uplinks: BTreeMap<u32, usize>,
@@ -195,6 +199,7 @@ impl NatStep {
             Self::RemoveRule(slot, rule) => Some(Self::PutRule(*slot, rule.clone())),
             Self::SetAddresses(_) => Some(Self::SetAddresses(before.addresses.clone())),
             Self::SetPorts(_) => Some(Self::SetPorts(before.fast_ports.clone())),
+            Self::SetTurns(_) => Some(Self::SetTurns(before.turns.clone())),
         }
     }
 }
@@ -258,6 +263,7 @@ impl Installed {
             NatStep::RemoveRule(slot, _) => self.remove(*slot),
             NatStep::SetAddresses(addresses) => self.addresses = addresses.clone(),
             NatStep::SetPorts(ports) => self.fast_ports.clone_from(ports),
+            NatStep::SetTurns(interfaces) => self.turns.clone_from(interfaces),
         }
     }
 }
@@ -279,6 +285,7 @@ impl fmt::Display for Step {
             Self::Vlan(VlanStep::Prepare { vlans, .. }) => write!(f, "set the VLANs of {}", vlans.port),
             Self::Vlan(VlanStep::Withdraw(port)) => write!(f, "filter {port} no longer"),
             Self::Nat(NatStep::SetPorts(_)) => f.write_str("set the ports of the fast path"),
+            Self::Nat(NatStep::SetTurns(_)) => f.write_str("set where packets turn back"),
         }
     }
 }

@@ -46,6 +46,10 @@ pub mod stage {
     pub const NEXT6_OUT: u32 = 17;
     pub const LAN6_IN: u32 = 18;
     pub const LAN6_OUT: u32 = 19;
+    pub const TURN4_IN: u32 = 20;
+    pub const TURN4_OUT: u32 = 21;
+    pub const TURN6_IN: u32 = 22;
+    pub const TURN6_OUT: u32 = 23;
     pub const FRAGMENT4_IN: u32 = 24;
     pub const FRAGMENT4_OUT: u32 = 25;
     pub const FRAGMENT6_IN: u32 = 26;
@@ -426,6 +430,8 @@ pub mod rule {
     pub const PARITY: u32 = 4;
     /// Forward: only for the sources that `source4` or its twin has for the slot.
     pub const SOURCES: u32 = 8;
+    /// Forward: for inside hosts too.
+    pub const HAIRPIN: u32 = 16;
 }
 
 /// Value of `rule_stat`, by slot and CPU.

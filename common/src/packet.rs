@@ -97,7 +97,7 @@ pub mod note {
     pub const LEARN: u32 = 0x7c2;
 
     /// A fragment that waits for its first one: in the lowest eight bits since when, above them which way it goes.
-    const WAITING: u32 = 0x7e00;
+    const WAITING: u32 = 0x3e00;
     const WAITING_MASK: u32 = 0xfe00;
     const OUT: u32 = 0x100;
     const SINCE: u32 = 0xff;
@@ -132,6 +132,23 @@ pub mod note {
     pub const fn waited(note: u32, now: u64) -> u32 {
         units(now).wrapping_sub(note) & SINCE
     }
+
+    /// It turns back inside by the rule of a slot, and has only half of its translation.
+    #[inline(always)]
+    pub const fn turn(slot: u32) -> u32 {
+        TURN | (slot & (TURN - 1))
+    }
+
+    /// The slot of [`turn`], if it is that.
+    #[inline(always)]
+    pub const fn turned_by(note: u32) -> Option<u32> {
+        if note & !(TURN - 1) == TURN { Some(note & (TURN - 1)) } else { None }
+    }
+
+    /// Above all slots, and below the notes of the VLAN filter.
+    const TURN: u32 = crate::maps::MAX_RULES;
+    const _: () = assert!(TURN == 1 << 14, "16 bits are kept, and the VLAN filter has the highest");
+    const _: () = assert!(turned_by(WAITING | OUT | SINCE).is_none(), "one note is no other");
 }
 
 /// The addresses of an Ethernet frame.

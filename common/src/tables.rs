@@ -310,6 +310,9 @@ pub trait Tables<A: Address>: Host {
     /// The uplink, when it has an address of this family.
     fn uplink(&self, uplink: u32) -> Option<Uplink<A>>;
 
+    /// Index of the uplink that this is an address of; 0: of none.
+    fn uplink_of(&self, address: A) -> u32;
+
     /// Is this one of the host's own addresses?
     fn is_local(&self, address: A) -> bool;
 

@@ -26,6 +26,7 @@ use telecluster_common::{
         Next, Verdict, established,
         fast::{lan_in, lan_out},
         first, fragment, icmp_error, make, refuse, translate,
+        turn::{is_for_uplink, is_turned_by, turn_in, turn_out},
     },
     packet::{Packet as _, note},
     tables::Host as _,
@@ -89,6 +90,41 @@ pub fn tc_lan_out(ctx: TcContext) -> i32 {
     }
 }
 
+/// Ingress of an interface that inside hosts reach the host by: what is for an uplink's address may turn back.
+#[classifier]
+pub fn tc_turn_in(ctx: TcContext) -> i32 {
+    let (mut skb, kernel) = (Skb::new(&ctx), Kernel::new(&ctx));
+    if !skb.is_for_us() {
+        return NEXT;
+    }
+    // A note that somebody else has left means nothing here.
+    skb.set_note(note::NONE);
+    if is_for_uplink::<_, _, A4>(&mut skb, &kernel) {
+        go_on(&ctx, stage::TURN4_IN)
+    } else if is_for_uplink::<_, _, A6>(&mut skb, &kernel) {
+        go_on(&ctx, stage::TURN6_IN)
+    } else {
+        NEXT
+    }
+}
+
+/// Egress of such an interface: the other half of what has turned back.
+#[classifier]
+pub fn tc_turn_out(ctx: TcContext) -> i32 {
+    let (mut skb, kernel) = (Skb::new(&ctx), Kernel::new(&ctx));
+    let Some(slot) = note::turned_by(skb.note()) else {
+        return NEXT;
+    };
+    skb.set_note(note::NONE);
+    if skb.carries(A4::ETHERTYPE) && is_turned_by::<_, A4>(&kernel, slot) {
+        go_on(&ctx, stage::TURN4_OUT)
+    } else if skb.carries(A6::ETHERTYPE) && is_turned_by::<_, A6>(&kernel, slot) {
+        go_on(&ctx, stage::TURN6_OUT)
+    } else {
+        NEXT
+    }
+}
+
 /// The programs that those on the hooks go on to, of one family and direction: whatever packet; the first one of a flow;
 /// the making of that flow; an ICMP error; a part of a packet. Each leaves to the next what it cannot do, in memory of this CPU.
 macro_rules! nat {
@@ -121,8 +157,7 @@ macro_rules! nat {
 
         #[classifier]
         pub fn $first(ctx: TcContext) -> i32 {
-            let (mut skb, kernel) = (Skb::new(&ctx), Kernel::new(&ctx));
-            match first::<_, _, $address>(&mut skb, &kernel, Direction::$direction) {
+            match first::<_, $address>(&Kernel::new(&ctx), Direction::$direction) {
                 Some(verdict) => act_or_refuse::<$address>(&ctx, verdict, Direction::$direction),
                 None => go_on(&ctx, stage::$make_stage),
             }
@@ -218,6 +253,27 @@ fn send_back(interface: Option<u32>) -> i32 {
         None => TC_ACT_SHOT as i32,
     }
 }
+
+/// What has turned back, where it comes in and where it leaves.
+macro_rules! turn {
+    ($address:ty, $name:ident, $half:ident, $first:ident, $icmp:ident) => {
+        #[classifier]
+        pub fn $name(ctx: TcContext) -> i32 {
+            match $half::<_, _, $address>(&mut Skb::new(&ctx), &Kernel::new(&ctx)) {
+                Next::Done(verdict) => act(&ctx, verdict),
+                // Nobody knows yet which flow it is of: the host's own.
+                Next::Fragment => act(&ctx, Verdict::Pass),
+                Next::First => go_on(&ctx, stage::$first),
+                Next::IcmpError => go_on(&ctx, stage::$icmp),
+            }
+        }
+    };
+}
+
+turn!(A4, tc_turn4_in, turn_in, FIRST4_IN, ICMP4_IN);
+turn!(A4, tc_turn4_out, turn_out, FIRST4_OUT, ICMP4_OUT);
+turn!(A6, tc_turn6_in, turn_in, FIRST6_IN, ICMP6_IN);
+turn!(A6, tc_turn6_out, turn_out, FIRST6_OUT, ICMP6_OUT);
 
 /// The next packet of an IPv6 flow from the outside.
 #[classifier]

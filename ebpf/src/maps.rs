@@ -121,7 +121,7 @@ pub static UPLINK4: HashMap<u32, Uplink<A4>, UPLINKS> = HashMap::new();
 #[btf_map(name = "uplink6")]
 pub static UPLINK6: HashMap<u32, Uplink<A6>, UPLINKS> = HashMap::new();
 
-/// The host's own addresses; the value means nothing.
+/// The host's own addresses: the uplink that each is on, or 0.
 #[btf_map(name = "local4")]
 pub static LOCAL4: HashMap<A4, u32, ADDRESSES> = HashMap::new();
 

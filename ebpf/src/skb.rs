@@ -21,6 +21,13 @@ impl Skb {
     pub fn new(ctx: &TcContext) -> Self {
         Self(ctx.skb.skb)
     }
+
+    /// Whether its frame is for this interface, not one that only passes by.
+    #[inline(always)]
+    pub fn is_for_us(&self) -> bool {
+        // SAFETY: the context of the program that runs.
+        unsafe { (*self.0).pkt_type == 0 } // PACKET_HOST (uapi/linux/if_packet.h)
+    }
 }
 
 impl Packet for Skb {

@@ -323,6 +323,12 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn uplink_of(&self, address: $address) -> u32 {
+                // SAFETY: four bytes, read at once.
+                unsafe { $local.get(address) }.map_or(0, |uplink| *uplink)
+            }
+
+            #[inline(always)]
             fn is_local(&self, address: $address) -> bool {
                 $local.get_ptr(address).is_some()
             }

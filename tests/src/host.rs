@@ -425,6 +425,10 @@ impl<A: Side> Tables<A> for HostTables {
         (uplink == UPLINK).then(|| Uplink { address: A::from_ip(A::UPLINK), masquerades })
     }
 
+    fn uplink_of(&self, address: A) -> u32 {
+        if address.ip() == A::UPLINK { UPLINK } else { 0 }
+    }
+
     fn is_local(&self, address: A) -> bool {
         LOCAL.contains(&address.ip())
     }
@@ -443,7 +447,8 @@ pub struct Host {
 impl Host {
     fn put_forward<A: Side>(&mut self, slot: u32, rule: &Rule) {
         let Rule::Forward { proto, ports, to, address, sources } = rule else { return };
-        let flags = if sources.is_empty() { 0 } else { rule::SOURCES };
+        let sources_only = if sources.is_empty() { 0 } else { rule::SOURCES };
+        let flags = sources_only | rule::HAIRPIN;
         self.tables.flags.insert(slot, flags);
         let (uplink, proto, unused) = (UPLINK, *proto, 0);
         let (address, inside) = (address.map_or(A::ANY, A::from_ip), A::from_ip(to.0));
@@ -539,8 +544,9 @@ fn whole<A: Side>(packet: &mut Bytes<'_>, tables: &HostTables, direction: Direct
     match next {
         Next::Done(verdict) => verdict,
         Next::Fragment => Verdict::Drop(DropReason::Program),
-        Next::First => first::<_, _, A>(packet, tables, direction)
-            .unwrap_or_else(|| make::<_, _, A>(packet, tables, direction)),
+        Next::First => {
+            first::<_, A>(tables, direction).unwrap_or_else(|| make::<_, _, A>(packet, tables, direction))
+        }
         Next::IcmpError => icmp_error::<_, _, A>(packet, tables, direction),
     }
 }

@@ -43,6 +43,7 @@ impl Kernel {
         let addresses = HostAddresses {
             local: LOCAL.to_vec(),
             uplinks: vec![(UPLINK, IPV4.uplink), (UPLINK, IPV6.uplink)],
+            external: vec![(UPLINK, IPV4.uplink), (UPLINK, IPV6.uplink)],
         };
         plane.set_addresses(&addresses).expect("set the addresses");
         Self { plane, object }
@@ -72,6 +73,7 @@ fn nat_rule(rule: &Rule) -> NatRule {
             internal_port: to.1,
             transports: vec![if *proto == TCP { Transport::Tcp } else { Transport::Udp }],
             sources: sources.clone(),
+            hairpin: true,
         },
         Rule::Masquerade { source, nat } => {
             NatRule::Masquerade { uplink: UPLINK, source: *source, nat: *nat, parity: false }

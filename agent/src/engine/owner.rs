@@ -314,6 +314,7 @@ impl Owner {
             NatStep::RemoveRule(slot, rule) => dataplane.remove_rule(*slot, rule),
             NatStep::SetAddresses(addresses) => dataplane.set_addresses(addresses),
             NatStep::SetPorts(ports) => dataplane.set_ports(ports),
+            NatStep::SetTurns(interfaces) => dataplane.set_turns(interfaces),
         };
         tokio::task::spawn_blocking(act)
             .await

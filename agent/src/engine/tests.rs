@@ -98,6 +98,7 @@ fn request(port: u16, last: u8) -> ForwardRequest {
         internal_port: 80,
         protocol: ForwardProtocol::Tcp,
         source_cidrs: Vec::new(),
+        hairpin: true,
         description: None,
         enabled: true,
     }
@@ -938,8 +939,9 @@ async fn other_sources_update_the_rule_and_end_its_flows() {
     let steps = fake.faults.take_steps();
     assert!(steps.iter().any(|step| step.contains("remove rule 0")), "{steps:?}");
     let rules = fake.dataplane.nat().rules;
+    use telecluster_common::maps::rule;
     let flags: Vec<u32> = rules.values().map(NatRule::flags).collect();
-    assert_eq!(flags, [telecluster_common::maps::rule::SOURCES]);
+    assert_eq!(flags, [rule::SOURCES | rule::HAIRPIN]);
 }
 
 #[tokio::test]

@@ -3,7 +3,11 @@
 //! `kernel::bpf` does it with programs and maps, `kernel::netfilter` with iptables, `kernel::fake` in memory. Nothing
 //! here knows aya.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
 
 use ipnet::IpNet;
 use telecluster_common::{drop::DropReason, maps::rule, tcp::FlowState};
@@ -80,6 +84,8 @@ pub enum NatRule {
         transports: Vec<Transport>,
         /// The only networks that it is open to, in order and none within another; none: to everybody.
         sources: Vec<IpNet>,
+        /// For inside hosts too.
+        hairpin: bool,
     },
     Masquerade {
         uplink: u32,
@@ -102,12 +108,9 @@ impl NatRule {
     /// As the rule's slot has it.
     pub fn flags(&self) -> u32 {
         match self {
-            Self::Forward { sources, .. } => {
-                if sources.is_empty() {
-                    0
-                } else {
-                    rule::SOURCES
-                }
+            Self::Forward { sources, hairpin, .. } => {
+                let sources = if sources.is_empty() { 0 } else { rule::SOURCES };
+                sources | if *hairpin { rule::HAIRPIN } else { 0 }
             }
             Self::Masquerade { nat, parity, .. } => nat.flags() | if *parity { rule::PARITY } else { 0 },
         }
@@ -127,6 +130,8 @@ pub struct HostAddresses {
     pub local: Vec<IpAddr>,
     /// (interface index, its address), at most one of each family.
     pub uplinks: Vec<(u32, IpAddr)>,
+    /// (interface index, its address), all that uplinks have.
+    pub external: Vec<(u32, IpAddr)>,
 }
 
 /// An interface at which the fast path may begin and end.
@@ -240,6 +245,9 @@ pub trait DataPlane: VlanPlane {
 
     /// Replaces the ports of the fast path. What flows have learned is forgotten.
     fn set_ports(&self, ports: &[FastPort]) -> Result<(), KernelError>;
+
+    /// Replaces the interfaces where what inside hosts send to an uplink's address may turn back.
+    fn set_turns(&self, interfaces: &BTreeSet<u32>) -> Result<(), KernelError>;
 
     fn fast_path(&self) -> FastPath;
 

@@ -520,6 +520,7 @@ pub struct Nat {
     pub rules: BTreeMap<Slot, NatRule>,
     pub addresses: HostAddresses,
     pub ports: Vec<FastPort>,
+    pub turns: BTreeSet<u32>,
     pub counters: BTreeMap<Slot, Counters>,
     pub flows: Vec<Flow>,
     /// Times that garbage was collected.
@@ -611,6 +612,12 @@ impl DataPlane for FakeDataPlane {
     fn set_ports(&self, ports: &[FastPort]) -> Result<(), KernelError> {
         self.faults.step("set fast ports")?;
         lock(&self.nat).ports = ports.to_vec();
+        Ok(())
+    }
+
+    fn set_turns(&self, interfaces: &BTreeSet<u32>) -> Result<(), KernelError> {
+        self.faults.step("set where packets turn back")?;
+        lock(&self.nat).turns.clone_from(interfaces);
         Ok(())
     }
 

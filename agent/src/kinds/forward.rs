@@ -42,6 +42,7 @@ pub(super) fn create(request: &ForwardRequest, world: World<'_>) -> Result<Plan>
         internal_port,
         protocol,
         source_cidrs,
+        hairpin,
         description,
         enabled,
     } = request.clone();
@@ -54,6 +55,7 @@ pub(super) fn create(request: &ForwardRequest, world: World<'_>) -> Result<Plan>
         internal_port,
         protocol,
         source_cidrs: apart(&source_cidrs),
+        hairpin,
         description,
         enabled,
     };
@@ -291,6 +293,7 @@ pub(super) fn nat_rule(spec: &ForwardSpec, uplink: u32) -> NatRule {
         internal_port: spec.internal_port,
         transports: transports(spec.protocol),
         sources: spec.source_cidrs.clone(),
+        hairpin: spec.hairpin,
     }
 }
 
@@ -305,6 +308,7 @@ pub(super) fn view(spec: &ForwardSpec) -> RuleView {
         internal_port,
         protocol,
         source_cidrs,
+        hairpin,
         description,
         enabled,
     } = spec;
@@ -337,6 +341,7 @@ pub(super) fn view(spec: &ForwardSpec) -> RuleView {
         external_ip: external_ip.map(|ip| ip.to_string()),
         external_port_end: *external_port_end,
         source_cidrs: (!sources.is_empty()).then_some(sources),
+        hairpin: Some(*hairpin),
         nat_type: None,
         port_parity: None,
     }

@@ -82,6 +82,31 @@ pub fn fast_ports(
     ports
 }
 
+/// Where what inside hosts send to an address of an uplink turns back: the interfaces that have networks of their own, apart
+/// from the uplinks, where the programs are that know both sides. Bridges are met whole, however they switch inside.
+pub fn turns(observed: &Observed, uplinks: &BTreeSet<u32>) -> BTreeSet<u32> {
+    if uplinks.is_empty() {
+        return BTreeSet::new();
+    }
+    let has_network = |link: &&Link| {
+        link.addresses.iter().any(|address| address.global)
+            && owner(observed, link).is_some_and(|owner| owner.index == link.index)
+    };
+    let turns = |link: &&Link| match link.kind {
+        // What has no Ethernet header.
+        LinkKind::Loopback | LinkKind::Tun => false,
+        LinkKind::OvsBridge { .. }
+        | LinkKind::Bridge { .. }
+        | LinkKind::Veth
+        | LinkKind::Vlan
+        | LinkKind::Bond
+        | LinkKind::Tap
+        | LinkKind::Physical
+        | LinkKind::Other(_) => link.mac.is_some() && !uplinks.contains(&link.index),
+    };
+    observed.links.iter().filter(has_network).filter(turns).map(|link| link.index).collect()
+}
+
 /// Whose addresses answer for a link: its bridge's when it is a port that forwards, else its own.
 fn owner<'a>(observed: &'a Observed, link: &'a Link) -> Option<&'a Link> {
     if link.master.is_none() {
@@ -155,6 +180,13 @@ mod tests {
         }
     }
 
+    #[test]
+    fn packets_turn_back_at_every_interface_with_a_network_but_the_uplinks() {
+        let turns = |uplinks: &[u32]| turns(&observed(), &uplinks.iter().copied().collect());
+        assert_eq!(turns(&[2]), BTreeSet::from([3, 5]), "the bridge, not its port, and the other network");
+        assert!(turns(&[]).is_empty());
+    }
+
     fn shown(insides: &Insides) -> Vec<(u32, u32, bool)> {
         let ports = fast_ports(&observed(), &BTreeSet::from([2]), insides, |_| false);
         ports.into_iter().map(|port| (port.index, port.owner, port.inside)).collect()
@@ -170,6 +202,7 @@ mod tests {
             internal_port: 22,
             transports: vec![Transport::Tcp],
             sources: Vec::new(),
+            hairpin: true,
         }
     }
 

@@ -100,6 +100,7 @@ pub(super) fn view(spec: &MasqueradeSpec) -> RuleView {
         external_ip: None,
         external_port_end: None,
         source_cidrs: None,
+        hairpin: None,
         nat_type: Some(*nat_type),
         port_parity: Some(*port_parity),
     }

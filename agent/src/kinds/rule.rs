@@ -139,6 +139,10 @@ pub fn steps(changes: &BTreeMap<Slot, Option<NatRule>>, observed: &Observed, nat
     if ports != nat.fast_ports {
         steps.push(Step::Nat(NatStep::SetPorts(ports)));
     }
+    let turns = lan::turns(observed, &uplinks);
+    if turns != nat.turns {
+        steps.push(Step::Nat(NatStep::SetTurns(turns)));
+    }
     for (slot, rule) in changes {
         if let Some(old) = nat.rules().get(slot) {
             steps.push(Step::Nat(NatStep::RemoveRule(*slot, old.clone())));
@@ -207,8 +211,9 @@ pub fn host_addresses(observed: &Observed, uplinks: &BTreeSet<u32>) -> HostAddre
         chosen.map(|(ip, _)| (link.index, ip))
     };
     let links = observed.links.iter().filter(|link| uplinks.contains(&link.index));
+    let external = links.clone().flat_map(|link| link.ips().map(|(ip, _)| (link.index, ip))).collect();
     let uplinks = links.flat_map(|link| [primary(link, false), primary(link, true)]).flatten().collect();
-    HostAddresses { local, uplinks }
+    HostAddresses { local, uplinks, external }
 }
 
 /// 501 where the kernel has no IPv6.

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     drop::DropReason,
     family::Address,
-    maps::{Binding, Direction, EndpointKey, Moved, REMOTES, Rule, rule, ticks},
+    maps::{Binding, Direction, EndpointKey, Moved, REMOTES, Rule, Uplink, rule, ticks},
     tables::{BindingRef, Claim, FlowRef, Tables},
     tcp::{FlowState, opens, proto, timeout},
 };
@@ -245,6 +245,9 @@ where
     T: Tables<A>,
     A: Address,
 {
+    if work.is_turned() {
+        introduce(tables, work, interface);
+    }
     let key = &work.key;
     work.external = EndpointKey { address: key.dst, port: key.dport, proto: key.proto, unused: 0 };
     let Some(binding) = tables.binding(&work.external) else {
@@ -269,13 +272,42 @@ where
     if tables.host_socket(key.proto, (key.src, key.sport), (key.dst, key.dport)) {
         return Err(Verdict::Pass);
     }
-    let allowed =
-        rule.flags & rule::SYMMETRIC == 0 && (rule.flags & rule::FULL_CONE != 0 || binding.knows(key.src));
+    let allowed = rule.flags & rule::SYMMETRIC == 0
+        && (rule.flags & rule::FULL_CONE != 0 || binding.knows(work.sender));
     if !allowed || (key.proto == proto::TCP && !opens(work.tcp_bits())) {
         return Err(Verdict::Drop(DropReason::Filtered));
     }
     binding.set_flows(binding.flows().wrapping_add(1));
     Ok(())
+}
+
+/// An inside socket sends to the external port of another one: that will see it under its external address, and its own
+/// external port is open to that from now on (RFC 4787 REQ-9).
+#[inline(always)]
+fn introduce<T, A>(tables: &T, work: &mut Work<A>, interface: u32)
+where
+    T: Tables<A>,
+    A: Address,
+{
+    let Some(Uplink { address, masquerades: _ }) = tables.uplink(interface) else {
+        return;
+    };
+    work.sender = address;
+    let key = &work.key;
+    work.inside = EndpointKey { address: key.src, port: key.sport, proto: key.proto, unused: 0 };
+    work.external = EndpointKey { address, port: key.sport, proto: key.proto, unused: 0 };
+    if let Some(moved) = tables.moved(&work.inside)
+        && moved.address.same(address)
+    {
+        work.external.port = moved.port;
+    }
+    let Some(binding) = tables.binding(&work.external) else {
+        return;
+    };
+    let key = &work.key;
+    if binding.port() == key.sport && binding.inside().same(key.src) {
+        binding.remember(key.dst);
+    }
 }
 
 /// To a port that no inside socket has: the host's business. Only a connection to nobody is dropped without a word
@@ -287,7 +319,8 @@ where
     A: Address,
 {
     let key = &work.key;
-    if key.proto != proto::TCP || !opens(work.tcp_bits()) {
+    // To inside hosts it answers with a reset, as to any other of its own addresses.
+    if key.proto != proto::TCP || !opens(work.tcp_bits()) || work.is_turned() {
         return Verdict::Pass;
     }
     let Some(uplink) = tables.uplink(interface) else {

@@ -71,16 +71,18 @@ where
     A: Address,
 {
     let interface = packet.interface();
+    work.interface = interface;
+    work.turned = 0;
     match read::<P, A>(packet, work.piece.protocol(), work.piece.offset()) {
         Parsed::Other | Parsed::Fragment => return Next::Done(Verdict::Pass),
         Parsed::Flowless { src, why } => {
             return Next::Done(flowless(tables, interface, direction, src, why));
         }
         Parsed::IcmpError { src, offset } => {
-            icmp_error::note(work, src, offset);
+            icmp_error::take_down(work, src, offset);
             return Next::IcmpError;
         }
-        Parsed::Flow(headers) => super::note(work, &headers, direction),
+        Parsed::Flow(headers) => super::take_down(work, &headers, direction),
     }
     work.fragmented = Fragmented {
         sport: work.key.sport,

@@ -6,14 +6,14 @@
 
 use super::{
     Verdict, flowless, life,
-    work::{Translation, Work},
+    work::{Maker, Translation, Work},
 };
 use crate::{
     checksum,
     drop::DropReason,
     family::Address,
     maps::{Direction, EndpointKey, FlowKey, Uplink},
-    packet::{Checksum, Packet, Transport},
+    packet::{Checksum, Packet, Transport, note},
     tables::Tables,
     tcp::proto,
 };
@@ -25,7 +25,7 @@ const ICMP_HEADER: usize = 8;
 /// Keeps what [`icmp_error`] needs.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "an offset in a packet's headers")]
-pub(super) fn note<A: Address>(work: &mut Work<A>, src: A, offset: usize) {
+pub(super) fn take_down<A: Address>(work: &mut Work<A>, src: A, offset: usize) {
     work.key.src = src;
     work.transport_offset = offset as u32;
 }
@@ -43,10 +43,13 @@ where
     };
     // SAFETY: this CPU's own, and nobody else's while this packet is looked at.
     let work = unsafe { work.as_mut() };
-    let (interface, sender) = (packet.interface(), work.key.src);
+    let (interface, sender) = (work.interface(), work.key.src);
     if embedded(packet, work, direction).is_none() || !find(tables, work, interface, direction) {
         // About nothing of ours: the host's, or from an inside host that must not show its address.
         return flowless(tables, interface, direction, sender, DropReason::Protocol);
+    }
+    if direction == Direction::In && work.is_turned() {
+        packet.set_note(note::turn(work.maker.rule));
     }
     match rewrite(packet, work, direction) {
         Some(()) => Verdict::Pass,
@@ -112,6 +115,7 @@ where
         if !life::is_alive(tables, flow, work.key.proto, interface, now) {
             return false;
         }
+        work.maker = Maker { rule: flow.rule(), generation: flow.generation() };
         work.to = Translation {
             src: flow.to_dst(),
             dst: flow.to_src(),
@@ -134,9 +138,11 @@ where
         direction: direction.opposite() as u8,
         unused: 0,
     };
-    tables.flow(&work.peer).is_some_and(|flow| {
-        flow.to_sport() == work.key.dport && life::is_alive(tables, flow, work.key.proto, interface, now)
-    })
+    let Some(flow) = tables.flow(&work.peer) else {
+        return false;
+    };
+    work.maker = Maker { rule: flow.rule(), generation: flow.generation() };
+    flow.to_sport() == work.key.dport && life::is_alive(tables, flow, work.key.proto, interface, now)
 }
 
 /// Whose the external port is that the embedded packet came from.

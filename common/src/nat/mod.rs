@@ -14,6 +14,7 @@ mod life;
 mod limit;
 mod open;
 mod refuse;
+pub mod turn;
 pub mod work;
 
 pub use self::{
@@ -117,7 +118,20 @@ where
     };
     // SAFETY: this CPU's own, and nobody else's while this packet is looked at.
     let work = unsafe { work.as_mut() };
-    let interface = packet.interface();
+    work.interface = packet.interface();
+    work.turned = 0;
+    whole(packet, tables, work, direction)
+}
+
+/// The same, of the uplink that `work` names.
+#[inline(always)]
+fn whole<P, T, A>(packet: &mut P, tables: &T, work: &mut Work<A>, direction: Direction) -> Next
+where
+    P: Packet,
+    T: Tables<A>,
+    A: Address,
+{
+    let interface = work.interface();
     match parse::<P, A>(packet) {
         Parsed::Other => return Next::Done(Verdict::Pass),
         Parsed::Flowless { src, why } => {
@@ -125,10 +139,10 @@ where
         }
         Parsed::Fragment => return Next::Fragment,
         Parsed::IcmpError { src, offset } => {
-            icmp_error::note(work, src, offset);
+            icmp_error::take_down(work, src, offset);
             return Next::IcmpError;
         }
-        Parsed::Flow(headers) => note(work, &headers, direction),
+        Parsed::Flow(headers) => take_down(work, &headers, direction),
     }
     let now = tables.now();
     let Some(flow) = life::find(tables, work, interface, now) else {
@@ -141,9 +155,8 @@ where
 /// Decides about the first packet of a flow, of which [`translate`] has filled in what there is to know. `None`: it gets
 /// a flow, and [`Work`] says which.
 #[inline(always)]
-pub fn first<P, T, A>(packet: &mut P, tables: &T, direction: Direction) -> Option<Verdict>
+pub fn first<T, A>(tables: &T, direction: Direction) -> Option<Verdict>
 where
-    P: Packet,
     T: Tables<A>,
     A: Address,
 {
@@ -153,7 +166,8 @@ where
     // SAFETY: this CPU's own, and nobody else's while this packet is looked at.
     let work = unsafe { work.as_mut() };
     let now = tables.now();
-    open::decide(tables, work, direction, packet.interface(), now).err()
+    let interface = work.interface();
+    open::decide(tables, work, direction, interface, now).err()
 }
 
 /// Makes the flow that [`first`] has decided on, and translates its packet.
@@ -170,7 +184,8 @@ where
     // SAFETY: as above.
     let work = unsafe { work.as_mut() };
     let now = tables.now();
-    match open::establish(tables, work, packet.interface(), now) {
+    let interface = work.interface();
+    match open::establish(tables, work, interface, now) {
         Ok(flow) => finish(packet, tables, work, flow, direction, now),
         Err(verdict) => verdict,
     }
@@ -194,6 +209,9 @@ where
     let (packets, bytes) = (packet.segments(), packet.network_len());
     tables.touch(flow, now, packets, bytes);
     tables.count(flow.rule(), direction, packets, bytes);
+    if direction == Direction::In && work.is_turned() {
+        packet.set_note(note::turn(flow.rule()));
+    }
     let Some(headers) = headers_at::<P, A>(packet, work.transport_offset(), work.key.proto) else {
         return Verdict::Drop(DropReason::Malformed);
     };
@@ -204,8 +222,9 @@ where
 /// What the rest needs to know of the packet, put where all ways through its headers meet.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "an offset in a packet's headers")]
-fn note<A: Address>(work: &mut Work<A>, headers: &Headers<'_, A>, direction: Direction) {
+fn take_down<A: Address>(work: &mut Work<A>, headers: &Headers<'_, A>, direction: Direction) {
     work.key = headers.key(direction);
+    work.sender = work.key.src;
     work.transport_offset = headers.transport_offset as u32;
     work.tcp_bits = u32::from(headers.tcp_bits);
 }

@@ -58,10 +58,13 @@ where
             return Err(Verdict::Pass); // the host's own
         }
     } else {
-        let Some(rule) = tables.masquerade(interface, work.key.src) else {
-            return Err(Verdict::Pass);
-        };
-        work.maker = Maker { rule: rule.rule, generation: rule.generation };
+        match tables.masquerade(interface, work.key.src) {
+            Some(rule) => work.maker = Maker { rule: rule.rule, generation: rule.generation },
+            // Whoever turns back to an inside server by a forward is seen under the uplink's address there, so that the
+            // answers come back this way: then the forward makes the flow.
+            None if work.is_turned() => {}
+            None => return Err(Verdict::Pass),
+        }
     }
     let key = &work.key;
     // an answer to a ping that did not come through here
@@ -159,6 +162,9 @@ where
     let Some(rule) = tables.rule(work.maker.rule) else {
         return false;
     };
+    if work.is_turned() && rule.flags & rule::HAIRPIN == 0 {
+        return false;
+    }
     if rule.flags & rule::SOURCES == 0 {
         return true;
     }

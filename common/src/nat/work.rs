@@ -52,6 +52,8 @@ pub struct Work<A> {
     pub piece: Piece<A>,
     pub fragment: FragmentKey<A>,
     pub fragmented: Fragmented,
+    /// Whom a binding has to know, to let the packet in.
+    pub sender: A,
     /// What a new flow makes of the packet, and who makes it.
     pub to: Translation<A>,
     pub maker: Maker,
@@ -61,6 +63,10 @@ pub struct Work<A> {
     pub range: PortRange,
     /// How that went.
     pub search: u32,
+    /// Index of the uplink that it is about.
+    pub interface: u32,
+    /// 1 when the packet is between two inside hosts, see [`super::turn`].
+    pub turned: u32,
     /// Where the packet's transport header is.
     pub transport_offset: u32,
     /// 0 unless TCP.
@@ -107,6 +113,20 @@ impl<A: Address> Work<A> {
         // SAFETY: a reference is readable.
         let offset = unsafe { (&raw const self.embedded_offset).read_volatile() };
         (offset & Self::OFFSET_MASK) as usize
+    }
+
+    /// The uplink, as memory has it.
+    #[inline(always)]
+    pub fn interface(&self) -> u32 {
+        // SAFETY: a reference is readable.
+        unsafe { (&raw const self.interface).read_volatile() }
+    }
+
+    /// Whether the packet is between two inside hosts, as memory has it.
+    #[inline(always)]
+    pub fn is_turned(&self) -> bool {
+        // SAFETY: a reference is readable.
+        unsafe { (&raw const self.turned).read_volatile() != 0 }
     }
 
     /// The TCP flags, as memory has them.

@@ -34,6 +34,8 @@ pub(super) enum Role {
     Uplink,
     /// Where the fast path begins and ends on the inside.
     Lan,
+    /// Where packets of inside hosts to an uplink's address turn back.
+    Turn,
     /// A port of a bridge with VLANs.
     Port,
     /// Such a bridge itself: what the host sends goes into the bridge, what the bridge hands up leaves it.
@@ -88,8 +90,13 @@ const UPLINK: &[Hook] = &[
     hook("tc_wan_out", TcAttachType::Egress, "out", Place::Anywhere),
 ];
 const LAN: &[Hook] = &[
-    hook("tc_lan_in", TcAttachType::Ingress, "lanin", Place::Anywhere),
+    hook("tc_lan_in", TcAttachType::Ingress, "lanin", Place::First),
     hook("tc_lan_out", TcAttachType::Egress, "lanout", Place::Anywhere),
+];
+/// Behind the fast path and what takes a VLAN's tag off, and on the way out before what puts one on.
+const TURN: &[Hook] = &[
+    hook("tc_turn_in", TcAttachType::Ingress, "turnin", Place::Last),
+    hook("tc_turn_out", TcAttachType::Egress, "turnout", Place::First),
 ];
 const PORT: &[Hook] = &[
     hook("tc_port_in", TcAttachType::Ingress, "portin", Place::Last),
@@ -103,12 +110,13 @@ const HOST: &[Hook] = &[
 const ROOM: &[Hook] = &[hook("tc_waited", TcAttachType::Ingress, "waited", Place::Anywhere)];
 
 impl Role {
-    const ALL: [Self; 5] = [Self::Uplink, Self::Lan, Self::Port, Self::Host, Self::Room];
+    const ALL: [Self; 6] = [Self::Uplink, Self::Lan, Self::Turn, Self::Port, Self::Host, Self::Room];
 
     const fn hooks(self) -> &'static [Hook] {
         match self {
             Self::Uplink => UPLINK,
             Self::Lan => LAN,
+            Self::Turn => TURN,
             Self::Port => PORT,
             Self::Host => HOST,
             Self::Room => ROOM,
@@ -120,6 +128,7 @@ impl Role {
         match self {
             Self::Uplink => "clsact",
             Self::Lan => "lanclsact",
+            Self::Turn => "turnclsact",
             Self::Port => "portclsact",
             Self::Host => "hostclsact",
             Self::Room => "waitedclsact",

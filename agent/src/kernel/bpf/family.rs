@@ -2,7 +2,7 @@
 //! IPv6.
 
 use std::{
-    collections::{BTreeMap, HashMap as StdHashMap, HashSet},
+    collections::{BTreeMap, HashMap as StdHashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -135,7 +135,7 @@ impl<A: Octets> FamilyMaps<A> {
     pub(super) fn list(&self, rules: &[Rule], found: &mut BTreeMap<Slot, Option<NatRule>>) -> Result<()> {
         for (slot, parts) in self.forwards()? {
             let flags = rules.get(slot.0 as usize).map_or(0, |rule| rule.flags);
-            found.insert(slot, parts.rule(flags & rule::SOURCES != 0));
+            found.insert(slot, parts.rule(flags));
         }
         for entry in self.masquerades.iter() {
             let (key, Plain(value)) = entry.map_err(|error| failed("list the masquerade rules", &error))?;
@@ -169,12 +169,15 @@ impl<A: Octets> FamilyMaps<A> {
         Ok(parts)
     }
 
-    pub(super) fn set_local(&mut self, wanted: &HashSet<A>) -> Result<()> {
-        let present: HashSet<A> = self.local.keys().filter_map(Result::<_, MapError>::ok).collect();
-        for address in wanted.difference(&present) {
-            self.local.insert(address, 1, 0).map_err(|error| failed("add a local address", &error))?;
+    /// The host's own addresses, each with the uplink that it is on, or 0.
+    pub(super) fn set_local(&mut self, wanted: &StdHashMap<A, u32>) -> Result<()> {
+        let present: StdHashMap<A, u32> = self.local.iter().filter_map(Result::<_, MapError>::ok).collect();
+        for (address, uplink) in
+            wanted.iter().filter(|(address, uplink)| present.get(*address) != Some(*uplink))
+        {
+            self.local.insert(address, uplink, 0).map_err(|error| failed("add a local address", &error))?;
         }
-        for address in present.difference(wanted) {
+        for address in present.keys().filter(|address| !wanted.contains_key(*address)) {
             self.local.remove(address).map_err(|error| failed("remove a local address", &error))?;
         }
         Ok(())

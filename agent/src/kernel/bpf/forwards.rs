@@ -12,7 +12,7 @@ use std::{
 use aya::maps::lpm_trie::Key;
 use ipnet::IpNet;
 use telecluster_common::{
-    maps::{Forward, ForwardKey, Range, RangeKey, SourceKey},
+    maps::{Forward, ForwardKey, Range, RangeKey, SourceKey, rule},
     tcp::proto,
 };
 
@@ -43,6 +43,7 @@ pub(super) fn entries<A: Octets>(slot: Slot, generation: u32, rule: &NatRule) ->
         internal_port,
         transports,
         sources,
+        hairpin: _,
     } = rule
     else {
         return Vec::new();
@@ -140,13 +141,13 @@ impl<A: Octets> Parts<A> {
     }
 
     /// The forward, when that is one: all of its transports have the same ports without a gap, and lead to one place.
-    pub(super) fn rule(self, open_to_some: bool) -> Option<NatRule> {
+    pub(super) fn rule(self, flags: u32) -> Option<NatRule> {
         let mut targets = self.targets.into_iter();
         let (Some(Target { uplink, external, internal, shift }), None) = (targets.next(), targets.next())
         else {
             return None;
         };
-        if open_to_some == self.sources.is_empty() {
+        if (flags & rule::SOURCES != 0) == self.sources.is_empty() {
             return None;
         }
         let mut ranges = self.ports.values().map(whole);
@@ -163,6 +164,7 @@ impl<A: Octets> Parts<A> {
             internal_port: first.wrapping_add(shift),
             transports: self.ports.into_keys().collect(),
             sources: self.sources.into_iter().collect(),
+            hairpin: flags & rule::HAIRPIN != 0,
         })
     }
 }
@@ -204,6 +206,7 @@ mod tests {
             internal_port,
             transports: vec![Transport::Tcp, Transport::Udp],
             sources: sources.iter().map(|net| net.parse().unwrap()).collect(),
+            hairpin: true,
         }
     }
 
@@ -222,8 +225,7 @@ mod tests {
                 Entry::Masquerade(..) => panic!("a forward is no masquerade"),
             }
         }
-        let NatRule::Forward { sources, .. } = rule else { panic!("{rule:?}") };
-        parts.rule(!sources.is_empty())
+        parts.rule(rule.flags())
     }
 
     #[test]

@@ -31,7 +31,7 @@ mod switch;
 mod waiting;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -174,6 +174,15 @@ impl DataPlane for BpfDataPlane {
         let Inner { attacher, fast_ports, .. } = &mut *self.inner();
         fast_ports.set(ports, attacher)?;
         self.epoch.raise()
+    }
+
+    fn set_turns(&self, interfaces: &BTreeSet<u32>) -> Result<(), KernelError> {
+        let attacher = &mut self.inner().attacher;
+        let attached: Vec<u32> = attacher.indexes(Role::Turn).collect();
+        for index in attached.into_iter().filter(|index| !interfaces.contains(index)) {
+            attacher.detach(Role::Turn, index)?;
+        }
+        interfaces.iter().try_for_each(|index| attacher.attach(Role::Turn, *index))
     }
 
     fn fast_path(&self) -> FastPath {

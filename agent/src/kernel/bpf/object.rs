@@ -31,11 +31,20 @@ use crate::kernel::KernelError;
 static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/telecluster"));
 
 /// The programs that hang on hooks.
-pub const PROGRAM_NAMES: [&str; 7] =
-    ["tc_wan_in", "tc_wan_out", "tc_lan_in", "tc_lan_out", "tc_port_in", "tc_port_out", "tc_waited"];
+pub const PROGRAM_NAMES: [&str; 9] = [
+    "tc_wan_in",
+    "tc_wan_out",
+    "tc_lan_in",
+    "tc_lan_out",
+    "tc_turn_in",
+    "tc_turn_out",
+    "tc_port_in",
+    "tc_port_out",
+    "tc_waited",
+];
 
 /// The programs that those go on to, with their places in the `stage` map.
-const STAGES: [(&str, u32); 26] = [
+const STAGES: [(&str, u32); 30] = [
     ("tc_nat4_in", stage::NAT4_IN),
     ("tc_nat4_out", stage::NAT4_OUT),
     ("tc_nat6_in", stage::NAT6_IN),
@@ -62,6 +71,10 @@ const STAGES: [(&str, u32); 26] = [
     ("tc_fragment6_out", stage::FRAGMENT6_OUT),
     ("tc_refuse4", stage::REFUSE4),
     ("tc_refuse6", stage::REFUSE6),
+    ("tc_turn4_in", stage::TURN4_IN),
+    ("tc_turn4_out", stage::TURN4_OUT),
+    ("tc_turn6_in", stage::TURN6_IN),
+    ("tc_turn6_out", stage::TURN6_OUT),
 ];
 
 /// The programs and maps of this run. Dropping it leaves everything pinned in place.

@@ -175,7 +175,10 @@ fn set_addresses<A: Octets>(
     slots: &mut Slots,
     addresses: &HostAddresses,
 ) -> Result<()> {
-    maps.set_local(&addresses.local.iter().filter_map(|ip| A::from_ip(*ip)).collect())?;
+    let plain = addresses.local.iter().map(|ip| (0, ip));
+    let external = addresses.external.iter().map(|(uplink, ip)| (*uplink, ip));
+    let local = plain.chain(external).filter_map(|(uplink, ip)| Some((A::from_ip(*ip)?, uplink)));
+    maps.set_local(&local.collect())?;
     let of_family = |(uplink, ip): &(u32, _)| A::from_ip(*ip).map(|address| (*uplink, address));
     for uplink in maps.set_uplinks(&addresses.uplinks.iter().filter_map(of_family).collect())? {
         for (key, value) in maps.masquerades_of(uplink) {

@@ -29,6 +29,7 @@ pub(super) fn rule(slot: Slot, placed: &Placed, source: Option<&IpNet>) -> Strin
             internal_port,
             transports,
             sources: _,
+            hairpin,
         } => {
             let external_ip = external_ip.map_or_else(|| ANY.to_owned(), |ip| ip.to_string());
             let transports = transports.iter().map(|transport| protocol(*transport)).collect::<Vec<_>>();
@@ -38,8 +39,9 @@ pub(super) fn rule(slot: Slot, placed: &Placed, source: Option<&IpNet>) -> Strin
             };
             let source = source.map(|net| format!(",{net}")).unwrap_or_default();
             format!(
-                "forward,{external_ip},{ports},{internal_ip},{internal_port},{}{source}",
-                transports.join("+")
+                "forward,{external_ip},{ports},{internal_ip},{internal_port},{}{}{source}",
+                transports.join("+"),
+                if *hairpin { "" } else { ",outside" },
             )
         }
         NatRule::Masquerade { uplink: _, source, nat, parity } => {
@@ -63,9 +65,14 @@ pub(super) fn rule_of(text: &str) -> Option<Placed> {
     let (uplink, rest) = rest.split_once(',')?;
     let fields: Vec<&str> = rest.split(',').collect();
     let rule = match fields[..] {
-        ["forward", external_ip, ports, internal_ip, internal_port, transports, ref sources @ ..]
-            if sources.len() <= 1 =>
-        {
+        ["forward", external_ip, ports, internal_ip, internal_port, transports, ref more @ ..] => {
+            let (hairpin, sources) = match more {
+                ["outside", sources @ ..] => (false, sources),
+                sources => (true, sources),
+            };
+            if sources.len() > 1 {
+                return None;
+            }
             let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
             NatRule::Forward {
                 uplink: 0,
@@ -79,6 +86,7 @@ pub(super) fn rule_of(text: &str) -> Option<Placed> {
                 internal_port: internal_port.parse().ok()?,
                 transports: transports.split('+').map(transport).collect::<Option<_>>()?,
                 sources: sources.iter().map(|net| net.parse().ok()).collect::<Option<_>>()?,
+                hairpin,
             }
         }
         ["masquerade", source, nat, parity] => NatRule::Masquerade {
@@ -171,6 +179,7 @@ mod tests {
                 internal_port: 55535,
                 transports: vec![Transport::Tcp, Transport::Udp],
                 sources: vec!["2001:db8:1111:2222:3333:4444:5555:6666/128".parse().unwrap()],
+                hairpin: false,
             },
             uplink: "a-name-of-15-by".to_owned(),
         });

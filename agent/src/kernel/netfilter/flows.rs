@@ -93,6 +93,7 @@ impl<'a> Owners<'a> {
                 internal_port,
                 transports,
                 sources: _,
+                hairpin: _,
             } => {
                 let offset = at_port.wrapping_sub(*external_port);
                 external_ip.is_none_or(|ip| ip == at_ip)
@@ -189,7 +190,11 @@ mod tests {
 
     fn addresses() -> HostAddresses {
         let ip = |text: &str| text.parse().unwrap();
-        HostAddresses { local: Vec::new(), uplinks: vec![(2, ip("203.0.113.1")), (3, ip("203.0.113.99"))] }
+        HostAddresses {
+            local: Vec::new(),
+            uplinks: vec![(2, ip("203.0.113.1")), (3, ip("203.0.113.99"))],
+            external: Vec::new(),
+        }
     }
 
     #[test]

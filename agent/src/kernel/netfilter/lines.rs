@@ -174,6 +174,7 @@ fn forward(slot: Slot, placed: &Placed, add: &mut impl FnMut(Chain, Option<Slot>
         internal_port,
         transports,
         sources,
+        hairpin: _,
     } = &placed.rule
     else {
         return;
@@ -268,6 +269,7 @@ pub(super) mod tests {
                 internal_port: 22,
                 transports: vec![Transport::Tcp],
                 sources: Vec::new(),
+                hairpin: true,
             },
             uplink: "ens3".to_owned(),
         }

@@ -200,6 +200,11 @@ impl DataPlane for NetfilterDataPlane {
         Ok(tables.rules().iter().map(|(slot, placed)| (*slot, Some(placed.rule.clone()))).collect())
     }
 
+    /// Its forwards are for what comes in by the uplink.
+    fn set_turns(&self, _interfaces: &BTreeSet<u32>) -> Result<(), KernelError> {
+        Ok(())
+    }
+
     /// The kernel masquerades to the address that an interface has; they are for telling whose a connection is.
     fn set_addresses(&self, addresses: &HostAddresses) -> Result<(), KernelError> {
         self.host().addresses = addresses.clone();

@@ -1,0 +1,222 @@
+//! Inside hosts that use the uplink's address: RFC 4787 REQ-9, RFC 5382 REQ-8, RFC 5508 REQ-7, with real sockets.
+//!
+//! ```text
+//!  192.168.100.10 server   --- lan0 \
+//!                                    br-lab --- worker --- wan0 203.0.113.1 --- outside
+//!  192.168.100.11 neighbour --- lan1 /             |
+//!                                                lan2 10.20.0.1 --- 10.20.0.2 stranger (no rule is about it)
+//! ```
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
+    thread,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use telecluster_tests::lab::{
+    GATEWAY, GATEWAY6, INSIDE, INSIDE_NET6, INSIDE6, Lab, Netns, OUTSIDE, WAN, WAN6, eventually, rule_id,
+};
+
+const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(192, 168, 100, 11);
+const NEIGHBOUR6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x100, 0, 0, 0, 0, 0, 0x11);
+const STRANGER: Ipv4Addr = Ipv4Addr::new(10, 20, 0, 2);
+const STRANGER6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x20, 0, 0, 0, 0, 0, 2);
+
+/// Long enough for a datagram that was not lost, short enough to send again.
+const PAUSE: Duration = Duration::from_millis(200);
+
+struct Hosts {
+    lab: Lab,
+    neighbour: Netns,
+    stranger: Netns,
+}
+
+impl Hosts {
+    fn new() -> Self {
+        let lab = Lab::new();
+        lab.ipv6();
+        let (neighbour, stranger) = (Netns::new(), Netns::new());
+        lab.router.veth("lan1", &neighbour, "eth0");
+        lab.router.veth("lan2", &stranger, "eth0");
+        for line in [
+            "link set lan1 master br-lab",
+            "link set lan1 up",
+            "link set lan2 up",
+            "addr add 10.20.0.1/24 dev lan2",
+            "addr add fd00:20::1/64 dev lan2 nodad",
+        ] {
+            lab.router.ip(line);
+        }
+        let gateway2: (Ipv4Addr, Ipv6Addr) =
+            (Ipv4Addr::new(10, 20, 0, 1), Ipv6Addr::new(0xfd00, 0x20, 0, 0, 0, 0, 0, 1));
+        for (host, addresses, gateways) in [
+            (&neighbour, (NEIGHBOUR, NEIGHBOUR6), (GATEWAY, GATEWAY6)),
+            (&stranger, (STRANGER, STRANGER6), gateway2),
+        ] {
+            host.ip("link set eth0 up");
+            host.ip(&format!("addr add {}/24 dev eth0", addresses.0));
+            host.ip(&format!("addr add {}/64 dev eth0 nodad", addresses.1));
+            host.ip(&format!("route add default via {}", gateways.0));
+            host.ip(&format!("-6 route add default via {}", gateways.1));
+        }
+        Self { lab, neighbour, stranger }
+    }
+
+    /// Everybody inside, with an address of each family.
+    fn clients(&self) -> [(&'static str, &Netns, IpAddr, IpAddr); 3] {
+        [
+            ("another network", &self.stranger, STRANGER.into(), STRANGER6.into()),
+            ("the same network", &self.neighbour, NEIGHBOUR.into(), NEIGHBOUR6.into()),
+            ("the server itself", &self.lab.inside, INSIDE.into(), INSIDE6.into()),
+        ]
+    }
+}
+
+fn forward(lab: &Lab, port: u16, to: (IpAddr, u16), more: &Value) -> String {
+    let mut body =
+        json!({"external_port": port, "internal_ip": to.0, "internal_port": to.1, "protocol": "all"});
+    for (name, value) in more.as_object().expect("an object") {
+        body[name] = value.clone();
+    }
+    rule_id(&lab.post("/nat/forward", &body).ok())
+}
+
+/// Accepts, says who it is that has connected, and repeats what it hears.
+fn serving(listener: TcpListener) {
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            thread::spawn(move || {
+                let Ok(peer) = stream.peer_addr() else { return };
+                let mut line = [0; 64];
+                let _ = stream.write_all(format!("{:<64}", peer.ip()).as_bytes());
+                while let Ok(len) = stream.read(&mut line)
+                    && len > 0
+                {
+                    let _ = stream.write_all(&line[..len]);
+                }
+            });
+        }
+    });
+}
+
+/// Answers datagrams with the address that they came from.
+fn answering(socket: UdpSocket) {
+    thread::spawn(move || {
+        let mut buffer = [0; 256];
+        while let Ok((_, from)) = socket.recv_from(&mut buffer) {
+            let _ = socket.send_to(from.ip().to_string().as_bytes(), from);
+        }
+    });
+}
+
+/// What a datagram is answered with, from the very socket that it was sent to; sent again until it is.
+fn asks(client: &UdpSocket, server: SocketAddr, why: &str) -> String {
+    client.set_read_timeout(Some(PAUSE)).expect("set a timeout");
+    let mut answer = String::new();
+    eventually(&format!("{why}: no answer from {server}"), || {
+        client.send_to(b"who", server).expect("send");
+        let mut buffer = [0; 256];
+        let Ok((len, from)) = client.recv_from(&mut buffer) else { return false };
+        assert_eq!(from, server, "{why}: the answer comes from elsewhere");
+        answer = String::from_utf8_lossy(&buffer[..len]).into_owned();
+        true
+    });
+    answer
+}
+
+#[test]
+fn every_inside_host_reaches_a_forward_by_the_uplinks_address() {
+    let hosts = Hosts::new();
+    let _worker = hosts.lab.start();
+    hosts.lab.masquerade();
+    for (server, wan) in [(IpAddr::from(INSIDE), IpAddr::from(WAN)), (INSIDE6.into(), WAN6.into())] {
+        let rule = forward(&hosts.lab, 8080, (server, 80), &json!({}));
+        serving(hosts.lab.inside.listen((server, 80)));
+        answering(hosts.lab.inside.udp((server, 80)));
+        for (why, host, ipv4, ipv6) in hosts.clients() {
+            let address = if server.is_ipv4() { ipv4 } else { ipv6 };
+            let mut stream = host.connect((wan, 8080)).unwrap_or_else(|error| panic!("{why}: {error}"));
+            let mut peer = [0; 64];
+            stream.read_exact(&mut peer).expect("who I am");
+            let peer = String::from_utf8_lossy(&peer).trim().to_owned();
+            assert_eq!(peer, wan.to_string(), "{why}: the server sees the address outside (REQ-9a)");
+            // More than one segment at once, and a checksum for each.
+            let sent = vec![7; 100_000];
+            let mut reader = stream.try_clone().expect("duplicate");
+            thread::scope(|scope| {
+                scope.spawn(|| stream.write_all(&sent).expect("send"));
+                let mut back = vec![0; sent.len()];
+                reader.read_exact(&mut back).expect("it comes back");
+                assert!(back == sent, "{why}: other bytes");
+            });
+            let client = host.udp((address, 50000));
+            assert_eq!(asks(&client, (wan, 8080).into(), why), wan.to_string(), "{why}");
+        }
+        let counters = hosts.lab.call("GET", &format!("/nat/forward/{rule}"), None).ok()["data"].clone();
+        assert!(counters["bytes_in"].as_u64() > Some(300_000), "they count for the rule: {counters}");
+
+        hosts.lab.call("DELETE", &format!("/nat/forward/{rule}"), None).ok();
+        let refused = hosts.neighbour.connect((wan, 8080)).map(drop);
+        assert!(refused.is_err(), "the forward is gone, and the host listens on no such port");
+    }
+}
+
+#[test]
+fn a_forward_without_hairpin_is_for_the_outside_only_and_the_hosts_services_stay_its_own() {
+    let hosts = Hosts::new();
+    let _worker = hosts.lab.start();
+    hosts.lab.masquerade();
+    forward(&hosts.lab, 8080, (INSIDE.into(), 80), &json!({"hairpin": false}));
+    let sources = json!({"source_cidrs": [format!("{STRANGER}/32")]});
+    forward(&hosts.lab, 8081, (INSIDE.into(), 80), &sources);
+    serving(hosts.lab.inside.listen((INSIDE, 80)));
+    serving(hosts.lab.router.listen((WAN, 9090)));
+    assert!(hosts.lab.outside.connect((WAN, 8080)).is_ok());
+    assert!(hosts.stranger.connect((WAN, 8081)).is_ok());
+    for (client, port) in [(&hosts.neighbour, 8080), (&hosts.stranger, 8080), (&hosts.neighbour, 8081)] {
+        let error = client.connect((WAN, port)).expect_err("as if the forward did not exist");
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "the host answers: {error}");
+    }
+    assert!(hosts.neighbour.connect((WAN, 9090)).is_ok(), "a service of the host itself");
+}
+
+#[test]
+fn two_inside_sockets_meet_by_their_external_ports_and_strangers_do_not() {
+    let hosts = Hosts::new();
+    let lab = &hosts.lab;
+    let _worker = lab.start();
+    lab.masquerade();
+    lab.post("/nat/masquerade", &json!({"source_network": INSIDE_NET6, "output_interface": "wan0"})).ok();
+    // Somewhere outside that tells both how they appear (STUN).
+    let meeting = lab.outside.udp((OUTSIDE, 3478));
+    let first = lab.inside.udp((INSIDE, 40000));
+    let second = hosts.neighbour.udp((NEIGHBOUR, 40000));
+    let mut seen = Vec::new();
+    for socket in [&first, &second] {
+        socket.set_read_timeout(Some(PAUSE)).expect("set a timeout");
+        meeting.set_read_timeout(Some(PAUSE)).expect("set a timeout");
+        eventually("nothing arrives outside", || {
+            socket.send_to(b"who", (OUTSIDE, 3478)).expect("send");
+            let Ok((_, from)) = meeting.recv_from(&mut [0; 16]) else { return false };
+            seen.push(from);
+            true
+        });
+    }
+    assert!(seen[0].ip() == IpAddr::from(WAN) && seen[0].port() != seen[1].port(), "{seen:?}");
+    // The first one is not let in before the second has sent too: then both are (hole punching).
+    first.send_to(b"one", seen[1]).expect("send");
+    assert!(second.recv_from(&mut [0; 16]).is_err(), "it has not asked for that");
+    eventually("they do not meet", || {
+        first.send_to(b"one", seen[1]).expect("send");
+        second.send_to(b"two", seen[0]).expect("send");
+        let from = |socket: &UdpSocket| socket.recv_from(&mut [0; 16]).map(|(_, from)| from).ok();
+        let heard = (from(&first), from(&second));
+        for (heard, expected) in [(heard.0, seen[1]), (heard.1, seen[0])] {
+            assert!(heard.is_none_or(|from| from == expected), "an inside address shows: {heard:?}");
+        }
+        heard == (Some(seen[1]), Some(seen[0]))
+    });
+}
