@@ -391,13 +391,11 @@ impl Owner {
         self.refresh_vlans(&observed).await
     }
 
-    /// Brings rules and addresses in line with the interfaces as they are now.
+    /// Brings rules and addresses in line with the interfaces as they are now. What is made and about to be stored counts:
+    /// a change of the same batch may just have failed.
     async fn refresh_nat(&mut self, observed: &Observed) {
-        let steps = {
-            let state = self.shared.state();
-            let wanted = rule::all_desired(&state, observed, &self.nat);
-            rule::steps(&wanted, observed, &self.nat)
-        };
+        let wanted = rule::all_desired(&self.ahead, observed, &self.nat);
+        let steps = rule::steps(&wanted, observed, &self.nat);
         for step in steps {
             if let Err(error) = self.act(&step).await {
                 warn!(%step, %error, "the data plane could not be brought in line");

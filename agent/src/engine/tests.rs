@@ -1,5 +1,7 @@
 //! The engine over a machine in memory: whole or not at all, twice is once, foreign stays foreign.
 
+mod batch;
+
 use super::*;
 use crate::{
     kernel::{

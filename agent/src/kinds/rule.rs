@@ -164,7 +164,10 @@ pub(super) fn remove(chosen: &[&Rule], world: World<'_>) -> Plan {
     let changes: BTreeMap<_, _> = chosen.iter().map(|rule| (rule.slot, None)).collect();
     plan.steps = steps(&changes, world.observed, world.nat);
     // What has become too much is taken off by a later look: the next rule may need it again.
-    plan.steps.retain(|step| !matches!(step, Step::Nat(NatStep::Detach(_) | NatStep::SetPorts(_))));
+    let keeps = |step: &Step| {
+        !matches!(step, Step::Nat(NatStep::Detach(_) | NatStep::SetPorts(_) | NatStep::SetTurns(_)))
+    };
+    plan.steps.retain(keeps);
     for rule in chosen {
         plan.forget(Record::Rule((*rule).clone()));
     }

@@ -132,8 +132,8 @@ impl Owner {
                 Err(own) => answers.push((own, answer)),
             }
         }
-        let mended = self.undone(error.clone(), undo).await;
         self.ahead = self.shared.state().clone();
+        let mended = self.undone(error.clone(), undo).await;
         for (own, answer) in answers {
             let error = if own == *error { mended.clone() } else { own };
             let _ = answer.send(Err(error));
