@@ -31,6 +31,8 @@ pub struct PortConfig {
     pub mtu: u32,
     /// Stations that may be learned here; 0: as many as fit.
     pub station_limit: u32,
+    /// Of the native VLAN, what [`Member::stat`] is of others: most frames are in it, and need not be looked up again.
+    pub native_stat: u32,
 }
 
 /// Bits of [`PortConfig::flags`].
@@ -141,7 +143,7 @@ pub struct PortStat {
 }
 
 const _: () = {
-    assert!(size_of::<PortConfig>() == 20);
+    assert!(size_of::<PortConfig>() == 24);
     assert!(size_of::<MemberKey>() == 8);
     assert!(size_of::<Member>() == 8);
     assert!(size_of::<FloodKey>() == 8);

@@ -18,7 +18,7 @@ pub mod tables;
 pub use self::drop::VlanDrop;
 use self::{
     frame::{Frame, Headers, Note, Tag, is_control, is_group, is_tag},
-    maps::{FloodKey, MAX_VLAN_PORTS, MemberKey, PortConfig, StationKey, port, station},
+    maps::{FloodKey, MAX_VLAN_PORTS, Member, MemberKey, PortConfig, StationKey, port, station},
     tables::Switch,
 };
 
@@ -80,7 +80,7 @@ pub fn port_out<F: Frame, S: Switch>(frame: &mut F, switch: &S) -> Verdict {
     };
     // It may meet another bridge of ours behind this port, where it has to be classified anew.
     frame.set_note(Note::default());
-    let Some(member) = switch.member(&MemberKey { port: index, vlan, unused: 0 }) else {
+    let Some(member) = member(switch, index, &config, vlan) else {
         return Verdict::Drop(VlanDrop::NotMember);
     };
     if config.flags & port::FORWARDING == 0 {
@@ -121,12 +121,21 @@ fn admit<F: Frame, S: Switch>(frame: &mut F, switch: &S) -> Result<Option<Admitt
     if vlan == 0 {
         return Ok(None);
     }
-    let Some(member) = switch.member(&MemberKey { port: index, vlan, unused: 0 }) else {
+    let Some(member) = member(switch, index, &config, vlan) else {
         return Err(VlanDrop::NotMember);
     };
     switch.count_rx(member.stat, frame.segments(), frame.bytes());
     frame.set_note(Note::new(vlan, tagged, config.flags & port::ISOLATED != 0));
     Ok(Some(Admitted { index, config, headers, vlan }))
+}
+
+/// How a port is in a VLAN, which is not 0; `None`: it is not.
+#[inline(always)]
+fn member<S: Switch>(switch: &S, index: u32, config: &PortConfig, vlan: u16) -> Option<Member> {
+    if vlan == config.native {
+        return Some(Member { untagged: 1, stat: config.native_stat });
+    }
+    switch.member(&MemberKey { port: index, vlan, unused: 0 })
 }
 
 /// The VLAN of a frame, 0 for none, and whether its outer tag is the VLAN's (or says a priority only).

@@ -231,10 +231,13 @@ impl Engine {
         let mut stat = 0;
         for (number, port) in ports.iter().enumerate() {
             let port = port.switch_port(index(number), BRIDGE);
-            tables.ports.insert(port.index, switch_config(&port));
+            let mut native_stat = 0;
             for (vlan, untagged) in port.vlans() {
                 let key = MemberKey { port: port.index, vlan, unused: 0 };
                 tables.members.insert(key, Member { untagged: u32::from(untagged), stat });
+                if port.native == Some(vlan) {
+                    native_stat = stat;
+                }
                 stat += 1;
                 let place = (0..).find(|place| {
                     !tables.floods.contains_key(&FloodKey { bridge: BRIDGE, vlan, place: *place })
@@ -242,6 +245,7 @@ impl Engine {
                 let place = place.expect("room for a port");
                 tables.floods.insert(FloodKey { bridge: BRIDGE, vlan, place }, port.index);
             }
+            tables.ports.insert(port.index, switch_config(&port, native_stat));
             for (vlan, mac) in &port.stations {
                 let key = StationKey { bridge: BRIDGE, mac: mac.0, vlan: *vlan };
                 let record = Station { port: port.index, flags: station::STATIC, ..Station::default() };

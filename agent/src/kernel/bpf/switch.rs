@@ -157,7 +157,9 @@ impl SwitchMaps {
         self.make_counters(port.index)?;
         let stopped = self.held.configs.get(&port.index).is_some_and(|old| old.flags & flag::FORWARDING != 0)
             && !port.forwarding;
-        self.set_config(port.index, config(port))?;
+        // Every VLAN that it is in has counters by now.
+        let native = port.native.and_then(|vlan| self.held.members.get(&(port.index, vlan)));
+        self.set_config(port.index, config(port, native.map_or(0, |member| member.stat)))?;
         let role = if port.is_host() { Role::Host } else { Role::Port };
         attacher.attach(role, port.index)?;
         self.set_stations(port)?;
@@ -458,7 +460,8 @@ impl Held {
     }
 
     fn port(&self, index: u32) -> Option<SwitchPort> {
-        let PortConfig { bridge, flags, native, protocol, mtu, station_limit } = *self.configs.get(&index)?;
+        let PortConfig { bridge, flags, native, protocol, mtu, station_limit, native_stat: _ } =
+            *self.configs.get(&index)?;
         let is = |bit: u32| flags & bit != 0;
         let members = self.members.range((index, 0)..=(index, u16::MAX));
         Some(SwitchPort {
@@ -493,8 +496,9 @@ impl Held {
     }
 }
 
-/// A port as the programs want it: a pure function, so that what is put and what is read cannot differ.
-pub fn config(port: &SwitchPort) -> PortConfig {
+/// A port as the programs want it: a pure function, so that what is put and what is read cannot differ. `native_stat`:
+/// the counters of its native VLAN, if it has one.
+pub fn config(port: &SwitchPort, native_stat: u32) -> PortConfig {
     let accept = match port.accept {
         Accept::All => flag::TAGGED_IN | flag::UNTAGGED_IN,
         Accept::Tagged => flag::TAGGED_IN,
@@ -519,6 +523,7 @@ pub fn config(port: &SwitchPort) -> PortConfig {
         protocol: port.protocol.number(),
         mtu: port.mtu,
         station_limit: port.station_limit,
+        native_stat,
     }
 }
 
