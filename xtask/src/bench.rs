@@ -78,13 +78,15 @@ fn circumstances(arguments: &str) -> Result<String> {
     };
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let release = ask("uname", &["-r"])?;
+    // What follows the version is a name of somebody's build.
+    let version = release.split('-').next().unwrap_or(&release);
     let cpus = cpuinfo.lines().filter(|line| line.starts_with("processor")).count();
     Ok(format!(
-        "{}, commit {}, `cargo xtask {arguments}`; {cpus} x {}, Linux {}.",
+        "{}, commit {}, `cargo xtask {arguments}`; {cpus} x {}, Linux {version}.",
         ask("date", &["-u", "+%Y-%m-%d"])?,
         ask("git", &["describe", "--always", "--dirty"])?,
         model.map_or("unknown CPU", |(_, name)| name),
-        ask("uname", &["-r"])?,
     ))
 }
 
