@@ -4,6 +4,7 @@
 use std::{
     mem::transmute,
     net::{IpAddr, Ipv4Addr},
+    time::Instant,
 };
 
 use aya::{
@@ -26,56 +27,73 @@ const REPEAT: u32 = 2_000_000;
 const NEW_FLOWS: u16 = 4000;
 
 fn main() {
-    sandbox::run(|| {
+    let only_verify = std::env::args().any(|argument| argument == "--verifier");
+    sandbox::run(move || {
+        let begin = Instant::now();
         let mut kernel = Kernel::load();
-        println!("| path | ns |\n|---|---|");
-        kernel.put(0, &masquerade());
-        kernel.put(1, &IPV6.masquerade());
-
-        let frame = udp((UPLINK_ADDRESS, 40000), (IPV4.remote, 53), b"query").bytes();
-        // a flow whose packet is the same before and after, so that one packet can go through again and again
-        identity_flow((UPLINK_ADDRESS, 40000));
-        let repeated = |kernel: &mut Kernel, frame: &[u8]| {
-            let options = TestRunOptions { data_in: Some(frame), repeat: REPEAT, ..TestRunOptions::new() };
-            let run = kernel.program(Direction::Out).test_run(options).expect("run the program");
-            run.duration.as_nanos()
-        };
-        println!("| established flow, IPv4, both checksum helpers | {} |", repeated(&mut kernel, &frame));
-        let flows = kernel.plane.flows().expect("list the flows");
-        assert_eq!(flows[0].counters.packets_out, u64::from(REPEAT), "every packet went that way");
-        let arp = [&[0xff; 6][..], &[2, 0, 0, 0, 0, 2, 8, 6], &[0; 28]].concat();
-        println!("| neither IPv4 nor IPv6 | {} |", repeated(&mut kernel, &arp));
-
-        for (family, cast) in [("IPv4", IPV4), ("IPv6", IPV6)] {
-            let mut durations: Vec<u128> = (0..NEW_FLOWS)
-                .map(|number| {
-                    let frame = udp((cast.inside, 2000 + number), (cast.remote, 53), b"query").bytes();
-                    let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::new() };
-                    let run = kernel.program(Direction::Out).test_run(options).expect("run the program");
-                    run.duration.as_nanos()
-                })
-                .collect();
-            durations.sort_unstable();
-            println!(
-                "| first packet of a flow, {family} (median of {NEW_FLOWS}) | {} |",
-                durations[durations.len() / 2]
-            );
+        let loading = begin.elapsed();
+        if !only_verify {
+            paths(&mut kernel);
+            println!();
         }
-        println!("\n| program | instructions verified | bytes of machine code |\n|---|---|---|");
-        let pins = std::fs::read_dir("/sys/fs/bpf/telecluster/progs").expect("the pins");
-        let mut paths: Vec<_> = pins.map(|entry| entry.expect("a pin").path()).collect();
-        paths.sort();
-        for path in paths {
-            let program = SchedClassifier::from_pin(&path).expect("a program");
-            let info = program.info().expect("about it");
-            println!(
-                "| `{}` | {} | {} |",
-                path.file_name().expect("a name").to_string_lossy(),
-                info.verified_instruction_count().unwrap_or(0),
-                info.size_jitted(),
-            );
-        }
+        verified();
+        println!("\nall of them loaded in {loading:.1?}");
     });
+}
+
+/// Time of packets.
+fn paths(kernel: &mut Kernel) {
+    println!("| path | ns |\n|---|---|");
+    kernel.put(0, &masquerade());
+    kernel.put(1, &IPV6.masquerade());
+
+    let frame = udp((UPLINK_ADDRESS, 40000), (IPV4.remote, 53), b"query").bytes();
+    // a flow whose packet is the same before and after, so that one packet can go through again and again
+    identity_flow((UPLINK_ADDRESS, 40000));
+    let repeated = |kernel: &mut Kernel, frame: &[u8]| {
+        let options = TestRunOptions { data_in: Some(frame), repeat: REPEAT, ..TestRunOptions::new() };
+        let run = kernel.program(Direction::Out).test_run(options).expect("run the program");
+        run.duration.as_nanos()
+    };
+    println!("| established flow, IPv4, both checksum helpers | {} |", repeated(kernel, &frame));
+    let flows = kernel.plane.flows().expect("list the flows");
+    assert_eq!(flows[0].counters.packets_out, u64::from(REPEAT), "every packet went that way");
+    let arp = [&[0xff; 6][..], &[2, 0, 0, 0, 0, 2, 8, 6], &[0; 28]].concat();
+    println!("| neither IPv4 nor IPv6 | {} |", repeated(kernel, &arp));
+
+    for (family, cast) in [("IPv4", IPV4), ("IPv6", IPV6)] {
+        let mut durations: Vec<u128> = (0..NEW_FLOWS)
+            .map(|number| {
+                let frame = udp((cast.inside, 2000 + number), (cast.remote, 53), b"query").bytes();
+                let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::new() };
+                let run = kernel.program(Direction::Out).test_run(options).expect("run the program");
+                run.duration.as_nanos()
+            })
+            .collect();
+        durations.sort_unstable();
+        println!(
+            "| first packet of a flow, {family} (median of {NEW_FLOWS}) | {} |",
+            durations[durations.len() / 2]
+        );
+    }
+}
+
+/// The verifier's work on each program.
+fn verified() {
+    println!("| program | instructions verified | bytes of machine code |\n|---|---|---|");
+    let pins = std::fs::read_dir("/sys/fs/bpf/telecluster/progs").expect("the pins");
+    let mut paths: Vec<_> = pins.map(|entry| entry.expect("a pin").path()).collect();
+    paths.sort();
+    for path in paths {
+        let program = SchedClassifier::from_pin(&path).expect("a program");
+        let info = program.info().expect("about it");
+        println!(
+            "| `{}` | {} | {} |",
+            path.file_name().expect("a name").to_string_lossy(),
+            info.verified_instruction_count().unwrap_or(0),
+            info.size_jitted(),
+        );
+    }
 }
 
 /// Puts a flow into the table that turns a packet into itself.

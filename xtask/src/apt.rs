@@ -1,8 +1,8 @@
-//! Debian's packages: the machine's own sources for most, and a private view of
-//! bookworm + bookworm-backports for what bookworm has too old (QEMU, bpftool) and for kernels.
+//! Debian's packages: the machine's own sources for most, and private views of other suites for
+//! what bookworm has too old (QEMU, bpftool) and for kernels.
 //!
-//! The view has lists, cache and sources of its own under `target/apt`: the machine's
-//! configuration is read (for the mirror), never changed.
+//! A view has lists, cache and sources of its own under `target`: the machine's configuration is
+//! read (for the mirror), never changed.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -14,7 +14,6 @@ use anyhow::{Context as _, Result, bail};
 use crate::sh::{command, find, output, run, say, target_dir};
 
 pub(crate) const BACKPORTS: &str = "bookworm-backports";
-const SUITES: [&str; 2] = ["bookworm", BACKPORTS];
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// apt here, and Debian or something made from it.
@@ -71,16 +70,42 @@ fn quiet(mut apt: Command, args: &[&str]) -> Command {
     apt
 }
 
-/// bookworm and its backports, seen apart from the machine's own configuration.
+/// What a view shows.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Suites {
+    /// bookworm and its backports; what is in there may be installed.
+    Stable,
+    /// The next release, for its kernels. Apart, so that nothing of it is ever installed here.
+    Next,
+}
+
+impl Suites {
+    fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::Stable => &["bookworm", BACKPORTS],
+            Self::Next => &["forky"],
+        }
+    }
+
+    fn dir(self) -> &'static str {
+        match self {
+            Self::Stable => "apt",
+            Self::Next => "apt-next",
+        }
+    }
+}
+
+/// Suites of Debian, seen apart from the machine's own configuration.
 #[derive(Debug)]
 pub(crate) struct View {
+    suites: Suites,
     dir: PathBuf,
 }
 
 impl View {
     /// Opens it; the lists are fetched the first time only (`refresh` fetches them anew).
-    pub(crate) fn open() -> Result<Self> {
-        let view = Self { dir: target_dir().join("apt") };
+    pub(crate) fn open(suites: Suites) -> Result<Self> {
+        let view = Self { suites, dir: target_dir().join(suites.dir()) };
         let sources = view.dir.join("sources.list");
         if !sources.is_file() {
             view.refresh()?;
@@ -89,16 +114,18 @@ impl View {
     }
 
     pub(crate) fn refresh(&self) -> Result<()> {
-        say(format!("package lists of {}", SUITES.join(" and ")));
+        let suites = self.suites.names();
+        say(format!("package lists of {}", suites.join(" and ")));
         for dir in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(self.dir.join(dir))?;
         }
         let mirror = mirror().context("no Debian mirror in /etc/apt/sources.list or sources.list.d")?;
         let signed =
             if Path::new(KEYRING).is_file() { format!("[signed-by={KEYRING}] ") } else { String::new() };
-        let lines = SUITES.map(|suite| format!("deb {signed}{mirror} {suite} main\n"));
+        let lines: String =
+            suites.iter().map(|suite| format!("deb {signed}{mirror} {suite} main\n")).collect();
         let new = self.dir.join("sources.list.new");
-        fs::write(&new, lines.concat())?;
+        fs::write(&new, lines)?;
         run(&mut quiet(self.apt_with("apt-get", &new), &["update"]))?;
         // Named so only now: a view without lists is not opened by the next run.
         Ok(fs::rename(new, self.dir.join("sources.list"))?)

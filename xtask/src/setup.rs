@@ -154,7 +154,7 @@ fn install(missing: &[(&str, &str)]) -> Result<()> {
         apt::install(&plain)?;
     }
     if !newer.is_empty() {
-        let view = apt::View::open()?;
+        let view = apt::View::open(apt::Suites::Stable)?;
         if let Err(error) = view.install(&newer) {
             // Lists age: a version that they name may have left the mirror.
             say(format!("{error:#}; again with fresh lists"));

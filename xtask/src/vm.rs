@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::apt::View;
+use crate::apt::{Suites, View};
 use crate::build::{self, Profile};
 use crate::setup::{self, Set};
 use crate::sh::{cargo, command, quoted, run, say, search_path, target_dir};
@@ -43,11 +43,11 @@ pub(crate) fn main(options: &Options) -> Result<Count> {
     setup::ensure(&[Set::Build, Set::Test, Set::Vm])?;
     let agent = build::agent(Profile::Dev)?;
     let image = Image::prepare(&options.kernel)?;
-    let tests = test_binaries()?;
+    let programs = test_binaries(options.exec.is_some())?;
     let script = image.dir.join("vmrun.sh");
     fs::write(&script, guest_script(options))?;
     let mut files = vec![(script, "vmrun.sh".to_owned()), (agent, format!("bin/{}", build::AGENT))];
-    files.extend(tests.into_iter().map(|(name, path)| (path, format!("tests/{name}"))));
+    files.extend(programs.into_iter().map(|(name, path)| (path, name)));
     image.add(&files)?;
     say(format!("booting Linux {} (emulated; tests run one by one)", options.kernel));
     match image.boot()? {
@@ -81,10 +81,14 @@ fn guest_script(options: &Options) -> String {
     format!("{environment}{body}\n")
 }
 
-/// Name and path of each integration test of the `tests` crate.
-fn test_binaries() -> Result<Vec<(String, PathBuf)>> {
+/// Each integration test of the `tests` crate as `tests/NAME`, and for a command of one's own each bench as
+/// `benches/NAME`; with its path here.
+fn test_binaries(benches: bool) -> Result<Vec<(String, PathBuf)>> {
     say("building the tests");
     let mut build = cargo(["test", "--package", "telecluster-tests", "--no-run", "--message-format=json"]);
+    if benches {
+        build.args(["--tests", "--benches"]);
+    }
     let messages = build.stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
     if !messages.status.success() {
         // The compiler's words are in the JSON; say them by building once more without it.
@@ -93,14 +97,18 @@ fn test_binaries() -> Result<Vec<(String, PathBuf)>> {
     Ok(executables(&String::from_utf8_lossy(&messages.stdout)))
 }
 
-/// The integration tests among cargo's messages.
+/// The integration tests and benches among cargo's messages.
 fn executables(messages: &str) -> Vec<(String, PathBuf)> {
     let parsed = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     parsed
-        .filter(|message| message["target"]["kind"][0] == "test")
         .filter_map(|message| {
+            let directory = match message["target"]["kind"][0].as_str()? {
+                "test" => "tests",
+                "bench" => "benches",
+                _ => return None,
+            };
             let name = message["target"]["name"].as_str()?;
-            Some((name.to_owned(), message["executable"].as_str()?.into()))
+            Some((format!("{directory}/{name}"), message["executable"].as_str()?.into()))
         })
         .collect()
 }
@@ -143,24 +151,26 @@ impl Image {
         if tree.is_dir() && self.busybox.is_file() {
             return Ok(());
         }
-        let view = View::open()?;
+        let (suites, parts) = packages(kernel);
+        let view = View::open(suites)?;
         let fetch = || -> Result<()> {
             for dir in [&tree, &self.dir.join("busybox")] {
                 let _ = fs::remove_dir_all(dir);
             }
-            // Signed images and unsigned ones share the prefix; names roll with every update.
-            let pattern = format!(
-                r"^linux-image-{}\.[0-9.]+([-+][a-z0-9.]+)*-cloud-amd64$",
-                kernel.replace('.', r"\.")
-            );
-            let package = newest(view.names(&pattern)?).with_context(|| {
-                format!("no linux-image-{kernel}.*-cloud-amd64 in bookworm or its backports")
-            })?;
-            view.unpack("busybox-static", &self.dir.join("busybox"))?;
+            let found: Vec<String> = parts
+                .iter()
+                .map(|part| {
+                    newest(view.names(&name_pattern(part, kernel))?)
+                        .with_context(|| format!("no linux-{part}-{kernel}*-cloud-amd64 in {suites:?}"))
+                })
+                .collect::<Result<_>>()?;
+            View::open(Suites::Stable)?.unpack("busybox-static", &self.dir.join("busybox"))?;
             // Last: its directory says that all is there.
             let unpacking = self.dir.join("kernel.new");
             let _ = fs::remove_dir_all(&unpacking);
-            view.unpack(&package, &unpacking)?;
+            for package in &found {
+                view.unpack(package, &unpacking)?;
+            }
             Ok(fs::rename(&unpacking, &tree)?)
         };
         fetch().or_else(|error| {
@@ -237,6 +247,17 @@ fn exit_code(line: &str) -> Option<i32> {
     line.split_once("VM-EXIT-CODE:")?.1.trim().parse().ok()
 }
 
+/// Where a kernel is packaged, and in how many packages: one until Debian split the image from its modules.
+fn packages(kernel: &str) -> (Suites, &'static [&'static str]) {
+    let major = kernel.split('.').next().and_then(|number| number.parse().ok()).unwrap_or(0);
+    if major < 7 { (Suites::Stable, &["image"]) } else { (Suites::Next, &["binary", "modules"]) }
+}
+
+/// Signed images and unsigned ones share the prefix; names roll with every update.
+fn name_pattern(part: &str, kernel: &str) -> String {
+    format!(r"^linux-{part}-{}(\.[0-9]+)*([-+][a-z0-9.]+)*-cloud-amd64$", kernel.replace('.', r"\."))
+}
+
 /// The highest version among package names, number by number.
 fn newest(names: Vec<String>) -> Option<String> {
     let numbers = |name: &str| -> Vec<u32> {
@@ -261,7 +282,7 @@ mod tests {
         let messages = r#"{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"x"},"executable":"/t/x"}
 {"reason":"compiler-artifact","target":{"kind":["test"],"name":"nat"},"executable":"/t/nat-1"}
 {"reason":"build-finished","success":true}"#;
-        assert_eq!(executables(messages), [("nat".to_owned(), PathBuf::from("/t/nat-1"))]);
+        assert_eq!(executables(messages), [("tests/nat".to_owned(), PathBuf::from("/t/nat-1"))]);
     }
 
     #[test]

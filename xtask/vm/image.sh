@@ -34,7 +34,7 @@ archive() { (cd "$root" && find . -mindepth 1 | "$busybox" cpio -o -H newc 2>/de
 base() {
   local tree=$1 init=$3 out=$4 from version
   busybox=$2
-  from=$(dirname "$(find "$tree" -name modules.builtin | head -1)")
+  from=$(dirname "$(find "$tree" -path '*/modules/*/kernel' -type d | head -1)")
   version=$(basename "$from")
   find "$tree" -name 'vmlinuz*' -exec cp {} "$out/vmlinuz" \; -quit
 
@@ -45,7 +45,7 @@ base() {
   mkdir -p "$root/lib/modules/$version"
   # modprobe wants its modules below lib/modules, also where the package has them in usr/lib.
   [ -d "$tree/lib" ] || ln -s usr/lib "$tree/lib"
-  depmod -b "$tree" "$version"
+  depmod -b "$tree" "$version" 2>/dev/null
   for module in $modules; do
     modprobe -d "$tree" -S "$version" --show-depends "$module" 2>/dev/null || true
   done | awk '$1 == "insmod" { print $2 }' | sort -u | while read -r file; do
@@ -54,9 +54,11 @@ base() {
     cp "$file" "$to"
     [ "${to%.xz}" = "$to" ] || xz -d "$to"
   done
-  cp "$from"/modules.{builtin,order} "$root/lib/modules/$version/"
-  cp "$from/modules.builtin.modinfo" "$root/lib/modules/$version/" 2>/dev/null || true
-  depmod -b "$root" "$version"
+  # Lists of what is built in; not every package has them.
+  for list in builtin order builtin.modinfo; do
+    if [ -f "$from/modules.$list" ]; then cp "$from/modules.$list" "$root/lib/modules/$version/"; fi
+  done
+  depmod -b "$root" "$version" 2>/dev/null
 
   cp "$busybox" "$root/bin/busybox"
   for applet in $("$busybox" --list | grep -vx busybox); do ln -s busybox "$root/bin/$applet"; done
