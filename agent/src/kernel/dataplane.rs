@@ -10,7 +10,11 @@ use std::{
 };
 
 use ipnet::IpNet;
-use telecluster_common::{drop::DropReason, maps::rule, tcp::FlowState};
+use telecluster_common::{
+    drop::DropReason,
+    maps::rule,
+    tcp::{FlowState, proto},
+};
 
 use super::{KernelError, links::Mac, switch::VlanPlane};
 
@@ -28,6 +32,24 @@ impl Slot {
 pub enum Transport {
     Tcp,
     Udp,
+}
+
+impl Transport {
+    /// As iptables and people write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+
+    /// IANA number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => proto::TCP,
+            Self::Udp => proto::UDP,
+        }
+    }
 }
 
 /// Who outside may send to an external port that an inside socket has, and whether that has one port for all

@@ -10,21 +10,14 @@ use std::{
 };
 
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer};
-use netlink_sys::{Socket, protocols::NETLINK_SOCK_DIAG};
-use nix::{
-    errno::Errno,
-    libc,
-    sys::{
-        socket::{setsockopt, sockopt},
-        time::{TimeVal, TimeValLike as _},
-    },
-};
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use nix::libc;
 use procfs::{
     ProcError,
     net::{TcpState, UdpState},
 };
 
-use super::{KernelError, dataplane::Transport};
+use super::{KernelError, dataplane::Transport, dump};
 
 /// linux/sock_diag.h
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -81,13 +74,14 @@ fn tcp_of_proc() -> Result<Vec<Listener>, ProcError> {
 
 /// Both families' TCP sockets that listen.
 fn diagnosed() -> io::Result<Vec<Listener>> {
-    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
-    socket.bind_auto()?;
-    setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(5))?;
+    let socket = dump::open(NETLINK_SOCK_DIAG)?;
     let mut found = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
-        socket.send(&request(family.to_le_bytes()[0]), 0)?;
-        while !take(&socket.recv_from_full()?.0, &mut found)? {}
+        dump::ask(&socket, &request(family.to_le_bytes()[0]), |kind, message| {
+            if kind == SOCK_DIAG_BY_FAMILY {
+                found.extend(local(message).map(|local| Listener { transport: Transport::Tcp, local }));
+            }
+        })?;
     }
     Ok(found)
 }
@@ -102,31 +96,6 @@ fn request(family: u8) -> [u8; REQUEST] {
     (bytes[16], bytes[17]) = (family, libc::IPPROTO_TCP.to_le_bytes()[0]);
     bytes[20..24].copy_from_slice(&(1u32 << 10).to_ne_bytes());
     bytes
-}
-
-/// Adds the sockets of one datagram; true when it was the last one.
-fn take(datagram: &[u8], found: &mut Vec<Listener>) -> Result<bool, Errno> {
-    // linux/netlink.h NLMSG_ERROR, NLMSG_DONE
-    const ERROR: u16 = 2;
-    const DONE: u16 = 3;
-    let mut rest = datagram;
-    while !rest.is_empty() {
-        let buffer = NetlinkBuffer::new_checked(rest).map_err(|_| Errno::EBADMSG)?;
-        let payload = buffer.payload();
-        match buffer.message_type() {
-            DONE => return Ok(true),
-            ERROR => {
-                let code = payload.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
-                return Err(Errno::from_raw(code.wrapping_neg()));
-            }
-            SOCK_DIAG_BY_FAMILY => {
-                found.extend(local(payload).map(|local| Listener { transport: Transport::Tcp, local }))
-            }
-            _ => {}
-        }
-        rest = rest.get((buffer.length() as usize).next_multiple_of(4)..).unwrap_or_default();
-    }
-    Ok(false)
 }
 
 /// Where a `struct inet_diag_msg` is bound; `None` when it is cut short.

@@ -2,6 +2,7 @@
 
 pub mod bpf;
 pub mod dataplane;
+mod dump;
 pub mod fake;
 pub mod fastpath;
 pub mod filter;

@@ -223,10 +223,8 @@ fn unheard(spec: &ForwardSpec, uplink: Option<&Link>, listeners: &[Listener]) ->
             && listener.takes(spec.internal_ip.is_ipv6(), &addresses)
     });
     let Some(Listener { transport, local }) = robbed else { return Ok(()) };
-    let (name, flag) = match transport {
-        Transport::Tcp => ("tcp", 't'),
-        Transport::Udp => ("udp", 'u'),
-    };
+    let name = transport.name();
+    let flag = &name[..1];
     Err(Error::new(
         Code::ForwardPortInUse,
         format!("a program of this host listens on {name} {local}: the forward would take its packets"),

@@ -61,7 +61,7 @@ pub(super) fn entries<A: Octets>(slot: Slot, generation: u32, rule: &NatRule) ->
             uplink: *uplink,
             address: external,
             port: *external_port,
-            proto: number(*transport),
+            proto: transport.number(),
             unused: 0,
         };
         let value = Forward { address: internal, port: *internal_port, unused: 0, rule: slot.0, generation };
@@ -69,7 +69,7 @@ pub(super) fn entries<A: Octets>(slot: Slot, generation: u32, rule: &NatRule) ->
     };
     let block = |transport: Transport, first: u16, bits: u32| {
         let port = first.to_be_bytes();
-        let key = RangeKey { uplink: *uplink, address: external, proto: number(transport), unused: 0, port };
+        let key = RangeKey { uplink: *uplink, address: external, proto: transport.number(), unused: 0, port };
         let shift = internal_port.wrapping_sub(*external_port);
         let value = Range { address: internal, shift, unused: 0, rule: slot.0, generation };
         Entry::Range(Key::new(RangeKey::<A>::FIXED + bits, Plain(key)), value)
@@ -179,13 +179,6 @@ fn whole(blocks: &BTreeSet<(u16, u16)>) -> Option<(u16, u16)> {
         last = *end;
     }
     Some((first, last))
-}
-
-fn number(transport: Transport) -> u8 {
-    match transport {
-        Transport::Tcp => proto::TCP,
-        Transport::Udp => proto::UDP,
-    }
 }
 
 #[cfg(test)]

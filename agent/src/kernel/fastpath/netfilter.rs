@@ -7,14 +7,10 @@
 use std::fs;
 
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NlaBuffer, NlasIterator};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
-use nix::{
-    errno::Errno,
-    sys::{
-        socket::{setsockopt, sockopt},
-        time::{TimeVal, TimeValLike as _},
-    },
-};
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use nix::errno::Errno;
+
+use crate::kernel::dump;
 
 /// Tables of iptables-legacy that are loaded in this network namespace, a name a line.
 const LEGACY: [&str; 2] = ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"];
@@ -98,20 +94,17 @@ fn in_the_way(chain: &Chain) -> bool {
 
 /// Every chain of every family. None where the kernel has no nf_tables.
 fn chains() -> std::io::Result<Vec<Chain>> {
-    let mut socket = Socket::new(NETLINK_NETFILTER)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(5))?;
-    socket.send(&request(), 0)?;
+    const CHAIN: u16 = nft::SUBSYSTEM << 8 | nft::NEW_CHAIN;
     let mut chains = Vec::new();
-    loop {
-        let (datagram, _) = socket.recv_from_full()?;
-        match read(&datagram, &mut chains) {
-            Ok(true) => return Ok(chains),
-            Ok(false) => {}
-            Err(Errno::EOPNOTSUPP | Errno::EINVAL | Errno::EPROTONOSUPPORT) => return Ok(Vec::new()),
-            Err(errno) => return Err(errno.into()),
+    let asked = dump::ask(&dump::open(NETLINK_NETFILTER)?, &request(), |kind, payload| {
+        if kind == CHAIN {
+            chains.extend(chain(payload));
         }
+    });
+    let errno = |error: &std::io::Error| Errno::from_raw(error.raw_os_error().unwrap_or_default());
+    match asked.as_ref().map_err(errno) {
+        Err(Errno::EOPNOTSUPP | Errno::EINVAL | Errno::EPROTONOSUPPORT) => Ok(Vec::new()),
+        _ => asked.map(|()| chains),
     }
 }
 
@@ -124,30 +117,6 @@ fn request() -> [u8; 20] {
     buffer.set_flags(NLM_F_REQUEST | NLM_F_DUMP);
     buffer.set_sequence_number(1);
     bytes
-}
-
-/// Adds the chains of one datagram; true when it was the last one.
-fn read(datagram: &[u8], chains: &mut Vec<Chain>) -> Result<bool, Errno> {
-    // linux/netlink.h NLMSG_ERROR, NLMSG_DONE
-    const ERROR: u16 = 2;
-    const DONE: u16 = 3;
-    const CHAIN: u16 = nft::SUBSYSTEM << 8 | nft::NEW_CHAIN;
-    let mut rest = datagram;
-    while !rest.is_empty() {
-        let buffer = NetlinkBuffer::new_checked(rest).map_err(|_| Errno::EBADMSG)?;
-        let payload = buffer.payload();
-        match buffer.message_type() {
-            DONE => return Ok(true),
-            ERROR => {
-                let code = payload.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
-                return Err(Errno::from_raw(code.wrapping_neg()));
-            }
-            CHAIN => chains.extend(chain(payload)),
-            _ => {}
-        }
-        rest = rest.get((buffer.length() as usize).next_multiple_of(4)..).unwrap_or_default();
-    }
-    Ok(false)
 }
 
 /// One message, after its netlink header; `None` when it is cut short.

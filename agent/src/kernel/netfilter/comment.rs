@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use crate::kernel::dataplane::{NatRule, NatType, Slot, Transport};
 
-use super::lines::{Placed, protocol};
+use super::lines::Placed;
 
 /// In front of a slot. The firewall's rules have an id of letters there.
 const MARK: &str = "telecluster:";
@@ -32,7 +32,7 @@ pub(super) fn rule(slot: Slot, placed: &Placed, source: Option<&IpNet>) -> Strin
             hairpin,
         } => {
             let external_ip = external_ip.map_or_else(|| ANY.to_owned(), |ip| ip.to_string());
-            let transports = transports.iter().map(|transport| protocol(*transport)).collect::<Vec<_>>();
+            let transports = transports.iter().map(|transport| transport.name()).collect::<Vec<_>>();
             let ports = match external_port == external_port_end {
                 true => external_port.to_string(),
                 false => format!("{external_port}-{external_port_end}"),
@@ -132,7 +132,7 @@ const fn nat_type(nat: NatType) -> &'static str {
 }
 
 fn transport(name: &str) -> Option<Transport> {
-    [Transport::Tcp, Transport::Udp].into_iter().find(|transport| protocol(*transport) == name)
+    [Transport::Tcp, Transport::Udp].into_iter().find(|transport| transport.name() == name)
 }
 
 #[cfg(test)]

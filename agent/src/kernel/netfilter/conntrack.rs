@@ -18,16 +18,10 @@ use netlink_packet_netfilter::{
         ConntrackAttribute, ConntrackMessage, IPTuple, ProtoInfo, ProtoInfoTCP, ProtoTuple, Status, Tuple,
     },
 };
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
-use nix::{
-    errno::Errno,
-    sys::{
-        socket::{setsockopt, sockopt},
-        time::{TimeVal, TimeValLike as _},
-    },
-};
+use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
+use nix::errno::Errno;
 
-use crate::kernel::KernelError;
+use crate::kernel::{KernelError, dump};
 
 /// linux/netfilter/nfnetlink_conntrack.h: attributes, where the library has none.
 mod cta {
@@ -86,7 +80,7 @@ pub(super) struct Entry {
 /// Every connection of the network namespace, or an error.
 pub(super) fn list() -> Result<Vec<Entry>, KernelError> {
     let failed = |error: io::Error| crate::kernel::rtnl::io_error("list the connections", &error);
-    let socket = socket().map_err(failed)?;
+    let socket = dump::open(NETLINK_NETFILTER).map_err(failed)?;
     let request = ConntrackMessage::Get(Vec::new());
     send(&socket, NetfilterProtoFamily::Unspec, request, NLM_F_DUMP).map_err(failed)?;
     let mut entries = Vec::new();
@@ -101,7 +95,7 @@ pub(super) fn list() -> Result<Vec<Entry>, KernelError> {
 /// Ends connections; those that have ended already are as good.
 pub(super) fn end<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Result<usize, KernelError> {
     let failed = |error: io::Error| crate::kernel::rtnl::io_error("end a connection", &error);
-    let socket = socket().map_err(failed)?;
+    let socket = dump::open(NETLINK_NETFILTER).map_err(failed)?;
     let mut ended = 0;
     for entry in entries {
         let family = match entry.original.source.0 {
@@ -117,14 +111,6 @@ pub(super) fn end<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Result<us
         }
     }
     Ok(ended)
-}
-
-fn socket() -> io::Result<Socket> {
-    let mut socket = Socket::new(NETLINK_NETFILTER)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(5))?;
-    Ok(socket)
 }
 
 fn send(

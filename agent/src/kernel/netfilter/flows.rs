@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use netlink_packet_netfilter::conntrack::Status;
 use telecluster_common::tcp::{FlowState, proto};
 
-use crate::kernel::dataplane::{Counters, Flow, HostAddresses, NatRule, Slot, Transport};
+use crate::kernel::dataplane::{Counters, Flow, HostAddresses, NatRule, Slot};
 
 use super::{conntrack::Entry, settings::Lifetimes};
 
@@ -47,7 +47,7 @@ impl<'a> Owners<'a> {
                 }
                 NatRule::Forward { external_port, transports, .. } => {
                     for transport in transports {
-                        let key = (number(*transport), *external_port);
+                        let key = (transport.number(), *external_port);
                         owners.forwards.entry(key).or_default().push((slot, rule));
                     }
                 }
@@ -98,7 +98,7 @@ impl<'a> Owners<'a> {
                 let offset = at_port.wrapping_sub(*external_port);
                 external_ip.is_none_or(|ip| ip == at_ip)
                     && (*external_port..=*external_port_end).contains(&at_port)
-                    && transports.iter().any(|transport| number(*transport) == entry.protocol)
+                    && transports.iter().any(|transport| transport.number() == entry.protocol)
                     && (*internal_ip, internal_port.wrapping_add(offset)) == entry.reply.source
             }
             NatRule::Masquerade { .. } => false,
@@ -164,14 +164,6 @@ fn state(entry: &Entry) -> FlowState {
         Some(_) => FlowState::New,
         None if entry.status.contains(Status::SeenReply) => FlowState::Established,
         None => FlowState::New,
-    }
-}
-
-/// IANA number.
-const fn number(transport: Transport) -> u8 {
-    match transport {
-        Transport::Tcp => proto::TCP,
-        Transport::Udp => proto::UDP,
     }
 }
 

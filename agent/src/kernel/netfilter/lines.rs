@@ -8,7 +8,7 @@
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use crate::kernel::{
-    dataplane::{NatRule, NatType, Slot, Transport},
+    dataplane::{NatRule, NatType, Slot},
     iptables::Family,
 };
 
@@ -194,7 +194,7 @@ fn forward(slot: Slot, placed: &Placed, add: &mut impl FnMut(Chain, Option<Slot>
         some => some.iter().map(Some).collect(),
     };
     for transport in transports {
-        let protocol = protocol(*transport);
+        let protocol = transport.name();
         let address = external_ip.map(|ip| format!("-d {ip} ")).unwrap_or_default();
         for source in &allowed {
             let (mark, from) = (
@@ -247,16 +247,10 @@ fn calls(family: Family, lines: &Lines) -> Vec<Line> {
     calls.into_iter().map(|text| Line { slot: None, text }).collect()
 }
 
-pub(super) const fn protocol(transport: Transport) -> &'static str {
-    match transport {
-        Transport::Tcp => "tcp",
-        Transport::Udp => "udp",
-    }
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::kernel::dataplane::Transport;
 
     pub(in crate::kernel::netfilter) fn forward(port: u16, external_ip: Option<&str>) -> Placed {
         Placed {
