@@ -296,6 +296,7 @@ fn apply(world: &mut Observed, step: &LinkStep) -> Step {
                 persist: true,
                 multi_queue: tun.multi_queue,
                 vnet_hdr: tun.vnet_hdr,
+                open: false,
             });
             insert(world, &at.place, link)
         }

@@ -227,6 +227,8 @@ pub struct TunInfo {
     pub multi_queue: bool,
     /// As the program that opened it last wants it.
     pub vnet_hdr: bool,
+    /// A program has it open just now. The operational state says so too, but up to a second later.
+    pub open: bool,
 }
 
 /// RFC 2863 operational state.

@@ -235,6 +235,7 @@ fn link(message: LinkMessage) -> Raw {
         tun: None,
     };
     let (mut peer, mut peer_nsid) = (None, None);
+    let mut carrier = false;
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
@@ -245,12 +246,17 @@ fn link(message: LinkMessage) -> Raw {
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
             LinkAttribute::Group(group) => link.half_made = group == MAKING,
             LinkAttribute::Controller(index) => link.master = Some(index).filter(|index| *index != 0),
+            LinkAttribute::Carrier(on) => carrier = on != 0,
             LinkAttribute::OperState(state) => link.operstate = operstate(state),
             LinkAttribute::Link(index) => peer = Some(index).filter(|index| *index != 0),
             LinkAttribute::LinkNetNsId(id) => peer_nsid = Some(id),
             LinkAttribute::LinkInfo(infos) => infos.into_iter().for_each(|info| take_info(&mut link, info)),
             _ => {}
         }
+    }
+    // A TUN or TAP has a carrier while a program has it open.
+    if let Some(tun) = &mut link.tun {
+        tun.open = carrier;
     }
     // The kernel has one kind for both; only a TAP has Ethernet frames.
     if link.kind == LinkKind::Tun && header.link_layer_type == LinkLayerType::Ether {

@@ -174,7 +174,7 @@ pub(super) fn delete(name: &str, world: World<'_>) -> Result<Plan> {
         (Ok((link, _)), _) => {
             require_nothing_on_top(&Place::Here, link, world.observed)?;
             plan.link(LinkStep::DeleteLink(At::here(name)));
-            if in_use(link) {
+            if link.tun.is_some_and(|tun| tun.open) {
                 plan.warnings.push(format!("a program had {name} open; it has lost it"));
             }
         }
@@ -186,11 +186,6 @@ pub(super) fn delete(name: &str, world: World<'_>) -> Result<Plan> {
         plan.forget(Record::Tun(spec.clone()));
     }
     Ok(plan)
-}
-
-/// A TUN or TAP has a carrier while a program has it open.
-fn in_use(link: &Link) -> bool {
-    link.up && link.operstate == crate::kernel::links::OperState::Up
 }
 
 pub(super) fn attach(name: &str, bridge_name: &str, world: World<'_>) -> Result<Plan> {
