@@ -19,6 +19,7 @@ use std::{
 use serde::Serialize;
 use telecluster_common::drop::DropReason;
 use tokio::sync::{mpsc, oneshot};
+use tracing::warn;
 use utoipa::ToSchema;
 
 use crate::{
@@ -316,7 +317,11 @@ impl Engine {
         // Before the first look, so that no change falls between the two.
         let events = kernel.events()?;
         let shared = Arc::new(Shared { kernel, dataplane, filter, state: RwLock::new(state), options });
-        let mut owner = owner::Owner::new(Arc::clone(&shared), store)?;
+        let filter_events = shared.filter.events().unwrap_or_else(|error| {
+            warn!(%error, "what others do to the firewall rules is not heard of");
+            mpsc::channel(1).1
+        });
+        let mut owner = owner::Owner::new(Arc::clone(&shared), store, filter_events)?;
         owner.catch_up().await?;
         let (requests, receiver) = mpsc::channel(64);
         tokio::spawn(owner.run(receiver, events));

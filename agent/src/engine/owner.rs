@@ -3,6 +3,7 @@
 
 mod batch;
 mod drift;
+mod filter;
 mod unfinished;
 mod vlans;
 
@@ -21,14 +22,14 @@ use tracing::{error, info, warn};
 use crate::{
     error::{Code, Error, Result},
     kernel::{KernelError, links::Observed, listeners::Listener},
-    kinds::{self, firewall, rule, uplink},
+    kinds::{self, rule, uplink},
     loops,
     plan::{FilterStep, Installed, NatStep, Plan, Step, World},
     state::{Record, State, Write},
     store::{Entry, Store},
 };
 
-use self::drift::Drift;
+use self::{drift::Drift, filter::Watch};
 use super::{Change, Outcome, Request, Shared, reads};
 
 /// Kernel events come in bursts: one look is enough for all that come within this time.
@@ -47,6 +48,7 @@ pub(super) struct Owner {
     ahead: State,
     nat: Installed,
     drift: Drift,
+    filter: Watch,
     /// When to look at the machine next.
     look_again: Option<Instant>,
 }
@@ -56,7 +58,11 @@ type Undo = Vec<Vec<Step>>;
 
 impl Owner {
     /// Takes stock of the data plane.
-    pub(super) fn new(shared: Arc<Shared>, store: Arc<dyn Store>) -> Result<Self> {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        store: Arc<dyn Store>,
+        filter: mpsc::Receiver<()>,
+    ) -> Result<Self> {
         let mut nat = Installed::default();
         nat.ports = shared.dataplane.switch_ports()?;
         nat.attached = shared.dataplane.attachments().iter().map(|attachment| attachment.uplink).collect();
@@ -70,7 +76,8 @@ impl Owner {
             }
         }
         let ahead = shared.state().clone();
-        Ok(Self { shared, store, ahead, nat, drift: Drift::default(), look_again: None })
+        let (drift, filter) = (Drift::default(), Watch::new(filter));
+        Ok(Self { shared, store, ahead, nat, drift, filter, look_again: None })
     }
 
     /// Makes the machine what the stored state says. After a reboot that is everything, else next to nothing.
@@ -96,29 +103,11 @@ impl Owner {
         self.commit(&gone).await
     }
 
-    /// Puts the firewall rules in place that are stored. Without one no program is run.
-    async fn restore_filter(&mut self) {
-        let wanted = firewall::wanted(&self.shared.state());
-        if wanted.is_empty() {
-            return;
-        }
-        let (filter, rules) = (Arc::clone(&self.shared.filter), wanted.clone());
-        match tokio::task::spawn_blocking(move || filter.restore(&rules)).await {
-            Ok(Ok(changed)) => {
-                if changed {
-                    info!(rules = wanted.len(), "the firewall rules were put in place again");
-                }
-                self.nat.filter = wanted;
-            }
-            Ok(Err(error)) => warn!(%error, "the firewall rules could not be put in place"),
-            Err(error) => error!(%error, "putting the firewall rules in place ended early"),
-        }
-    }
-
     pub(super) async fn run(mut self, mut requests: mpsc::Receiver<Request>, mut events: mpsc::Receiver<()>) {
         let mut next_garbage = Instant::now() + GARBAGE;
         let mut listening = true;
         loop {
+            let look_at_filter = self.filter.due;
             tokio::select! {
                 request = requests.recv() => {
                     let Some(request) = request else { return };
@@ -137,6 +126,8 @@ impl Owner {
                         listening = false;
                     }
                 },
+                () = self.filter.heard() => self.filter_changed(),
+                () = until(look_at_filter), if look_at_filter.is_some() => self.look_at_filter().await,
                 () = until(self.look_again), if self.look_again.is_some() => {
                     self.look_again = self.look().await;
                 }

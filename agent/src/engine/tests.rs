@@ -271,6 +271,27 @@ fn by_spec() -> MasqueradeSelector {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn flushed_firewall_rules_come_back_and_nobody_is_fought_without_end() {
+    let (engine, fake) = Engine::fake().await.unwrap();
+    // Without rules of ours nobody is asked.
+    fake.faults.take_steps();
+    fake.filter.flush();
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    assert!(fake.faults.take_steps().is_empty());
+    engine.change(firewall(25)).await.unwrap();
+    let rules = fake.filter.rules();
+    let mut back = 0;
+    for _ in 0..12 {
+        fake.filter.flush();
+        tokio::time::sleep(std::time::Duration::from_millis(700)).await;
+        back += usize::from(fake.filter.rules() == rules);
+    }
+    assert!((8..11).contains(&back), "{back} of 12 flushes within 8.4 s were mended");
+    tokio::time::sleep(std::time::Duration::from_secs(11)).await;
+    assert_eq!(fake.filter.rules(), rules, "the last flush is mended too, later");
+}
+
 #[tokio::test]
 async fn a_change_that_fails_at_any_step_leaves_everything_as_it_was() {
     for (before, change) in every_change() {

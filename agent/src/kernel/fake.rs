@@ -653,12 +653,22 @@ impl DataPlane for FakeDataPlane {
 #[derive(Debug)]
 pub struct FakeFilter {
     rules: Mutex<Vec<FilterRule>>,
+    listeners: Mutex<Vec<mpsc::Sender<()>>>,
     faults: Faults,
 }
 
 impl FakeFilter {
     pub fn new(faults: Faults) -> Self {
-        Self { rules: Mutex::default(), faults }
+        Self { rules: Mutex::default(), listeners: Mutex::default(), faults }
+    }
+
+    /// As `iptables -F` of somebody else.
+    pub fn flush(&self) {
+        lock(&self.rules).clear();
+        for listener in lock(&self.listeners).iter() {
+            // One message says it all: a full channel has it.
+            let _ = listener.try_send(());
+        }
     }
 
     pub fn rules(&self) -> Vec<FilterRule> {
@@ -675,6 +685,12 @@ impl PacketFilter for FakeFilter {
         }
         *rules = after.to_vec();
         Ok(())
+    }
+
+    fn events(&self) -> Result<mpsc::Receiver<()>, KernelError> {
+        let (sender, receiver) = mpsc::channel(1);
+        lock(&self.listeners).push(sender);
+        Ok(receiver)
     }
 
     fn restore(&self, rules: &[FilterRule]) -> Result<bool, KernelError> {

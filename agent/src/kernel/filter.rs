@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use tokio::sync::mpsc;
+
 use super::KernelError;
 use crate::model::firewall::FirewallSpec;
 
@@ -28,6 +30,10 @@ pub trait PacketFilter: Send + Sync + std::fmt::Debug {
 
     /// Makes the rules what is given, whatever is there; answers whether anything had to be done.
     fn restore(&self, rules: &[FilterRule]) -> Result<bool, KernelError>;
+
+    /// Says that somebody, the worker too perhaps, has changed rules of the kernel's; whether ours are as they should be is for
+    /// `restore` to find out. Never, where the kernel tells nobody.
+    fn events(&self) -> Result<mpsc::Receiver<()>, KernelError>;
 
     /// What every rule that is there has matched, by id.
     fn matched(&self) -> Result<BTreeMap<String, Matched>, KernelError>;

@@ -44,18 +44,18 @@ pub(super) struct Drift {
 
 /// How many more repairs an object may have.
 #[derive(Debug, Clone, Copy)]
-struct Credit {
+pub(super) struct Credit {
     left: u32,
     since: Instant,
 }
 
 impl Credit {
-    fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant) -> Self {
         Self { left: BURST, since: now }
     }
 
     /// Takes one; otherwise when there will be one.
-    fn take(&mut self, now: Instant) -> Result<(), Instant> {
+    pub(super) fn take(&mut self, now: Instant) -> Result<(), Instant> {
         while self.left < BURST && now.duration_since(self.since) >= REFILL {
             self.left += 1;
             self.since += REFILL;

@@ -5,6 +5,7 @@
 //! the lock of other programs (`-w`).
 
 mod script;
+mod watch;
 
 use std::{
     collections::BTreeMap,
@@ -14,6 +15,7 @@ use std::{
 };
 
 use nix::errno::Errno;
+use tokio::sync::mpsc;
 
 use self::script::Actual;
 pub(super) use self::script::Family;
@@ -153,6 +155,10 @@ impl PacketFilter for Iptables {
             changed |= self.settle(family, rules)?;
         }
         Ok(changed)
+    }
+
+    fn events(&self) -> Result<mpsc::Receiver<()>, KernelError> {
+        watch::watch()
     }
 
     fn matched(&self) -> Result<BTreeMap<String, Matched>, KernelError> {
