@@ -2,7 +2,7 @@
 //!
 //! Features are tried, never guessed from the kernel's version.
 
-use std::{fs, io, net::TcpListener, path::Path};
+use std::{fs, io, net::TcpListener, path::Path, sync::Arc};
 
 use aya::{
     maps::MapType,
@@ -13,11 +13,19 @@ use serde::Serialize;
 
 use crate::{
     config::{Config, Dataplane, Ovs as OvsSetting},
+    engine::Options,
     kernel::{
+        Kernel as _, KernelError,
+        host::HostKernel,
         iptables::Iptables,
+        links::Observed,
+        netlink::NetlinkKernel,
         ovs::{Ovs, Presence},
     },
+    kinds::roles::{Holder, Roles},
+    model::roles::{Role, RoleSource},
     permissions::Permissions,
+    start,
 };
 
 /// How one check ended.
@@ -115,7 +123,13 @@ pub fn report(config: &Config) -> Report {
         iptables,
         forward_policy(Iptables::default().forward_policy().as_deref()),
     ]);
-    checks.extend([bridge_netfilter(), forwarding(), port(config), state_dir(config), uplink(config)]);
+    checks.extend([bridge_netfilter(), forwarding(), port(config), state_dir(config)]);
+    match look(config) {
+        Ok(observed) => checks.extend(roles(&start::options(config), &observed)),
+        Err(error) => {
+            checks.push(Check::new("interfaces", State::Missing, chain(&error)).hint("run as root"))
+        }
+    }
     Report { checks }
 }
 
@@ -306,24 +320,49 @@ fn state_dir(config: &Config) -> Check {
     }
 }
 
-fn uplink(config: &Config) -> Check {
-    const NAME: &str = "uplink";
-    let there = |name: &str| Path::new("/sys/class/net").join(name).exists();
-    if let Some(name) = &config.wan_interface {
-        return match there(name.as_str()) {
-            true => Check::new(NAME, State::Ok, format!("{name} (WAN_INTERFACE)")),
-            false => Check::new(NAME, State::Missing, format!("there is no interface {name}"))
-                .hint("set WAN_INTERFACE to one of this host, or unset it"),
-        };
+/// Every link of the host, as the worker would see it.
+fn look(config: &Config) -> Result<Arc<Observed>, KernelError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| KernelError::other("look at the interfaces", error.to_string()))?;
+    runtime.block_on(async {
+        HostKernel::new(NetlinkKernel::open()?, Ovs::new(&config.ovs_socket)).observe().await
+    })
+}
+
+/// The uplink, the link to the other servers, the two bridges.
+fn roles(options: &Options, observed: &Observed) -> Vec<Check> {
+    Roles::of(options, observed).holders().iter().map(role).collect()
+}
+
+fn role(holder: &Holder<'_>) -> Check {
+    let (name, wrong, hint) = match holder.role {
+        Role::Wan => ("uplink", State::Missing, "set WAN_INTERFACE to one of this host, or unset it"),
+        Role::Lan => ("cluster link", State::Limited, "set LAN_INTERFACE to one of this host, or unset it"),
+        Role::ExternalBridge => ("external bridge", State::Conflict, "set EXTERNAL_BRIDGE to a bridge"),
+        Role::InternalBridge => ("internal bridge", State::Conflict, "set INTERNAL_BRIDGE to a bridge"),
+    };
+    if let Some(problem) = holder.problem() {
+        return Check::new(name, wrong, problem).hint(hint);
     }
-    let routes = procfs::net::route().unwrap_or_default();
-    let default =
-        routes.iter().filter(|route| route.mask.is_unspecified() && route.destination.is_unspecified());
-    match default.min_by_key(|route| route.metrics) {
-        _ if there("ens3") => Check::new(NAME, State::Ok, "ens3"),
-        Some(route) => Check::new(NAME, State::Ok, format!("{} (default route)", route.iface)),
-        None => Check::new(NAME, State::Limited, "no IPv4 default route: rules have to name their interface")
-            .hint("set WAN_INTERFACE"),
+    let (link, setting) = (holder.name, holder.role.setting());
+    match (holder.link, holder.role) {
+        (None, Role::Wan) => {
+            Check::new(name, State::Limited, "no IPv4 default route: rules have to name their interface")
+                .hint("set WAN_INTERFACE")
+        }
+        (None, Role::Lan) => Check::new(name, State::Ok, "none found; LAN_INTERFACE would name it"),
+        (None, Role::ExternalBridge | Role::InternalBridge) => {
+            Check::new(name, State::Ok, format!("{link}, not there yet: POST /bridge/create makes it"))
+        }
+        (Some(_), _) => Check::new(
+            name,
+            State::Ok,
+            match holder.source {
+                RoleSource::Setting => format!("{link} ({setting})"),
+                RoleSource::Usual => link.to_owned(),
+                RoleSource::Detected => format!("{link} (detected)"),
+            },
+        ),
     }
 }
 

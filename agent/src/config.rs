@@ -24,9 +24,11 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The uplink; `None`: the link of the default route.
     pub wan_interface: Option<LinkName>,
+    /// `None`: `ens4`, or the only network card beside the uplink's.
     pub lan_interface: Option<LinkName>,
-    pub external_bridge: LinkName,
-    pub internal_bridge: LinkName,
+    /// `None`: `br-ex` and `br-int`.
+    pub external_bridge: Option<LinkName>,
+    pub internal_bridge: Option<LinkName>,
     pub state_dir: PathBuf,
     pub dataplane: Dataplane,
     pub ovs: Ovs,
@@ -154,10 +156,10 @@ struct Settings {
     /// Address to listen on; 0.0.0.0 to serve an orchestrator elsewhere [default: 127.0.0.1]
     #[arg(long, env = "HOST", global = true)]
     host: Option<String>,
-    /// The uplink [default: the link of the default route]
+    /// The uplink, of forwards that name none [default: ens3, else the link of the default route]
     #[arg(long, env = "WAN_INTERFACE", global = true)]
     wan_interface: Option<String>,
-    /// The link to the other servers of the cluster [default: none]
+    /// The link to the other servers of the cluster [default: ens4, else the only other network card]
     #[arg(long, env = "LAN_INTERFACE", global = true)]
     lan_interface: Option<String>,
     /// The bridge to the outside [default: br-ex]
@@ -236,7 +238,7 @@ fn clap_refusal(error: &clap::Error) -> Refused {
 
 impl Settings {
     /// Every setting that the file may have, by its key.
-    fn by_key(&mut self) -> [(&'static str, &mut Option<String>); 19] {
+    fn by_key(&mut self) -> [(&'static str, &mut Option<String>); 20] {
         [
             ("log_level", &mut self.log_level),
             ("log_format", &mut self.log_format),
@@ -250,6 +252,7 @@ impl Settings {
             ("dataplane", &mut self.dataplane),
             ("ovs", &mut self.ovs),
             ("ovs_socket", &mut self.ovs_socket),
+            ("netfilter", &mut self.netfilter),
             ("flow_metrics_max", &mut self.flow_metrics_max),
             ("flow_capacity", &mut self.flow_capacity),
             ("ports_per_host", &mut self.ports_per_host),
@@ -313,8 +316,8 @@ impl Settings {
             listen: SocketAddr::new(host, number("PORT", self.port.as_deref(), 8000, 1, u16::MAX)?),
             wan_interface: link("WAN_INTERFACE", self.wan_interface.as_deref())?,
             lan_interface: link("LAN_INTERFACE", self.lan_interface.as_deref())?,
-            external_bridge: link_or("EXTERNAL_BRIDGE", self.external_bridge.as_deref(), "br-ex")?,
-            internal_bridge: link_or("INTERNAL_BRIDGE", self.internal_bridge.as_deref(), "br-int")?,
+            external_bridge: link("EXTERNAL_BRIDGE", self.external_bridge.as_deref())?,
+            internal_bridge: link("INTERNAL_BRIDGE", self.internal_bridge.as_deref())?,
             state_dir: directory("STATE_DIR", self.state_dir.as_deref(), "/var/lib/telecluster")?,
             dataplane: dataplane(given(self.dataplane.as_deref()))?,
             ovs: match given(self.ovs.as_deref()) {
@@ -409,13 +412,6 @@ fn link(variable: &str, value: Option<&str>) -> Result<Option<LinkName>, Refused
         .transpose()
 }
 
-fn link_or(variable: &str, value: Option<&str>, default: &str) -> Result<LinkName, Refused> {
-    match link(variable, value)? {
-        Some(name) => Ok(name),
-        None => LinkName::new(default).map_err(|why| invalid(variable, default, &why.to_string())),
-    }
-}
-
 fn directory(variable: &str, value: Option<&str>, default: &str) -> Result<PathBuf, Refused> {
     let path = PathBuf::from(given(value).unwrap_or(default));
     if path.is_absolute() {
@@ -455,7 +451,7 @@ mod tests {
         assert_eq!(config.listen, "127.0.0.1:8000".parse().unwrap());
         assert_eq!(config.log_level, LogLevel::Info);
         assert_eq!(config.wan_interface, None);
-        assert_eq!(config.external_bridge.as_str(), "br-ex");
+        assert_eq!((config.lan_interface, config.external_bridge), (None, None));
         assert_eq!(config.state_dir, PathBuf::from("/var/lib/telecluster"));
         assert_eq!(config.flow_metrics_max, 500);
         assert_eq!(config.flow_capacity, 131_072);
@@ -532,6 +528,19 @@ mod tests {
         assert_eq!(config.listen, "0.0.0.0:9000".parse().unwrap());
         assert_eq!(config.allowed_hosts, ["a.lab", "b.lab"]);
         assert_eq!(config.log_format, LogFormat::Json);
+    }
+
+    #[test]
+    fn the_file_may_have_every_setting_that_there_is_a_flag_for() {
+        let mut settings = Settings::default();
+        let mut keys: Vec<_> = settings.by_key().iter().map(|(key, _)| (*key).to_owned()).collect();
+        let command = Cli::command();
+        let flags = command.get_arguments().map(|flag| flag.get_id().as_str().to_owned());
+        let mut flags: Vec<_> =
+            flags.filter(|flag| !matches!(flag.as_str(), "config_file" | "help" | "version")).collect();
+        keys.sort();
+        flags.sort();
+        assert_eq!(keys, flags);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 pub mod bridge_vlan;
 pub mod firewall;
+pub mod roles;
 
 use std::net::IpAddr;
 
@@ -11,6 +12,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use self::roles::Role;
 use crate::kernel::dataplane::NatType;
 
 /// `linux`: the kernel's bridge. `ovs`: Open vSwitch.
@@ -269,9 +271,11 @@ pub enum NameError {
     BadStart(char),
     #[error("contains {0:?}; only A-Z a-z 0-9 _ . - are allowed")]
     BadCharacter(char),
+    #[error("is taken: the kernel keeps its settings for every interface under {0:?}")]
+    Reserved(String),
 }
 
-fn check_name(name: &str, max: usize) -> Result<(), NameError> {
+fn check_name(name: &str, max: usize, reserved: &[&str]) -> Result<(), NameError> {
     if name.is_empty() {
         return Err(NameError::Empty);
     }
@@ -283,19 +287,20 @@ fn check_name(name: &str, max: usize) -> Result<(), NameError> {
     }
     match name.chars().next() {
         Some(c @ ('-' | '.')) => Err(NameError::BadStart(c)),
+        _ if reserved.contains(&name) => Err(NameError::Reserved(name.to_owned())),
         _ => Ok(()),
     }
 }
 
 macro_rules! name_type {
-    ($name:ident, $max:expr) => {
+    ($name:ident, $max:expr, $reserved:expr) => {
         impl $name {
             /// Longest name in bytes.
             pub const MAX: usize = $max;
 
             pub fn new(name: impl Into<String>) -> Result<Self, NameError> {
                 let name = name.into();
-                check_name(&name, Self::MAX)?;
+                check_name(&name, Self::MAX, $reserved)?;
                 Ok(Self(name))
             }
 
@@ -331,8 +336,9 @@ macro_rules! name_type {
     };
 }
 
-name_type!(LinkName, 15); // IFNAMSIZ - 1
-name_type!(NamespaceName, 255); // NAME_MAX
+// /proc/sys/net/ipv4/conf/all and default: the kernel makes no interface of these names.
+name_type!(LinkName, 15, &["all", "default"]); // IFNAMSIZ - 1
+name_type!(NamespaceName, 255, &[]); // NAME_MAX
 
 /// A bridge as the kernel has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
@@ -471,6 +477,8 @@ pub struct InterfaceView {
     pub vlans: Vec<u16>,
     pub ifindex: u32,
     pub managed: bool,
+    /// What it is for on this server; most are for nothing in particular.
+    pub roles: Vec<Role>,
 }
 
 /// A route of the host.

@@ -20,6 +20,8 @@ use crate::{
         netlink::NetlinkKernel,
         ovs,
     },
+    kinds::roles::{Holder, Roles},
+    model::LinkName,
     store::{RedbStore, Store},
 };
 
@@ -33,6 +35,11 @@ pub async fn start(config: &Config) -> Result<Engine> {
             "there is no interface {wan}: set WAN_INTERFACE to one of this host, or unset it to have it detected"
         );
     }
+    let options = options(config);
+    for problem in Roles::of(&options, &*kernel.observe().await?).holders().iter().filter_map(Holder::problem)
+    {
+        warn!("{problem}");
+    }
     let store = open_store(config)?;
     let Choice { loaded, reason } = choice::choose(config, Some(config.flow_capacity))?;
     let dataplane: Arc<dyn DataPlane> = match loaded {
@@ -45,13 +52,22 @@ pub async fn start(config: &Config) -> Result<Engine> {
         }
         Loaded::Iptables(dataplane) => Arc::new(dataplane),
     };
-    let options = engine::Options {
-        wan_interface: config.wan_interface.as_ref().map(ToString::to_string),
+    let options = engine::Options { dataplane_reason: reason, ..options };
+    Ok(Engine::start(kernel, dataplane, Arc::new(Iptables::default()), store, options).await?)
+}
+
+/// What the engine is told, but for what is only known once it has a data plane.
+pub fn options(config: &Config) -> engine::Options {
+    let name = |link: &Option<LinkName>| link.as_ref().map(ToString::to_string);
+    engine::Options {
+        wan_interface: name(&config.wan_interface),
+        lan_interface: name(&config.lan_interface),
+        external_bridge: name(&config.external_bridge),
+        internal_bridge: name(&config.internal_bridge),
         api_port: Some(config.listen.port()),
         require_ovs: config.ovs == Ovs::Require,
-        dataplane_reason: reason,
-    };
-    Ok(Engine::start(kernel, dataplane, Arc::new(Iptables::default()), store, options).await?)
+        dataplane_reason: String::new(),
+    }
 }
 
 /// Removes everything that is the worker's: rules, programs, pins, links, state.

@@ -40,6 +40,45 @@ fn check_sees_what_is_in_the_way() {
 }
 
 #[test]
+fn links_and_bridges_of_the_settings_are_found_shown_and_complained_about() {
+    let lab = Lab::new();
+    let told = |command: &mut Command| {
+        command.env("LAN_INTERFACE", "lan9").env("EXTERNAL_BRIDGE", "lan0").env("INTERNAL_BRIDGE", "br-lab");
+    };
+    let mut command = lab.worker_command();
+    told(&mut command);
+    let report = check(&mut command);
+    assert_eq!(report["usable"], true, "a link that is not there yet is no reason not to start: {report}");
+    assert_eq!(state(&report, "cluster link"), "limited");
+    assert_eq!(state(&report, "external bridge"), "conflict");
+    assert_eq!(state(&report, "internal bridge"), "ok");
+
+    let mut command = lab.worker_command();
+    told(&mut command);
+    let log = lab.state.path().join("log");
+    command.stderr(std::fs::File::create(&log).expect("a log"));
+    let worker = lab.start_command(&mut command);
+    let roles = lab.get("/network/status")["roles"].clone();
+    let problem = |role: &str| roles[role]["problem"].as_str().unwrap_or_default().to_owned();
+    assert_eq!(problem("lan_interface"), "LAN_INTERFACE is lan9, and there is no interface of that name");
+    assert_eq!(problem("external_bridge"), "EXTERNAL_BRIDGE is lan0, which is no bridge but a veth link");
+    assert_eq!(
+        roles["internal_bridge"],
+        json!({
+            "name": "br-lab", "source": "setting", "present": true, "problem": null
+        })
+    );
+    let bridge = lab.get("/network/interface/br-lab");
+    assert_eq!(bridge["data"]["roles"], json!(["internal_bridge"]), "{bridge}");
+    worker.stop();
+    let log = std::fs::read_to_string(log).expect("read the log");
+    for problem in [problem("lan_interface"), problem("external_bridge")] {
+        let lines: Vec<_> = log.lines().filter(|line| line.contains(&problem)).collect();
+        assert!(matches!(&lines[..], [line] if line.contains("WARNING")), "{problem}: {log}");
+    }
+}
+
+#[test]
 fn the_file_is_read_and_the_environment_wins() {
     let lab = Lab::new();
     let file = lab.state.path().join("worker.toml");

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     error::{Code, Error},
+    model::roles::RolesView,
     permissions::Permissions,
 };
 
@@ -56,6 +57,8 @@ pub struct MachineStatus {
     network_info: NetworkInfo,
     /// Null when it does not answer.
     dataplane: Option<DataplaneInfo>,
+    /// Which link is the uplink, and so on. Null when the kernel does not answer.
+    roles: Option<RolesView>,
 }
 
 /// What does the NAT.
@@ -143,6 +146,7 @@ async fn network_status(State(app): State<App>) -> Result<Json<MachineStatus>, R
     let Machine { uptime, system, connections, io } = machine.unwrap_or_default();
     let (interface_count, bridge_count) =
         measured.as_ref().map(|measured| (measured.interfaces, measured.bridges)).unwrap_or_default();
+    let roles = app.engine.roles().await.ok();
     let dataplane = measured.ok().map(|measured| DataplaneInfo {
         backend: measured.backend.to_owned(),
         reason: measured.backend_reason,
@@ -162,6 +166,7 @@ async fn network_status(State(app): State<App>) -> Result<Json<MachineStatus>, R
             network_io: io,
         },
         dataplane,
+        roles,
     }))
 }
 

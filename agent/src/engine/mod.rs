@@ -252,6 +252,10 @@ pub struct Measurements {
 pub struct Options {
     /// `WAN_INTERFACE`, when it is set: the uplink that is meant when a forward names none.
     pub wan_interface: Option<String>,
+    /// `LAN_INTERFACE`, `EXTERNAL_BRIDGE` and `INTERNAL_BRIDGE`, when they are set.
+    pub lan_interface: Option<String>,
+    pub external_bridge: Option<String>,
+    pub internal_bridge: Option<String>,
     /// The TCP port that the worker itself listens on; it is never forwarded.
     pub api_port: Option<u16>,
     /// Why the data plane is the one that it is.

@@ -14,13 +14,15 @@ use crate::{
         links::{At, Observed},
     },
     kinds::{
-        bridge, bridge_vlan, firewall, interface, ovs_vlan, rule, tuntap,
+        bridge, bridge_vlan, firewall, interface, ovs_vlan,
+        roles::Roles,
+        rule, tuntap,
         veth::{self, Pair},
         vlan_link,
     },
     model::{
         BridgeView, FastPathView, InterfaceView, NatStatusView, RuleView, TunView, VethView, VlanLinkView,
-        VlanProtocol, firewall::FirewallView,
+        VlanProtocol, firewall::FirewallView, roles::RolesView,
     },
     plan::Subject,
     state::{Rule, RuleSpec},
@@ -41,7 +43,7 @@ impl Engine {
     pub async fn bridge(&self, name: &str) -> Result<BridgeView> {
         let observed = self.shared.observe().await?;
         let vlans = self.shared.switch_ports().await?;
-        let link = bridge::find(name, &observed)?;
+        let link = bridge::find(name, &observed).map_err(not_of_kind(Code::BridgeNotFound))?;
         Ok(bridge::view(link, &observed, &self.shared.state(), &vlans))
     }
 
@@ -54,7 +56,7 @@ impl Engine {
     pub async fn veth(&self, name: &str) -> Result<VethView> {
         let observed = self.shared.observe().await?;
         let state = self.shared.state();
-        let pair = veth::find(name, &observed, &state)?;
+        let pair = veth::find(name, &observed, &state).map_err(not_of_kind(Code::VethNotFound))?;
         Ok(veth::view(&pair, &observed, &state))
     }
 
@@ -66,7 +68,7 @@ impl Engine {
 
     pub async fn tun(&self, name: &str) -> Result<TunView> {
         let observed = self.shared.kernel.observe_owners().await?;
-        self.shared.tun(name, &observed).await
+        self.shared.tun(name, &observed).await.map_err(not_of_kind(Code::TunNotFound))
     }
 
     pub async fn vlan_links(&self) -> Result<Vec<VlanLinkView>> {
@@ -90,7 +92,15 @@ impl Engine {
         let observed = self.shared.observe().await?;
         let vlans = self.shared.switch_ports().await?;
         let state = self.shared.state();
-        Ok(observed.links.iter().map(|link| interface::view(link, &observed, &state, &vlans)).collect())
+        let roles = Roles::of(&self.shared.options, &observed);
+        let view = |link| interface::view(link, &observed, &state, &vlans, &roles);
+        Ok(observed.links.iter().map(view).collect())
+    }
+
+    /// Which link is the uplink, and so on.
+    pub async fn roles(&self) -> Result<RolesView> {
+        let observed = self.shared.observe().await?;
+        Ok(Roles::of(&self.shared.options, &observed).view())
     }
 
     pub async fn nat_status(&self) -> Result<NatStatusView> {
@@ -247,6 +257,15 @@ impl Shared {
         let counters = counted.get(&rule.slot).copied().unwrap_or_default();
         let active = active.get(&rule.slot).copied().unwrap_or(0);
         rule::view(rule, &counters, active, self.dataplane.backend())
+    }
+}
+
+/// Who reads asks for a thing of one kind: something else of that name is not it. Who changes something is told that
+/// the name is taken by something else.
+fn not_of_kind(missing: Code) -> impl Fn(Error) -> Error {
+    move |error| match error.code {
+        Code::WrongKind => Error { code: missing, ..error },
+        _ => error,
     }
 }
 

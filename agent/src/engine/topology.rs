@@ -3,7 +3,7 @@
 use crate::{
     error::Result,
     kernel::dataplane::Counters,
-    kinds::{bridge, interface, route, rule},
+    kinds::{bridge, interface, roles::Roles, route, rule},
     model::RouteView,
     state::RuleSpec,
     topology::{self, Topology},
@@ -22,8 +22,9 @@ impl Engine {
         let observed = self.shared.observe().await?;
         let vlans = self.shared.switch_ports().await?;
         let state = self.shared.state();
-        let interfaces: Vec<_> =
-            observed.links.iter().map(|link| interface::view(link, &observed, &state, &vlans)).collect();
+        let roles = Roles::of(&self.shared.options, &observed);
+        let view = |link| interface::view(link, &observed, &state, &vlans, &roles);
+        let interfaces: Vec<_> = observed.links.iter().map(view).collect();
         let bridges = observed.links.iter().filter(|link| link.is_bridge());
         let bridges = bridges.map(|link| bridge::view(link, &observed, &state, &vlans)).collect();
         let rules = state.rules.values().filter(|rule| matches!(rule.spec, RuleSpec::Forward(_)));

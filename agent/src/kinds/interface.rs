@@ -11,7 +11,7 @@ use crate::{
     state::State,
 };
 
-use super::{address_list, bridge_vlan, managed};
+use super::{address_list, bridge_vlan, managed, roles::Roles};
 
 /// A link as callers see it.
 pub fn view(
@@ -19,6 +19,7 @@ pub fn view(
     observed: &Observed,
     state: &State,
     vlans: &BTreeMap<u32, SwitchPort>,
+    roles: &Roles<'_>,
 ) -> InterfaceView {
     let master = link.master.and_then(|master| observed.by_index(&Place::Here, master));
     InterfaceView {
@@ -35,5 +36,6 @@ pub fn view(
         },
         ifindex: link.index,
         managed: managed(state, &Place::Here, link),
+        roles: roles.of_link(link),
     }
 }

@@ -10,6 +10,7 @@ pub mod interface;
 pub mod lan;
 pub mod masquerade;
 pub mod ovs_vlan;
+pub mod roles;
 pub mod route;
 pub mod rule;
 pub mod tuntap;

@@ -13,35 +13,33 @@ use crate::{
         routes::Route,
         step::LinkStep,
     },
-    model::{LinkName, RuleView},
+    model::{LinkName, RuleView, roles::RoleSource},
     plan::{Installed, NatStep, Plan, Step, Subject, World},
     state::{Record, Rule, RuleSpec, State},
 };
 
-use super::{forward, lan, masquerade};
-
-/// The name of the uplink that is used when nothing is said and it is there (README).
-const USUAL_UPLINK: &str = "ens3";
+use super::{forward, lan, masquerade, roles};
 
 /// An interface that a rule names: 404 when it is not there.
 pub(super) fn interface<'a>(name: &str, observed: &'a Observed) -> Result<&'a Link> {
     observed.link(name).ok_or_else(|| Error::new(Code::LinkNotFound, format!("there is no interface {name}")))
 }
 
-/// The uplink of the host: as configured, else `ens3`, else where the IPv4 default route goes.
+/// The interface that is asked for, else the host's uplink.
 pub(super) fn uplink<'a>(asked: Option<&LinkName>, world: World<'a>) -> Result<&'a Link> {
     if let Some(name) = asked {
         return interface(name.as_str(), world.observed);
     }
-    if let Some(name) = &world.options.wan_interface {
-        return interface(name, world.observed)
-            .map_err(|error| error.hint("set WAN_INTERFACE to an interface of this host"));
-    }
-    let route = world.observed.default_route;
-    let by_route = || route.and_then(|index| world.observed.links.iter().find(|link| link.index == index));
-    world.observed.link(USUAL_UPLINK).or_else(by_route).ok_or_else(|| {
-        Error::new(Code::LinkNotFound, "this host has no IPv4 default route that would tell its uplink")
-            .hint("say which interface, or set WAN_INTERFACE")
+    let uplink = roles::wan(world.options, world.observed);
+    uplink.link.ok_or_else(|| match uplink.source {
+        RoleSource::Setting => {
+            Error::new(Code::LinkNotFound, format!("there is no interface {}", uplink.name))
+                .hint("set WAN_INTERFACE to an interface of this host")
+        }
+        RoleSource::Usual | RoleSource::Detected => {
+            Error::new(Code::LinkNotFound, "this host has no IPv4 default route that would tell its uplink")
+                .hint("say which interface, or set WAN_INTERFACE")
+        }
     })
 }
 
