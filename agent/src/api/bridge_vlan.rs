@@ -40,7 +40,7 @@ pub fn router() -> OpenApiRouter<App> {
 const ACCEPTS: &[(&str, Accept)] =
     &[("all", Accept::All), ("tagged", Accept::Tagged), ("untagged", Accept::Untagged)];
 const PROTOCOLS: &[(&str, VlanProtocol)] =
-    &[("802.1q", VlanProtocol::Dot1q), ("802.1ad", VlanProtocol::Dot1ad)];
+    &[("802.1Q", VlanProtocol::Dot1q), ("802.1ad", VlanProtocol::Dot1ad)];
 /// More stations than fit in the table are no limit.
 const STATIONS_MAX: i128 = telecluster_common::vlan::maps::MAX_STATIONS as i128;
 

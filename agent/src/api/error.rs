@@ -93,7 +93,7 @@ pub struct Failure {
     code: Code,
     detail: Detail,
     /// What to do about it.
-    hint: Option<String>,
+    hint: String,
     request_id: String,
 }
 
@@ -118,7 +118,52 @@ impl Failure {
             _ => Detail::Text(message.clone()),
         };
         let error = format!("HTTP {}", status(code).as_u16());
+        let hint = hint.unwrap_or_else(|| usual_hint(code).to_owned());
         Self { status: "error", error, message, code, detail, hint, request_id }
+    }
+}
+
+/// What helps whoever gets this code, where nothing better is known.
+fn usual_hint(code: Code) -> &'static str {
+    match code {
+        Code::MalformedJson => "send a JSON object such as {\"name\": \"br-vm\"}",
+        Code::InvalidField => "correct the fields that detail names; /docs shows what each may be",
+        Code::Unauthorized => "send the token of the worker's state directory: Authorization: Bearer <token>",
+        Code::ForeignOrigin => "call from the worker's own page, or from a program that is no browser",
+        Code::ForeignHost => "use an address, localhost or the host name, or list the name in ALLOWED_HOSTS",
+        Code::NoSuchRoute => "GET /docs lists what there is",
+        Code::MethodNotAllowed => "the Allow header names the methods",
+        Code::BodyTooLarge => "send only the fields that /docs shows",
+        Code::BridgeNotFound => "GET /bridge/list lists the bridges",
+        Code::LinkNotFound => "GET /network/interfaces lists the interfaces",
+        Code::VethNotFound => "GET /veth/list lists the pairs",
+        Code::TunNotFound => "GET /tuntap/list lists them",
+        Code::VlanNotFound => "GET /vlan/list lists VLAN links, GET /vlan/bridge-vlans the VLANs of ports",
+        Code::StationNotFound => "GET /vlan/fdb lists the stations",
+        Code::AddressNotFound => "GET /network/interfaces shows the addresses of each interface",
+        Code::RuleNotFound => "GET /nat/status lists the rules",
+        Code::NamespaceNotFound => "make it first: ip netns add",
+        Code::NotAPort => "GET /bridge/list shows the ports of each bridge",
+        Code::LinkExists => "choose another name, or delete that link first",
+        Code::WrongKind => "GET /network/interfaces shows what kind each interface is of",
+        Code::NotManaged => "change it with the tool that made it",
+        Code::PortInUse => "remove it from that bridge first: POST /bridge/remove-port",
+        Code::BridgeHasPorts => "remove the ports first, or delete with force",
+        Code::LinkInUse => "delete first what lies on it",
+        Code::ForwardPortInUse => "choose another external port, or stop who has it",
+        Code::ForwardPortReserved => "choose another external port",
+        Code::MasqueradeExists => "delete that rule first, or ask for what it is",
+        Code::TooManyRules => "delete rules that are not needed",
+        Code::TooManyVlans => "remove ports or VLANs that are not needed",
+        Code::StationExists => "remove it there first: POST /vlan/fdb/remove",
+        Code::FirewallLockout => "first ACCEPT what must go on working, or ask with force",
+        Code::Unsupported => "telecluster-worker check says what this host can do",
+        Code::DataplaneDown => "look at GET /health and at the worker's log",
+        Code::StoreUnwritable => "look at the free space and the permissions of the state directory",
+        Code::NotReady => "ask again in a moment",
+        Code::GatewayLost => "everything was put back; look at the switch and at the cable",
+        Code::KernelRefused => "everything was put back; the message has what the kernel said",
+        Code::Internal => "the worker's log has this request id",
     }
 }
 

@@ -190,6 +190,15 @@ pub fn invalid(fields: Vec<FieldError>) -> Error {
     Error { code: Code::InvalidField, message, hint: None, fields }
 }
 
+/// 422 for a part of the path.
+pub fn in_path(name: &str, why: &str) -> Error {
+    invalid(vec![FieldError {
+        loc: vec!["path".into(), name.into()],
+        msg: why.into(),
+        kind: "value_error".into(),
+    }])
+}
+
 /// A name of the caller's, fit for one line of a log or a message.
 fn printable(name: &str) -> String {
     const MAX: usize = 64;

@@ -87,14 +87,14 @@ impl FromFields for CreateFirewallRule {
 }
 
 fn chain(value: &Value) -> Result<Chain, Fault> {
-    values::choice(&[("input", Chain::Input), ("output", Chain::Output), ("forward", Chain::Forward)])(value)
+    values::choice(&[("INPUT", Chain::Input), ("OUTPUT", Chain::Output), ("FORWARD", Chain::Forward)])(value)
 }
 
 fn action(value: &Value) -> Result<FirewallAction, Fault> {
     values::choice(&[
-        ("accept", FirewallAction::Accept),
-        ("drop", FirewallAction::Drop),
-        ("reject", FirewallAction::Reject),
+        ("ACCEPT", FirewallAction::Accept),
+        ("DROP", FirewallAction::Drop),
+        ("REJECT", FirewallAction::Reject),
     ])(value)
 }
 

@@ -1,10 +1,18 @@
 //! `/`, `/metrics`, `/docs`, `/openapi.json`. `/health` is in [`super::health`].
 
-use axum::{Json, Router, extract::State, http::header, response::IntoResponse};
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{Request, State},
+    http::header,
+    middleware::{Next, from_fn},
+    response::{Html, IntoResponse, Response},
+};
 use serde::Serialize;
 use utoipa::{ToSchema, openapi::OpenApi};
 use utoipa_axum::{router::OpenApiRouter, routes};
-use utoipa_swagger_ui::SwaggerUi;
+use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::{
     App,
@@ -21,9 +29,22 @@ pub fn router() -> OpenApiRouter<App> {
 
 /// `/openapi.json`, and the Swagger UI that reads it; both are in the binary.
 pub fn docs(document: OpenApi) -> Router<App> {
-    // `/docs` redirects to `/docs/`, relative to the worker: it works under any name.
     let ui = SwaggerUi::new("/docs").url("/openapi.json", document);
-    Router::from(ui)
+    Router::from(ui).layer(from_fn(without_slash))
+}
+
+/// The library redirects `/docs` to `/docs/`; who follows no redirect (`curl`) shall see the page too. Its files are
+/// named relative to it, so that it works behind a proxy under another path.
+async fn without_slash(request: Request, next: Next) -> Response {
+    match index().filter(|_| request.uri().path() == "/docs") {
+        Some(page) => Html(page).into_response(),
+        None => next.run(request).await,
+    }
+}
+
+fn index() -> Option<String> {
+    let page = utoipa_swagger_ui::serve("index.html", Arc::new(Config::from("/openapi.json"))).ok()??;
+    Some(String::from_utf8_lossy(&page.bytes).replacen("<head>", "<head>\n    <base href=\"docs/\" />", 1))
 }
 
 /// Who answers here.

@@ -200,11 +200,12 @@ pub fn interface_address(value: &Value) -> Read<IpNet> {
     Ok(address)
 }
 
-/// One word of a few.
+/// One word of a few, in any case.
 pub fn choice<T: Copy>(words: &'static [(&'static str, T)]) -> impl Fn(&Value) -> Read<T> {
     move |value| {
-        let word = as_text(value)?.to_ascii_lowercase();
-        words.iter().find(|(known, _)| *known == word).map(|(_, meaning)| *meaning).ok_or_else(|| {
+        let word = as_text(value)?;
+        let found = words.iter().find(|(known, _)| known.eq_ignore_ascii_case(word));
+        found.map(|(_, meaning)| *meaning).ok_or_else(|| {
             let known = words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", ");
             Fault::Value(format!("is {}, must be one of: {known}", shown(value)))
         })

@@ -29,7 +29,7 @@ pub fn router() -> OpenApiRouter<App> {
 }
 
 const PROTOCOLS: &[(&str, VlanProtocol)] =
-    &[("802.1q", VlanProtocol::Dot1q), ("802.1ad", VlanProtocol::Dot1ad)];
+    &[("802.1Q", VlanProtocol::Dot1q), ("802.1ad", VlanProtocol::Dot1ad)];
 
 /// A VLAN link to be.
 #[derive(Debug, ToSchema)]
@@ -152,7 +152,7 @@ async fn show_vlan(
         let (super::fields::Fault::Type(why)
         | super::fields::Fault::Value(why)
         | super::fields::Fault::Unsupported(why)) = fault;
-        crate::error::Error::field("vid", why)
+        super::fields::in_path("vid", &why)
     })?;
     let link = app.engine.vlan_link(&parent, vlan_id, None).await?;
     Ok(Answer::shown(format!("VLAN {vlan_id} of {parent}"), Object::VlanLink(link)))

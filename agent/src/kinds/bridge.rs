@@ -200,10 +200,16 @@ fn difference(is: &BridgeSpec, asked: &BridgeSpec) -> Option<String> {
         parts.push(format!("stp is {stp}, not {}", asked.stp));
     }
     if *mtu != asked.mtu {
-        parts.push(format!("mtu is {mtu:?}, not {:?}", asked.mtu));
+        let said =
+            |mtu: &Option<u32>| mtu.map_or("the kernel's own choice".to_owned(), |mtu| mtu.to_string());
+        parts.push(format!("mtu is {}, not {}", said(mtu), said(&asked.mtu)));
     }
     if *addresses != asked.addresses {
-        parts.push(format!("addresses are {addresses:?}, not {:?}", asked.addresses));
+        let said = |nets: &[ipnet::IpNet]| match nets {
+            [] => "none".to_owned(),
+            nets => nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        };
+        parts.push(format!("addresses are {}, not {}", said(addresses), said(&asked.addresses)));
     }
     (!parts.is_empty()).then(|| parts.join("; "))
 }

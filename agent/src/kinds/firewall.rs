@@ -49,6 +49,9 @@ pub(super) fn create(request: &NewFirewallRule, world: World<'_>) -> Result<Plan
     if let Some(port) = world.options.api_port.filter(|port| may_cut_somebody(spec, *port)) {
         plan.warnings.push(format!("the rule also keeps callers away from the worker's own port {port}"));
     }
+    if let Some(name) = spec.interface.as_ref().filter(|name| world.observed.link(name.as_str()).is_none()) {
+        plan.warnings.push(format!("there is no interface {name} now; the rule waits for one of that name"));
+    }
     settle(&mut plan, after, world);
     plan.put(Record::Firewall(rule));
     Ok(plan)

@@ -74,7 +74,8 @@ pub(super) fn create(request: &ForwardRequest, world: World<'_>) -> Result<Plan>
         dashed(&ports(&spec)),
         SocketAddr::new(internal_ip, internal_port)
     );
-    let mut plan = Plan::new(Subject::Rule(id.clone()), format!("port forward {target} is in place"));
+    let state = if spec.enabled { "is in place" } else { "is kept, and off" };
+    let mut plan = Plan::new(Subject::Rule(id.clone()), format!("port forward {target} {state}"));
     let new = Rule { id, slot, spec: RuleSpec::Forward(spec) };
     let wanted = rule::desired(&new.spec, world.observed);
     plan.steps = rule::steps(&BTreeMap::from([(slot, wanted)]), world.observed, world.nat);

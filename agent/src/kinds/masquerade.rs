@@ -30,7 +30,9 @@ pub(super) fn create(spec: &MasqueradeSpec, world: World<'_>) -> Result<Plan> {
         Some(rule) => (rule.id.clone(), rule.slot),
         None => (format!("masq-{}", world.fresh_id), rule::free_slot(world)?),
     };
-    let message = format!("{} is masqueraded on {}", spec.source_network, spec.output_interface);
+    let state =
+        if spec.enabled { "is masqueraded" } else { "is not masqueraded now: the rule is kept, and off," };
+    let message = format!("{} {state} on {}", spec.source_network, spec.output_interface);
     let mut plan = Plan::new(Subject::Rule(id.clone()), message);
     let ipv6 = spec.source_network.addr().is_ipv6();
     if !owner.ips().any(|(ip, address)| address.global && ip.is_ipv6() == ipv6) {

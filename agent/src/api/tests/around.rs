@@ -121,7 +121,11 @@ async fn the_documentation_is_complete_without_the_internet() {
         let name = script.split('"').next().unwrap().trim_start_matches("./");
         assert_eq!(call("GET", &format!("/docs/{name}"), "").await.status, 200, "{name}");
     }
-    assert_eq!(call("GET", "/docs", "").await.headers[header::LOCATION], "/docs/");
+    // The same page, whose files are below it.
+    let without_slash = call("GET", "/docs", "").await;
+    assert_eq!(without_slash.status, 200);
+    assert_eq!(without_slash.text.replacen("\n    <base href=\"docs/\" />", "", 1), got.text);
+    assert_ne!(without_slash.text, got.text);
     let served = call("GET", "/openapi.json", "").await.json;
     assert_eq!(served, serde_json::to_value(document()).unwrap());
 }
@@ -142,4 +146,28 @@ async fn requests_are_counted_by_route_and_never_by_path() {
         assert!(text.contains(line), "{line}\nis not in\n{text}");
     }
     assert!(!text.contains("br0") && !text.contains("/made"));
+}
+
+#[tokio::test]
+async fn the_roles_of_links_are_in_status_and_interfaces() {
+    let lab = Lab::new().await;
+    lab.post("/bridge/create", json!({ "name": "br-int" })).await.done(true);
+    let roles = lab.get("/network/status").await.json["roles"].clone();
+    assert_eq!(
+        roles["wan_interface"],
+        json!({ "name": "ens3", "source": "usual", "present": true, "problem": null })
+    );
+    assert_eq!(
+        (&roles["lan_interface"]["name"], &roles["internal_bridge"]["present"]),
+        (&json!("ens4"), &json!(true))
+    );
+    assert_eq!(
+        (&roles["external_bridge"]["name"], &roles["external_bridge"]["present"]),
+        (&json!("br-ex"), &json!(false))
+    );
+    let of = |name: &str| format!("/network/interface/{name}");
+    for (name, roles) in [("ens3", json!(["wan"])), ("br-int", json!(["internal_bridge"])), ("lo", json!([]))]
+    {
+        assert_eq!(lab.get(&of(name)).await.done(false)["roles"], roles, "{name}");
+    }
 }

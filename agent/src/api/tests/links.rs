@@ -75,6 +75,29 @@ async fn what_is_not_there_is_404_by_its_kind() {
     lab.post("/bridge/delete", json!({ "name": "br-no" })).await.refused(404, "BRIDGE_NOT_FOUND");
     let port = json!({ "bridge_name": "br-no", "port_name": "ens4" });
     lab.post("/bridge/add-port", port).await.refused(404, "BRIDGE_NOT_FOUND");
+    // Something else of that name: who looks for a bridge does not find one, who deletes one is told what it is.
+    lab.get("/bridge/ens3").await.refused(404, "BRIDGE_NOT_FOUND");
+    lab.get("/veth/ens3").await.refused(404, "VETH_NOT_FOUND");
+    lab.get("/tuntap/ens3").await.refused(404, "TUN_NOT_FOUND");
+    lab.post("/bridge/delete", json!({ "name": "ens3" })).await.refused(409, "WRONG_KIND");
+    let vid = lab.get("/vlan/ens4/many").await;
+    assert_eq!(vid.refused(422, "INVALID_FIELD").json["detail"][0]["loc"], json!(["path", "vid"]));
+}
+
+#[tokio::test]
+async fn another_spec_is_told_in_words() {
+    let lab = Lab::new().await;
+    lab.post("/bridge/create", json!({ "name": "br-vm", "addresses": ["10.1.0.1/24"] })).await.done(true);
+    let other = json!({ "name": "br-vm", "mtu": 1400, "addresses": [] });
+    let refused = lab.post("/bridge/create", other).await;
+    assert_eq!(
+        refused.refused(409, "LINK_EXISTS").json["message"],
+        "bridge br-vm exists with another spec: mtu is the kernel's own choice, not 1400; addresses are 10.1.0.1/24, not none"
+    );
+    // No link can have these names: the kernel's settings for all interfaces are kept under them.
+    for name in ["all", "default"] {
+        lab.post("/bridge/create", json!({ "name": name })).await.refused(422, "INVALID_FIELD");
+    }
 }
 
 #[tokio::test]

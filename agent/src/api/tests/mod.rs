@@ -38,7 +38,9 @@ impl Got {
         assert_eq!(self.json["error"], format!("HTTP {status}"));
         assert_eq!(self.json["request_id"].as_str().unwrap(), self.headers["x-request-id"]);
         assert_eq!(self.json["detail"].is_array(), status == 422, "{}", self.text);
-        assert!(!self.json["message"].as_str().unwrap().is_empty());
+        for told in ["message", "hint"] {
+            assert!(self.json[told].as_str().is_some_and(|text| !text.is_empty()), "{told}: {}", self.text);
+        }
         self
     }
 

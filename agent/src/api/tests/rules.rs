@@ -359,3 +359,25 @@ async fn a_firewall_rule_that_contradicts_itself_is_refused() {
     let icmp = with(with(rule(), "protocol", json!("icmp")), "port", json!(8));
     lab.post("/nat/firewall", icmp).await.refused(422, "INVALID_FIELD");
 }
+
+#[tokio::test]
+async fn a_rule_that_is_off_or_waits_says_so() {
+    let lab = Lab::new().await;
+    let off = lab.post("/nat/forward", with(ssh(), "enabled", json!(false))).await;
+    off.done(true);
+    assert_eq!(off.json["message"], "port forward ens3:2222 -> 192.168.100.10:22 is kept, and off");
+    let network =
+        json!({ "source_network": "192.168.100.0/24", "output_interface": "ens3", "enabled": false });
+    let off = lab.post("/nat/masquerade", network).await;
+    assert!(off.json["message"].as_str().unwrap().contains("kept, and off"), "{}", off.text);
+
+    let rule =
+        json!({ "chain": "input", "action": "drop", "protocol": "tcp", "port": 25, "interface": "ens77" });
+    let waits = lab.post("/nat/firewall", rule).await;
+    let warnings = waits.done(true)["warnings"].as_array().unwrap();
+    assert!(warnings[0].as_str().unwrap().contains("no interface ens77"), "{}", waits.text);
+    let wrong = json!({ "chain": "PREROUTING", "action": "DROP", "protocol": "tcp" });
+    let refused = lab.post("/nat/firewall", wrong).await;
+    let why = refused.refused(422, "INVALID_FIELD").json["detail"][0]["msg"].as_str().unwrap();
+    assert!(why.ends_with("must be one of: INPUT, OUTPUT, FORWARD"), "{why}");
+}
