@@ -137,6 +137,17 @@ impl Netns {
         self.sh(&format!("ip {arguments}"));
     }
 
+    /// Whether this kernel makes VLAN links (8021q), asked without the worker.
+    pub fn makes_vlan_links(&self) -> bool {
+        let mut command = self.command("ip");
+        command.args(["link", "add", "link", "lo", "name", "probe", "type", "vlan", "id", "9"]);
+        let made = command.stderr(Stdio::null()).status().expect("run ip").success();
+        if made {
+            self.ip("link del probe");
+        }
+        made
+    }
+
     /// A path that `ip link set netns` takes.
     fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())

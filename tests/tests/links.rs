@@ -1,14 +1,11 @@
 //! Links of a real worker: TAPs as virtual machines use them, VLAN links with tagged frames.
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    process::Stdio,
-};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use nix::libc;
 use serde_json::{Value, json};
 use telecluster_tests::{
-    lab::{GATEWAY, INSIDE, Lab, Netns, eventually},
+    lab::{GATEWAY, INSIDE, Lab, eventually},
     tap::Tap,
 };
 
@@ -78,24 +75,13 @@ fn several_programs_open_a_tap_of_many_queues() {
     assert_eq!(gone["status"], "warning", "a program had it open: {gone}");
 }
 
-/// Whether this kernel makes VLAN links, asked without the worker.
-fn kernel_has_vlans(netns: &Netns) -> bool {
-    let mut command = netns.command("ip");
-    command.args(["link", "add", "link", "lan0", "name", "probe", "type", "vlan", "id", "9"]);
-    let made = command.stderr(Stdio::null()).status().expect("run ip").success();
-    if made {
-        netns.ip("link del probe");
-    }
-    made
-}
-
 #[test]
 fn a_vlan_link_carries_tagged_frames_or_says_what_the_kernel_lacks() {
     let lab = Lab::new();
     let _worker = lab.start();
     let before = lab.get("/network/interfaces");
     let wanted = json!({"parent_interface": "lan0", "vlan_id": 100});
-    if !kernel_has_vlans(&lab.router) {
+    if !lab.router.makes_vlan_links() {
         // The rest of this test runs in the VM, whose kernels have the module.
         println!("this kernel has no module 8021q: what is tested here is the refusal");
         let answer = lab.post("/vlan/create", &wanted);
