@@ -76,6 +76,8 @@ pub(super) struct FamilyMaps<A: Octets> {
     masquerades: LpmTrie<MapData, Plain<MasqueradeKey<A>>, Plain<Masquerade>>,
     uplinks: HashMap<MapData, u32, Plain<Uplink<A>>>,
     local: HashMap<MapData, A, u32>,
+    /// What uplinks translated to that have no address at the moment: their flows go on when it comes back.
+    gone: StdHashMap<u32, A>,
     /// How many entries `forwards`, `ranges` and `sources` have: counting them would mean to walk the maps.
     counts: [u64; 3],
 }
@@ -99,6 +101,7 @@ impl<A: Octets> FamilyMaps<A> {
             masquerades: take(object, masquerade)?,
             uplinks: take(object, uplink)?,
             local: take(object, local)?,
+            gone: StdHashMap::new(),
             counts: [0; 3],
         };
         let counts = [maps.forwards.keys().count(), maps.ranges.keys().count(), maps.sources.keys().count()];
@@ -183,7 +186,7 @@ impl<A: Octets> FamilyMaps<A> {
         Ok(())
     }
 
-    /// Sets what uplinks translate to; returns those that had another address.
+    /// Sets what uplinks translate to; returns those whose flows, if they have any, are to another address.
     pub(super) fn set_uplinks(&mut self, wanted: &StdHashMap<u32, A>) -> Result<Vec<u32>> {
         let present: StdHashMap<u32, A> = self
             .uplinks
@@ -197,12 +200,13 @@ impl<A: Octets> FamilyMaps<A> {
                 continue;
             }
             self.set_uplink(*uplink, *address)?;
-            if present.contains_key(uplink) {
+            if self.gone.remove(uplink) != Some(*address) {
                 changed.push(*uplink);
             }
         }
-        for uplink in present.keys().filter(|uplink| !wanted.contains_key(uplink)) {
+        for (uplink, address) in present.iter().filter(|(uplink, _)| !wanted.contains_key(*uplink)) {
             self.uplinks.remove(uplink).map_err(|error| failed("remove the address of an uplink", &error))?;
+            self.gone.insert(*uplink, *address);
         }
         Ok(changed)
     }
