@@ -138,6 +138,19 @@ impl<A: Address> BindingRef<A> {
     }
 }
 
+impl<A: Address> BindingRef<A> {
+    /// It knows nobody any more.
+    #[inline(always)]
+    pub fn forget(self) {
+        let mut place = 0;
+        while place < REMOTES {
+            // SAFETY: writable by the contract of `new`; `place` is in bounds.
+            unsafe { (&raw mut (*self.0.as_ptr()).remotes).cast::<A>().add(place).write(A::ANY) };
+            place += 1;
+        }
+    }
+}
+
 /// A block of a range in a table; as with [`FlowRef`], its fields are read one by one.
 #[derive(Debug, Clone, Copy)]
 pub struct RangeRef<A>(NonNull<Range<A>>);

@@ -126,6 +126,33 @@ fn what_comes_in_does_not_keep_a_port_open_that_nobody_answers() {
 }
 
 #[test]
+fn a_port_that_has_become_another_one_s_leads_to_that_one_only() {
+    let mut host = machine(NatType::Restricted);
+    let (first, second) = ((inside(10), 40000), (inside(11), 40000));
+    sends(&mut host, first, A);
+    // from another port: a flow of its own, which nobody answers
+    host.tables.clock.set(290 * SECOND);
+    assert_eq!(receives(&mut host, A_OTHER_PORT, 40000), Ok(Some(first)));
+    // that is not idle for too long yet when the port is free again
+    host.tables.clock.set(440 * SECOND);
+    assert_eq!(sends(&mut host, second, B), 40000);
+    assert_eq!(receives(&mut host, A_OTHER_PORT, 40000), Err(DropReason::Filtered));
+    sends(&mut host, second, A_OTHER_PORT);
+    assert_eq!(receives(&mut host, A_OTHER_PORT, 40000), Ok(Some(second)));
+}
+
+#[test]
+fn a_new_mapping_of_the_same_socket_is_not_open_to_those_of_the_old_one() {
+    let mut host = machine(NatType::Restricted);
+    let source = (inside(10), 40000);
+    sends(&mut host, source, A);
+    host.tables.clock.set(400 * SECOND);
+    assert_eq!(sends(&mut host, source, B), 40000);
+    assert_eq!(receives(&mut host, A, 40000), Err(DropReason::Filtered));
+    assert_eq!(receives(&mut host, B, 40000), Ok(Some(source)));
+}
+
+#[test]
 fn both_sides_may_open_one_connection_at_once() {
     let mut host = machine(NatType::Restricted);
     let (source, external) = ((inside(10), 40000), (UPLINK_ADDRESS, 40000));

@@ -71,7 +71,10 @@ where
     if !mine || (symmetric && !(binding.remote_port() == key.dport && binding.knows(key.dst))) {
         return false;
     }
-    // Expired or of another rule meanwhile: it is this socket's all the same.
+    // Expired or of another rule meanwhile: it is this socket's all the same, but those whom it knew have no right to it.
+    if !is_in_force(tables, binding, now) {
+        binding.forget();
+    }
     binding.set_rule(work.maker.rule);
     binding.set_generation(work.maker.generation);
     binding.remember(key.dst);

@@ -2,11 +2,12 @@
 
 use super::{
     binding,
+    open::forward_for,
     work::{Maker, Translation, Work},
 };
 use crate::{
     family::Address,
-    maps::{Direction, FlowKey, TICK_BITS, flag, ticks},
+    maps::{Direction, EndpointKey, FlowKey, TICK_BITS, flag, ticks},
     tables::{Claim, FlowRef, Tables},
     tcp::{FlowState, Seen, after_segment, bits, proto, timeout},
 };
@@ -58,11 +59,37 @@ where
     A: Address,
 {
     let flow = tables.flow(&work.key)?;
-    if is_alive(tables, flow, work.key.proto, interface, now) {
+    if is_alive(tables, flow, work.key.proto, interface, now)
+        && !is_in_vain(tables, work, flow, interface, now)
+    {
         return Some(flow);
     }
     bury(tables, &work.key, &mut work.peer, flow);
     None
+}
+
+/// From the outside, never answered, and what let it in is no more. Else whoever sends often enough would keep a port open
+/// that the inside has long left, or that is another one's by now (RFC 4787 REQ-6).
+#[inline(always)]
+fn is_in_vain<T, A>(tables: &T, work: &mut Work<A>, flow: FlowRef<A>, interface: u32, now: u64) -> bool
+where
+    T: Tables<A>,
+    A: Address,
+{
+    let unanswered = flow.flags() & (flag::OPENER | flag::ANSWERED) == flag::OPENER;
+    if work.key.direction != Direction::In as u8 || !unanswered {
+        return false;
+    }
+    let (dst, dport, proto) = (work.key.dst, work.key.dport, work.key.proto);
+    work.external = EndpointKey { address: dst, port: dport, proto, unused: 0 };
+    if let Some(binding) = tables.binding(&work.external)
+        && binding.inside().same(flow.to_dst())
+        && binding.port() == flow.to_dport()
+        && binding::is_in_force(tables, binding, now)
+    {
+        return false;
+    }
+    !(forward_for(tables, work, interface, (dst, dport), proto) && work.target.rule == flow.rule())
 }
 
 /// Its rule is still the one that made it, it goes through the same uplink, and it is not idle for too long.

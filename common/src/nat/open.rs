@@ -7,7 +7,7 @@ use super::{
 use crate::{
     drop::DropReason,
     family::Address,
-    maps::{Direction, ForwardKey, RangeKey, SourceKey, Uplink, flag, rule},
+    maps::{Direction, FlowKey, ForwardKey, RangeKey, SourceKey, Uplink, flag, rule},
     tables::{Claim, FlowRef, Tables},
     tcp::{opens, proto},
 };
@@ -258,7 +258,7 @@ where
 {
     let (mut flags, mut state) = (flag::OPENER, 0);
     if let Some(peer) = tables.flow(&work.peer) {
-        if !life::is_alive(tables, peer, work.key.proto, interface, now) {
+        if !life::is_alive(tables, peer, work.key.proto, interface, now) || !is_answer(peer, &work.key) {
             life::bury(tables, &work.peer, &mut work.oldest_peer, peer);
         } else if peer.flags() & flag::OPENER != 0 {
             (flags, state) = (0, peer.state());
@@ -287,6 +287,15 @@ where
         life::advance(tables, work, flow, now);
     }
     Ok(flow)
+}
+
+/// Whether what the flow translates comes back to the sender of `key`: its port may have been another one's.
+#[inline(always)]
+fn is_answer<A: Address>(flow: FlowRef<A>, key: &FlowKey<A>) -> bool {
+    flow.to_dst().same(key.src)
+        && flow.to_dport() == key.sport
+        && flow.to_src().same(key.dst)
+        && flow.to_sport() == key.dport
 }
 
 /// Inserts the direction of the answers, `work.peer`, where nobody else has it.
