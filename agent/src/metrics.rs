@@ -342,6 +342,7 @@ pub(crate) mod tests {
             hairpin: None,
             nat_type: None,
             port_parity: None,
+            exclude_destinations: None,
         }
     }
 

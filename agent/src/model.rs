@@ -243,6 +243,9 @@ pub struct MasqueradeSpec {
     /// An even port stays even, an odd one odd.
     #[serde(default)]
     pub port_parity: bool,
+    /// Networks that are reached without translation, in order and none within another.
+    #[serde(default)]
+    pub exclude_destinations: Vec<IpNet>,
 }
 
 fn yes() -> bool {
@@ -568,6 +571,9 @@ pub struct RuleView {
     /// Masquerade only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port_parity: Option<bool>,
+    /// Masquerade only: the networks that are reached without translation; absent when there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exclude_destinations: Option<Vec<String>>,
 }
 
 /// Whether flows may go past bridge, routes and netfilter.

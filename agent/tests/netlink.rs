@@ -484,6 +484,7 @@ fn a_change_that_fails_at_any_step_leaves_the_kernel_as_it_was() {
                 enabled: true,
                 nat_type: NatType::Restricted,
                 port_parity: false,
+                exclude_destinations: Vec::new(),
             }),
         ] {
             let before = essence(lab.kernel.observe().await.unwrap(), &named);
@@ -636,6 +637,7 @@ fn the_data_plane_learns_of_addresses_that_others_set() {
             enabled: true,
             nat_type: NatType::Restricted,
             port_parity: false,
+            exclude_destinations: Vec::new(),
         }))
         .await;
         let seen = lab.kernel.observe().await.unwrap();

@@ -348,6 +348,7 @@ pub struct Range<A> {
 }
 
 /// Key of `source4` and `source6`, after the trie's own prefix length: all 32 bits of the rule's slot, then the network's.
+/// Of a forward it is a source that it is open to, of a masquerade a destination that it leaves alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(C, align(4))]
 pub struct SourceKey<A> {
@@ -432,6 +433,8 @@ pub mod rule {
     pub const SOURCES: u32 = 8;
     /// Forward: for inside hosts too.
     pub const HAIRPIN: u32 = 16;
+    /// Masquerade: not towards the destinations that `source4` or its twin has for the slot.
+    pub const EXCEPT: u32 = 32;
 }
 
 /// Value of `rule_stat`, by slot and CPU.

@@ -314,7 +314,8 @@ pub trait Tables<A: Address>: Host {
     /// The block of a range of ports that this one is in.
     fn range(&self, key: &Prefixed<RangeKey<A>>) -> Option<RangeRef<A>>;
 
-    /// Is a rule open to this source? Asked only when it is not open to everybody.
+    /// Does a rule name a network that this address is in? Of forwards that are not open to everybody it is a source, of a
+    /// masquerade with exceptions a destination: asked of those only.
     fn is_source(&self, key: &Prefixed<SourceKey<A>>) -> bool;
 
     /// The longest masqueraded prefix of this uplink that covers the address.

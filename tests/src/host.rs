@@ -481,8 +481,14 @@ impl Machine for Host {
         match rule {
             Rule::Forward { to, .. } if to.0.is_ipv4() => self.put_forward::<[u8; 4]>(slot, rule),
             Rule::Forward { .. } => self.put_forward::<[u8; 16]>(slot, rule),
-            Rule::Masquerade { source, nat } => {
-                self.tables.flags.insert(slot, nat.flags());
+            Rule::Masquerade { source, nat, except } => {
+                let excepts = if except.is_empty() { 0 } else { rule::EXCEPT };
+                self.tables.flags.insert(slot, nat.flags() | excepts);
+                let networks = except.iter().map(|net| (slot, *net));
+                match source {
+                    IpNet::V4(_) => self.tables.ipv4.sources.extend(networks),
+                    IpNet::V6(_) => self.tables.ipv6.sources.extend(networks),
+                }
                 let rule = (*source, Masquerade { rule: slot, generation: 1 });
                 match source {
                     IpNet::V4(_) => self.tables.ipv4.masquerades.push(rule),

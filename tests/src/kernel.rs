@@ -75,9 +75,13 @@ fn nat_rule(rule: &Rule) -> NatRule {
             sources: sources.clone(),
             hairpin: true,
         },
-        Rule::Masquerade { source, nat } => {
-            NatRule::Masquerade { uplink: UPLINK, source: *source, nat: *nat, parity: false }
-        }
+        Rule::Masquerade { source, nat, except } => NatRule::Masquerade {
+            uplink: UPLINK,
+            source: *source,
+            nat: *nat,
+            parity: false,
+            except: except.clone(),
+        },
     }
 }
 

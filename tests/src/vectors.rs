@@ -71,7 +71,7 @@ impl Cast {
     pub fn masquerade(&self) -> Rule {
         let prefix = if self.inside.is_ipv4() { 24 } else { 64 };
         let source = IpNet::new(self.inside, prefix).expect("a network").trunc();
-        Rule::Masquerade { source, nat: NatType::Restricted }
+        Rule::Masquerade { source, nat: NatType::Restricted, except: Vec::new() }
     }
 
     /// A masqueraded UDP exchange: out, and back.
@@ -98,6 +98,7 @@ pub enum Rule {
     Masquerade {
         source: IpNet,
         nat: NatType,
+        except: Vec<IpNet>,
     },
 }
 
@@ -222,6 +223,7 @@ pub fn all() -> Vec<Vector> {
         all.extend(forward_vectors(cast));
         all.extend(range_vectors(cast));
         all.extend(source_vectors(cast));
+        all.extend(except_vectors(cast));
         all.extend(icmp_error_vectors(cast));
         all.extend(fragment_vectors(cast));
     }
@@ -536,6 +538,44 @@ fn errors(cast: Cast) -> Vec<(u8, u8, [u8; 4])> {
     } else {
         vec![(1, 4, none), (1, 1, none), (2, 0, mtu), (3, 0, none), (4, 1, [0, 0, 0, 6])]
     }
+}
+
+/// Destinations that a masquerade leaves alone, and the others.
+fn except_vectors(cast: Cast) -> Vec<Vector> {
+    let Cast { inside, remote, stranger, uplink, .. } = cast;
+    let Rule::Masquerade { source, nat, .. } = cast.masquerade() else { return Vec::new() };
+    let rule = |except: IpAddr| Rule::Masquerade { source, nat, except: vec![IpNet::from(except)] };
+    let from = (inside, 40000);
+    let whole = udp(from, (remote, 53), &[7; 64]);
+    let about = udp((remote, 53), from, b"q");
+    let unreachable = if inside.is_ipv4() { (3, 3, [0; 4]) } else { (1, 4, [0; 4]) };
+    let mut left_alone: Vec<Step> = [
+        udp(from, (remote, 53), b"q"),
+        tcp(from, (remote, 443), SYN, b""),
+        tcp(from, (remote, 443), ACK, b"of a connection that nobody has seen"),
+        icmp(inside, remote, cast.echo, 7, b"ping"),
+        icmp_error(inside, remote, unreachable, &about, 1500),
+        Frame::new(inside, remote, 50, vec![0; 16]),
+    ]
+    .iter()
+    .map(|frame| untouched(Direction::Out, frame.bytes()))
+    .collect();
+    left_alone.extend(whole.fragments(7, 32).iter().map(|part| untouched(Direction::Out, part.bytes())));
+    left_alone.push(untouched(Direction::In, udp((remote, 53), from, b"a").bytes()));
+    let translated = out(&udp(from, (stranger, 53), b"q"), &udp((uplink, 40000), (stranger, 53), b"q"));
+    let rules = vec![rule(remote)];
+    vec![
+        Vector {
+            name: "what goes to an excluded destination keeps its inside address",
+            rules: rules.clone(),
+            steps: left_alone,
+        },
+        Vector {
+            name: "other destinations than the excluded ones are translated",
+            rules,
+            steps: vec![translated],
+        },
+    ]
 }
 
 fn icmp_error_vectors(cast: Cast) -> Vec<Vector> {

@@ -48,6 +48,10 @@ pub struct CreateMasquerade {
     /// An even port stays even, an odd one odd (RTP and RTCP).
     #[schema(required = false, default = false)]
     pub port_parity: bool,
+    /// Networks that are reached without translation, with the inside address: other sites by a tunnel, say. Host bits are
+    /// cleared; at most 256.
+    #[schema(required = false, value_type = Vec<String>, default = json!([]), example = json!(["10.0.0.0/8"]))]
+    pub exclude_destinations: Vec<IpNet>,
 }
 
 const NAT_TYPES: &[(&str, NatType)] = &[
@@ -63,20 +67,30 @@ impl FromFields for CreateMasquerade {
         let enabled = fields.or("enabled", true, values::boolean);
         let nat_type = fields.or("nat_type", NatType::Restricted, values::choice(NAT_TYPES));
         let port_parity = fields.or("port_parity", false, values::boolean);
+        let exclude_destinations =
+            fields.or("exclude_destinations", Vec::new(), values::list(values::network));
         let (source_network, output_interface) = (source_network?, output_interface?);
-        Some(Self { source_network, output_interface, enabled, nat_type, port_parity })
+        Some(Self { source_network, output_interface, enabled, nat_type, port_parity, exclude_destinations })
     }
 }
 
 impl From<CreateMasquerade> for Change {
     fn from(request: CreateMasquerade) -> Self {
-        let CreateMasquerade { source_network, output_interface, enabled, nat_type, port_parity } = request;
+        let CreateMasquerade {
+            source_network,
+            output_interface,
+            enabled,
+            nat_type,
+            port_parity,
+            exclude_destinations,
+        } = request;
         Self::CreateMasquerade(MasqueradeSpec {
             source_network,
             output_interface,
             enabled,
             nat_type,
             port_parity,
+            exclude_destinations,
         })
     }
 }

@@ -113,6 +113,7 @@ fn masquerade(enabled: bool) -> Change {
         enabled,
         nat_type: NatType::Restricted,
         port_parity: false,
+        exclude_destinations: Vec::new(),
     })
 }
 
@@ -1052,6 +1053,7 @@ async fn slots_that_the_kernel_uses_are_never_given_away() {
         source: "10.9.0.0/24".parse().unwrap(),
         nat: NatType::Restricted,
         parity: false,
+        except: Vec::new(),
     };
     fake.dataplane.edit(|nat| drop(nat.rules.insert(crate::kernel::dataplane::Slot(0), foreign)));
     let engine = fake.start(Options::default()).await.unwrap();

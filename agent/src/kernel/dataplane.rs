@@ -115,6 +115,8 @@ pub enum NatRule {
         nat: NatType,
         /// An even port stays even, an odd one odd.
         parity: bool,
+        /// Destinations that it leaves alone, in order and none within another.
+        except: Vec<IpNet>,
     },
 }
 
@@ -134,7 +136,10 @@ impl NatRule {
                 let sources = if sources.is_empty() { 0 } else { rule::SOURCES };
                 sources | if *hairpin { rule::HAIRPIN } else { 0 }
             }
-            Self::Masquerade { nat, parity, .. } => nat.flags() | if *parity { rule::PARITY } else { 0 },
+            Self::Masquerade { nat, parity, except, .. } => {
+                let except = if except.is_empty() { 0 } else { rule::EXCEPT };
+                nat.flags() | except | if *parity { rule::PARITY } else { 0 }
+            }
         }
     }
 

@@ -22,10 +22,7 @@ use crate::{
     state::{Record, Rule, RuleSpec},
 };
 
-use super::rule;
-
-/// Networks that one forward may be open to.
-const MAX_SOURCES: usize = 256;
+use super::rule::{self, MAX_NETWORKS, apart};
 
 pub(super) fn create(request: &ForwardRequest, world: World<'_>) -> Result<Plan> {
     check(request, world)?;
@@ -114,8 +111,8 @@ fn check(request: &ForwardRequest, world: World<'_>) -> Result<()> {
         let why = format!("{other} is of another address family than internal_ip");
         return Err(Error::field("source_cidrs", why));
     }
-    if request.source_cidrs.len() > MAX_SOURCES {
-        let why = format!("has {} networks, at most {MAX_SOURCES} are possible", request.source_cidrs.len());
+    if request.source_cidrs.len() > MAX_NETWORKS {
+        let why = format!("has {} networks, at most {MAX_NETWORKS} are possible", request.source_cidrs.len());
         return Err(Error::field("source_cidrs", why));
     }
     if !is_host(request.internal_ip) {
@@ -154,20 +151,6 @@ fn ports(spec: &ForwardSpec) -> RangeInclusive<u16> {
 fn dashed(ports: &RangeInclusive<u16>) -> String {
     let (first, last) = (ports.start(), ports.end());
     if first == last { first.to_string() } else { format!("{first}-{last}") }
-}
-
-/// The same addresses as networks in order, none within another.
-fn apart(networks: &[IpNet]) -> Vec<IpNet> {
-    let mut networks: Vec<IpNet> = networks.iter().map(IpNet::trunc).collect();
-    // A wider one comes before those within it.
-    networks.sort_unstable();
-    let mut apart: Vec<IpNet> = Vec::new();
-    for network in networks {
-        if !apart.last().is_some_and(|wider| wider.contains(&network)) {
-            apart.push(network);
-        }
-    }
-    apart
 }
 
 fn is_host(ip: IpAddr) -> bool {
@@ -343,18 +326,6 @@ pub(super) fn view(spec: &ForwardSpec) -> RuleView {
         hairpin: Some(*hairpin),
         nat_type: None,
         port_parity: None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_network_within_another_one_says_nothing_more() {
-        let networks =
-            |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpNet>>();
-        let given = ["198.51.100.7/24", "10.1.0.0/16", "10.0.0.0/8", "198.51.100.0/24", "10.1.2.3/32"];
-        assert_eq!(apart(&networks(&given)), networks(&["10.0.0.0/8", "198.51.100.0/24"]));
+        exclude_destinations: None,
     }
 }

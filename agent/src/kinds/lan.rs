@@ -164,6 +164,7 @@ mod tests {
                 source: source.parse().unwrap(),
                 nat: NatType::default(),
                 parity: false,
+                except: Vec::new(),
             });
             assert_eq!(shown(&insides).len() == 2, met, "{source}");
         }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use ipnet::IpNet;
+
 use crate::{
     engine::MasqueradeSelector,
     error::{Code, Error, Result},
@@ -14,10 +16,15 @@ use crate::{
 use super::rule;
 
 pub(super) fn create(spec: &MasqueradeSpec, world: World<'_>) -> Result<Plan> {
-    let spec = MasqueradeSpec { source_network: spec.source_network.trunc(), ..spec.clone() };
+    let spec = MasqueradeSpec {
+        source_network: spec.source_network.trunc(),
+        exclude_destinations: rule::apart(&spec.exclude_destinations),
+        ..spec.clone()
+    };
     if spec.source_network.network().is_multicast() || spec.source_network.network().is_loopback() {
         return Err(Error::field("source_network", format!("{} holds no hosts", spec.source_network)));
     }
+    check_excluded(&spec)?;
     rule::supported(spec.source_network.addr().is_ipv6(), world.observed)?;
     let link = rule::interface(spec.output_interface.as_str(), world.observed)?;
     let owner = world.observed.l3_owner(link);
@@ -48,6 +55,23 @@ pub(super) fn create(spec: &MasqueradeSpec, world: World<'_>) -> Result<Plan> {
     Ok(plan)
 }
 
+fn check_excluded(spec: &MasqueradeSpec) -> Result<()> {
+    let MasqueradeSpec { source_network, exclude_destinations, .. } = spec;
+    let field = |why| Err(Error::field("exclude_destinations", why));
+    let ipv6 = source_network.addr().is_ipv6();
+    if let Some(other) = exclude_destinations.iter().find(|net| net.addr().is_ipv6() != ipv6) {
+        return field(format!("{other} is of another address family than source_network"));
+    }
+    if exclude_destinations.iter().any(|net| net.prefix_len() == 0) {
+        return field("leaves nothing to translate; a rule with enabled: false does that".to_owned());
+    }
+    if exclude_destinations.len() > rule::MAX_NETWORKS {
+        let (count, most) = (exclude_destinations.len(), rule::MAX_NETWORKS);
+        return field(format!("has {count} networks, at most {most} are possible"));
+    }
+    Ok(())
+}
+
 pub(super) fn delete(selector: &MasqueradeSelector, world: World<'_>) -> Result<Plan> {
     let chosen: Vec<&Rule> = world.state.rules.values().filter(|rule| selects(selector, rule)).collect();
     if chosen.is_empty() {
@@ -73,13 +97,34 @@ fn selects(selector: &MasqueradeSelector, rule: &Rule) -> bool {
 }
 
 pub(super) fn nat_rule(spec: &MasqueradeSpec, uplink: u32) -> NatRule {
-    let MasqueradeSpec { source_network, output_interface: _, enabled: _, nat_type, port_parity } = spec;
-    NatRule::Masquerade { uplink, source: *source_network, nat: *nat_type, parity: *port_parity }
+    let MasqueradeSpec {
+        source_network,
+        output_interface: _,
+        enabled: _,
+        nat_type,
+        port_parity,
+        exclude_destinations,
+    } = spec;
+    NatRule::Masquerade {
+        uplink,
+        source: *source_network,
+        nat: *nat_type,
+        parity: *port_parity,
+        except: exclude_destinations.clone(),
+    }
 }
 
 /// What of the view comes from the spec.
 pub(super) fn view(spec: &MasqueradeSpec) -> RuleView {
-    let MasqueradeSpec { source_network, output_interface, enabled, nat_type, port_parity } = spec;
+    let MasqueradeSpec {
+        source_network,
+        output_interface,
+        enabled,
+        nat_type,
+        port_parity,
+        exclude_destinations,
+    } = spec;
+    let excluded: Vec<String> = exclude_destinations.iter().map(IpNet::to_string).collect();
     RuleView {
         id: String::new(),
         action: RuleAction::Masquerade,
@@ -105,5 +150,6 @@ pub(super) fn view(spec: &MasqueradeSpec) -> RuleView {
         hairpin: None,
         nat_type: Some(*nat_type),
         port_parity: Some(*port_parity),
+        exclude_destinations: (!excluded.is_empty()).then_some(excluded),
     }
 }

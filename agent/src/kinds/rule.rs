@@ -5,6 +5,8 @@ use std::{
     net::IpAddr,
 };
 
+use ipnet::IpNet;
+
 use crate::{
     error::{Code, Error, Result},
     kernel::{
@@ -19,6 +21,9 @@ use crate::{
 };
 
 use super::{forward, lan, masquerade, roles};
+
+/// Networks that one rule may name.
+pub(super) const MAX_NETWORKS: usize = 256;
 
 /// An interface that a rule names: 404 when it is not there.
 pub(super) fn interface<'a>(name: &str, observed: &'a Observed) -> Result<&'a Link> {
@@ -241,4 +246,31 @@ pub fn view(rule: &Rule, counters: &Counters, active_flows: u64, backend: &str) 
     view.active_flows = active_flows;
     backend.clone_into(&mut view.backend);
     view
+}
+
+/// The same addresses as networks in order, none within another.
+pub(super) fn apart(networks: &[IpNet]) -> Vec<IpNet> {
+    let mut networks: Vec<IpNet> = networks.iter().map(IpNet::trunc).collect();
+    // A wider one comes before those within it.
+    networks.sort_unstable();
+    let mut apart: Vec<IpNet> = Vec::new();
+    for network in networks {
+        if !apart.last().is_some_and(|wider| wider.contains(&network)) {
+            apart.push(network);
+        }
+    }
+    apart
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_within_another_one_says_nothing_more() {
+        let networks =
+            |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpNet>>();
+        let given = ["198.51.100.7/24", "10.1.0.0/16", "10.0.0.0/8", "198.51.100.0/24", "10.1.2.3/32"];
+        assert_eq!(apart(&networks(&given)), networks(&["10.0.0.0/8", "198.51.100.0/24"]));
+    }
 }

@@ -70,13 +70,11 @@ where
     T: Tables<A>,
     A: Address,
 {
-    let interface = packet.interface();
-    work.interface = interface;
-    work.turned = 0;
+    let interface = work.interface();
     match read::<P, A>(packet, work.piece.protocol(), work.piece.offset()) {
         Parsed::Other | Parsed::Fragment => return Next::Done(Verdict::Pass),
         Parsed::Flowless { src, why } => {
-            return Next::Done(flowless(tables, interface, direction, src, why));
+            return Next::Done(flowless(packet, tables, work, direction, src, why));
         }
         Parsed::IcmpError { src, offset } => {
             icmp_error::take_down(work, src, offset);
@@ -107,7 +105,7 @@ where
     T: Tables<A>,
     A: Address,
 {
-    let interface = packet.interface();
+    let interface = work.interface();
     let Some(said) = tables.fragmented(&work.fragment).filter(|said| is_current(*said, now)) else {
         return wait(packet, tables, work, direction, now);
     };
@@ -126,10 +124,16 @@ where
             let (packets, bytes) = (packet.segments(), packet.network_len());
             tables.touch(flow, now, packets, bytes);
             tables.count(flow.rule(), direction, packets, bytes);
+            if direction == Direction::In && work.is_turned() {
+                packet.set_note(note::turn(flow.rule()));
+            }
             address(packet, flow)
         }
         // What the first one is not translated by, the others are not either.
-        Some(_) | None => flowless(tables, interface, direction, work.fragment.src, DropReason::Fragment),
+        Some(_) | None => {
+            let src = work.fragment.src;
+            flowless(packet, tables, work, direction, src, DropReason::Fragment)
+        }
     }
 }
 
@@ -151,19 +155,20 @@ fn address<P: Packet, A: Address>(packet: &mut P, flow: FlowRef<A>) -> Verdict {
 
 /// Nobody has said yet what flow it is of.
 #[inline(always)]
-fn wait<P, T, A>(packet: &mut P, tables: &T, work: &Work<A>, direction: Direction, now: u64) -> Verdict
+fn wait<P, T, A>(packet: &mut P, tables: &T, work: &mut Work<A>, direction: Direction, now: u64) -> Verdict
 where
     P: Packet,
     T: Tables<A>,
     A: Address,
 {
-    let (interface, src) = (packet.interface(), work.fragment.src);
+    let (interface, src) = (work.interface(), work.fragment.src);
     let known = packet.note();
     let waits = note::is_waiting(known);
     let in_vain = waits && note::waited(known, now) > PATIENCE;
     let own =
         direction == Direction::Out && tables.uplink(interface).is_some_and(|own| own.address.same(src));
-    if !(own || in_vain)
+    // What turns back does not wait: it would come out at the uplink.
+    if !(own || in_vain || work.is_turned())
         && let Some(room) = tables.waiting_room(interface)
     {
         if !waits {
@@ -172,7 +177,7 @@ where
         return Verdict::Redirect(room);
     }
     packet.set_note(note::NONE);
-    flowless(tables, interface, direction, src, DropReason::Fragment)
+    flowless(packet, tables, work, direction, src, DropReason::Fragment)
 }
 
 #[inline(always)]

@@ -46,7 +46,7 @@ where
     let (interface, sender) = (work.interface(), work.key.src);
     if embedded(packet, work, direction).is_none() || !find(tables, work, interface, direction) {
         // About nothing of ours: the host's, or from an inside host that must not show its address.
-        return flowless(tables, interface, direction, sender, DropReason::Protocol);
+        return flowless(packet, tables, work, direction, sender, DropReason::Protocol);
     }
     if direction == Direction::In && work.is_turned() {
         packet.set_note(note::turn(work.maker.rule));

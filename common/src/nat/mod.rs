@@ -24,6 +24,8 @@ pub use self::{
     refuse::refuse,
 };
 
+use network_types::eth::EthHdr;
+
 use crate::{
     drop::DropReason,
     family::Address,
@@ -135,7 +137,7 @@ where
     match parse::<P, A>(packet) {
         Parsed::Other => return Next::Done(Verdict::Pass),
         Parsed::Flowless { src, why } => {
-            return Next::Done(flowless(tables, interface, direction, src, why));
+            return Next::Done(flowless(packet, tables, work, direction, src, why));
         }
         Parsed::Fragment => return Next::Fragment,
         Parsed::IcmpError { src, offset } => {
@@ -229,19 +231,39 @@ fn take_down<A: Address>(work: &mut Work<A>, headers: &Headers<'_, A>, direction
     work.tcp_bits = u32::from(headers.tcp_bits);
 }
 
-/// Without a flow: the host's business, except that nothing may leave with an inside address.
+/// Without a flow: the host's business, except that nothing may leave with an inside address, unless it goes where the
+/// rule lets it.
 #[inline(always)]
-fn flowless<T, A>(tables: &T, interface: u32, direction: Direction, src: A, why: DropReason) -> Verdict
+fn flowless<P, T, A>(
+    packet: &mut P,
+    tables: &T,
+    work: &mut Work<A>,
+    direction: Direction,
+    src: A,
+    why: DropReason,
+) -> Verdict
 where
+    P: Packet,
     T: Tables<A>,
     A: Address,
 {
-    match direction {
-        Direction::In => Verdict::Pass,
-        Direction::Out if tables.masquerade(interface, src).is_none() => Verdict::Pass,
-        Direction::Out if tables.uplink(interface).is_some_and(|own| own.address.same(src)) => Verdict::Pass,
-        Direction::Out => Verdict::Drop(why),
+    let interface = work.interface();
+    let rule = match direction {
+        Direction::In => return Verdict::Pass,
+        Direction::Out => tables.masquerade(interface, src),
+    };
+    let Some(rule) = rule else {
+        return Verdict::Pass;
+    };
+    if tables.uplink(interface).is_some_and(|own| own.address.same(src)) {
+        return Verdict::Pass;
     }
+    let Some(header) = packet.at::<A::Header>(EthHdr::LEN) else {
+        return Verdict::Drop(why);
+    };
+    // SAFETY: `at` checked the bounds; nothing else holds the packet.
+    let dst = A::dst(unsafe { header.as_ref() });
+    if open::is_spared(tables, work, rule.rule, dst) { Verdict::Pass } else { Verdict::Drop(why) }
 }
 
 /// Writes the translated addresses and ports, and the IP checksum; says what the transport checksum needs.

@@ -59,6 +59,9 @@ where
         }
     } else {
         match tables.masquerade(interface, work.key.src) {
+            Some(rule) if !work.is_turned() && is_spared(tables, work, rule.rule, work.key.dst) => {
+                return Err(Verdict::Pass);
+            }
             Some(rule) => work.maker = Maker { rule: rule.rule, generation: rule.generation },
             // Whoever turns back to an inside server by a forward is seen under the uplink's address there, so that the
             // answers come back this way: then the forward makes the flow.
@@ -82,6 +85,21 @@ where
         return Err(Verdict::Drop(DropReason::TcpNotSyn));
     }
     claimed(tables, work)
+}
+
+/// Whether the rule leaves what goes there as it is (RFC 6888 REQ-6): then it is routed with its inside address.
+#[inline(always)]
+pub(super) fn is_spared<T, A>(tables: &T, work: &mut Work<A>, slot: u32, dst: A) -> bool
+where
+    T: Tables<A>,
+    A: Address,
+{
+    let excepts = tables.rule(slot).is_some_and(|rule| rule.flags & rule::EXCEPT != 0);
+    if !excepts {
+        return false;
+    }
+    work.source = Prefixed { bits: SourceKey::<A>::WHOLE, key: SourceKey { rule: slot, address: dst } };
+    tables.is_source(&work.source)
 }
 
 /// A segment that opens nothing is the answer to one that came in.

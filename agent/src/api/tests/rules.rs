@@ -218,6 +218,34 @@ async fn masquerade_is_made_found_and_deleted_by_what_it_does() {
 }
 
 #[tokio::test]
+async fn destinations_that_a_masquerade_leaves_alone_are_shown_as_they_are() {
+    let lab = Lab::new().await;
+    let body = |excluded: Value| {
+        json!({ "source_network": "192.168.100.0/24", "output_interface": "ens3",
+                "exclude_destinations": excluded })
+    };
+    for excluded in [
+        json!(["10.0.0.0/33"]),
+        json!(["2001:db8::/32"]),
+        json!(["0.0.0.0/0"]),
+        json!({}),
+        json!((0..257).map(|n| format!("10.{}.{}.0/24", n / 256, n % 256)).collect::<Vec<_>>()),
+    ] {
+        lab.post("/nat/masquerade", body(excluded)).await.refused(422, "INVALID_FIELD");
+    }
+    assert!(rules(&lab).await.1.is_empty());
+    let given = body(json!("10.1.2.3/8, 10.4.0.0/16,172.16.0.0/12"));
+    lab.post("/nat/masquerade", given.clone()).await.done(true);
+    lab.post("/nat/masquerade", given).await.done(false);
+    let (_, masquerade) = rules(&lab).await;
+    assert_eq!(masquerade[0]["exclude_destinations"], json!(["10.0.0.0/8", "172.16.0.0/12"]));
+    // Without them it is the same rule, changed.
+    lab.post("/nat/masquerade", body(json!([]))).await.done(true);
+    let (_, masquerade) = rules(&lab).await;
+    assert_eq!((masquerade.len(), masquerade[0].get("exclude_destinations")), (1, None));
+}
+
+#[tokio::test]
 async fn masquerade_is_deleted_by_id_in_path_query_and_body() {
     let lab = Lab::new().await;
     for (path, body) in

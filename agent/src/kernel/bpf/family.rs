@@ -136,19 +136,23 @@ impl<A: Octets> FamilyMaps<A> {
 
     /// Adds to each slot the rule that the maps hold for it.
     pub(super) fn list(&self, rules: &[Rule], found: &mut BTreeMap<Slot, Option<NatRule>>) -> Result<()> {
-        for (slot, parts) in self.forwards()? {
-            let flags = rules.get(slot.0 as usize).map_or(0, |rule| rule.flags);
-            found.insert(slot, parts.rule(flags));
-        }
+        let flags_of = |slot: u32| rules.get(slot as usize).map_or(0, |rule| rule.flags);
+        let mut parts = self.forwards()?;
         for entry in self.masquerades.iter() {
             let (key, Plain(value)) = entry.map_err(|error| failed("list the masquerade rules", &error))?;
             let source = network(&key);
             let uplink = key.data().0.uplink;
-            let flags = rules.get(value.rule as usize).map_or(0, |rule| rule.flags);
+            let flags = flags_of(value.rule);
             let nat = NatType::from_flags(flags);
             let parity = flags & rule::PARITY != 0;
-            let rule = source.map(|source| NatRule::Masquerade { uplink, source, nat, parity });
+            let except = parts.remove(&Slot(value.rule)).map(Parts::into_networks).unwrap_or_default();
+            let whole = (flags & rule::EXCEPT != 0) != except.is_empty();
+            let rule = source.filter(|_| whole);
+            let rule = rule.map(|source| NatRule::Masquerade { uplink, source, nat, parity, except });
             found.insert(Slot(value.rule), rule);
+        }
+        for (slot, parts) in parts {
+            found.insert(slot, parts.rule(flags_of(slot.0)));
         }
         Ok(())
     }
@@ -228,6 +232,18 @@ impl<A: Octets> FamilyMaps<A> {
         }
     }
 
+    /// The networks that a rule names belong to its next generation too.
+    pub(super) fn renew_networks(&mut self, slot: Slot, generation: u32) -> Result<()> {
+        let listed = self.sources.keys().filter_map(Result::<_, MapError>::ok);
+        let keys: Vec<_> = listed.filter(|key| key.data().0.rule == slot.0).collect();
+        for key in keys {
+            self.sources
+                .insert(&key, generation, 0)
+                .map_err(|error| failed("renew a network of a rule", &error))?;
+        }
+        Ok(())
+    }
+
     /// The masquerade rules of an uplink.
     pub(super) fn masquerades_of(&self, uplink: u32) -> Vec<(Key<Plain<MasqueradeKey<A>>>, Masquerade)> {
         self.masquerades
@@ -293,7 +309,7 @@ impl<A: Octets> FamilyMaps<A> {
             Entry::Source(key, generation) => {
                 self.sources
                     .insert(key, generation, 0)
-                    .map_err(|error| failed("open a forward to a source", &error))?;
+                    .map_err(|error| failed("add a network to a rule", &error))?;
                 self.counts[2] += 1;
                 Ok(())
             }
@@ -323,7 +339,7 @@ impl<A: Octets> FamilyMaps<A> {
                 Ok(())
             }
             Entry::Source(key, _) => {
-                self.sources.remove(key).map_err(|error| failed("close a forward to a source", &error))?;
+                self.sources.remove(key).map_err(|error| failed("take a network from a rule", &error))?;
                 self.counts[2] -= 1;
                 Ok(())
             }
@@ -353,13 +369,16 @@ impl<A: Octets> FamilyMaps<A> {
 pub(super) fn entries<A: Octets>(slot: Slot, generation: u32, rule: &NatRule) -> Vec<Entry<A>> {
     match rule {
         NatRule::Forward { .. } => forwards::entries(slot, generation, rule),
-        NatRule::Masquerade { uplink, source, nat: _, parity: _ } => {
+        NatRule::Masquerade { uplink, source, nat: _, parity: _, except } => {
             let Some(address) = A::from_ip(source.network()) else {
                 return Vec::new();
             };
             let key = MasqueradeKey { uplink: *uplink, address };
             let key = Key::new(u32::BITS + u32::from(source.prefix_len()), Plain(key));
-            vec![Entry::Masquerade(key, Masquerade { rule: slot.0, generation })]
+            // What it leaves alone before the rule itself.
+            let mut entries = forwards::networks(slot, generation, except);
+            entries.push(Entry::Masquerade(key, Masquerade { rule: slot.0, generation }));
+            entries
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A port alone is one entry of `forward4`. A range is cut into aligned blocks of powers of two, each a prefix in
 //! `range4`: at most 30 for each transport, however long the range is. Networks that a forward is open to are prefixes in
-//! `source4`, under the rule's slot.
+//! `source4`, under the rule's slot; there, too, are the destinations that a masquerade leaves alone.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -52,10 +52,6 @@ pub(super) fn entries<A: Octets>(slot: Slot, generation: u32, rule: &NatRule) ->
         return Vec::new();
     };
     let external = external_ip.and_then(A::from_ip).unwrap_or(A::ANY);
-    let source = |net: &IpNet| {
-        let key = SourceKey { rule: slot.0, address: A::from_ip(net.network())? };
-        Some(Entry::Source(Key::new(u32::BITS + u32::from(net.prefix_len()), Plain(key)), generation))
-    };
     let single = |transport: &Transport| {
         let key = ForwardKey {
             uplink: *uplink,
@@ -74,7 +70,7 @@ pub(super) fn entries<A: Octets>(slot: Slot, generation: u32, rule: &NatRule) ->
         let value = Range { address: internal, shift, unused: 0, rule: slot.0, generation };
         Entry::Range(Key::new(RangeKey::<A>::FIXED + bits, Plain(key)), value)
     };
-    let mut entries: Vec<_> = sources.iter().filter_map(source).collect();
+    let mut entries = networks(slot, generation, sources);
     if external_port == external_port_end {
         entries.extend(transports.iter().map(single));
     } else {
@@ -84,6 +80,15 @@ pub(super) fn entries<A: Octets>(slot: Slot, generation: u32, rule: &NatRule) ->
         }
     }
     entries
+}
+
+/// The entries of networks that a rule names.
+pub(super) fn networks<A: Octets>(slot: Slot, generation: u32, networks: &[IpNet]) -> Vec<Entry<A>> {
+    let entry = |net: &IpNet| {
+        let key = SourceKey { rule: slot.0, address: A::from_ip(net.network())? };
+        Some(Entry::Source(Key::new(u32::BITS + u32::from(net.prefix_len()), Plain(key)), generation))
+    };
+    networks.iter().filter_map(entry).collect()
 }
 
 /// Cuts a range into the fewest aligned powers of two: the first port of each, and how many bits its ports share.
@@ -132,6 +137,11 @@ impl<A: Octets> Parts<A> {
     pub(super) fn add_source(&mut self, key: &Key<Plain<SourceKey<A>>>) {
         let prefix = u8::try_from(key.prefix_len().saturating_sub(u32::BITS)).unwrap_or(u8::MAX);
         self.sources.extend(IpNet::new(key.data().0.address.ip(), prefix));
+    }
+
+    /// The networks alone, of a rule that is no forward.
+    pub(super) fn into_networks(self) -> Vec<IpNet> {
+        self.sources.into_iter().collect()
     }
 
     fn add(&mut self, protocol: u8, ports: (u16, u16), target: Target<A>) {

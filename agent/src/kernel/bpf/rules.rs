@@ -161,7 +161,7 @@ fn put<A: Octets>(maps: &mut FamilyMaps<A>, slots: &mut Slots, slot: Slot, rule:
 }
 
 fn remove<A: Octets>(maps: &mut FamilyMaps<A>, slot: Slot, entries: &[Entry<A>]) -> Result<()> {
-    // What leads to the rule goes before what it is open to.
+    // What leads to the rule goes before the networks that it names.
     for entry in entries.iter().rev() {
         if maps.belongs_to(entry, slot) {
             maps.delete(entry)?;
@@ -183,6 +183,7 @@ fn set_addresses<A: Octets>(
     for uplink in maps.set_uplinks(&addresses.uplinks.iter().filter_map(of_family).collect())? {
         for (key, value) in maps.masquerades_of(uplink) {
             let generation = slots.renew(Slot(value.rule))?;
+            maps.renew_networks(Slot(value.rule), generation)?;
             maps.insert(&Entry::Masquerade(key, Masquerade { generation, ..value }))?;
         }
     }

@@ -16,8 +16,10 @@ pub(super) fn slot(slot: Slot) -> String {
     format!("-m comment --comment \"{MARK}{}\"", slot.0)
 }
 
-/// Of a line that translates; `source`: the one that it is for, of a forward that is not open to everybody. Names of interfaces have no comma (`LinkName`).
-pub(super) fn rule(slot: Slot, placed: &Placed, source: Option<&IpNet>) -> String {
+/// Of a line that translates. `network`: the source that it is for, of a forward that is not open to everybody; the
+/// destination that it leaves alone, of a masquerade. Names of interfaces have no comma (`LinkName`).
+pub(super) fn rule(slot: Slot, placed: &Placed, network: Option<&IpNet>) -> String {
+    let network = network.map(|net| format!(",{net}")).unwrap_or_default();
     let Placed { rule, uplink } = placed;
     let rule = match rule {
         NatRule::Forward {
@@ -37,16 +39,15 @@ pub(super) fn rule(slot: Slot, placed: &Placed, source: Option<&IpNet>) -> Strin
                 true => external_port.to_string(),
                 false => format!("{external_port}-{external_port_end}"),
             };
-            let source = source.map(|net| format!(",{net}")).unwrap_or_default();
             format!(
-                "forward,{external_ip},{ports},{internal_ip},{internal_port},{}{}{source}",
+                "forward,{external_ip},{ports},{internal_ip},{internal_port},{}{}{network}",
                 transports.join("+"),
                 if *hairpin { "" } else { ",outside" },
             )
         }
-        NatRule::Masquerade { uplink: _, source, nat, parity } => {
+        NatRule::Masquerade { uplink: _, source, nat, parity, except: _ } => {
             let parity = if *parity { "parity" } else { ANY };
-            format!("masquerade,{source},{},{parity}", nat_type(*nat))
+            format!("masquerade,{source},{},{parity}{network}", nat_type(*nat))
         }
     };
     format!("-m comment --comment \"{MARK}{},{uplink},{rule}\"", slot.0)
@@ -89,32 +90,42 @@ pub(super) fn rule_of(text: &str) -> Option<Placed> {
                 hairpin,
             }
         }
-        ["masquerade", source, nat, parity] => NatRule::Masquerade {
+        ["masquerade", source, nat, parity, ref except @ ..] if except.len() <= 1 => NatRule::Masquerade {
             uplink: 0,
             source: source.parse::<IpNet>().ok()?,
             nat: [NatType::Restricted, NatType::FullCone, NatType::Symmetric]
                 .into_iter()
                 .find(|kind| nat_type(*kind) == nat)?,
             parity: parity == "parity",
+            except: except.iter().map(|net| net.parse().ok()).collect::<Option<_>>()?,
         },
         _ => return None,
     };
     Some(Placed { rule, uplink: uplink.to_owned() })
 }
 
-/// Joins what two lines of one slot say. False: not the same rule. A forward has a line for each source.
+/// Joins what two lines of one slot say. False: not the same rule. A forward has a line for each source, a masquerade
+/// one for each destination that it leaves alone and one for all others.
 pub(super) fn join(known: &mut Placed, mut other: Placed) -> bool {
-    if let (NatRule::Forward { sources: known, .. }, NatRule::Forward { sources: other, .. }) =
-        (&mut known.rule, &mut other.rule)
-        && known.is_empty() == other.is_empty()
-    {
-        let mut all: Vec<IpNet> = known.iter().chain(other.iter()).copied().collect();
-        all.sort_unstable();
-        all.dedup();
-        other.clone_from(&all);
-        *known = all;
+    match (&mut known.rule, &mut other.rule) {
+        (NatRule::Forward { sources: known, .. }, NatRule::Forward { sources: other, .. })
+            if known.is_empty() == other.is_empty() =>
+        {
+            unite(known, other);
+        }
+        (NatRule::Masquerade { except: known, .. }, NatRule::Masquerade { except: other, .. }) => {
+            unite(known, other);
+        }
+        (NatRule::Forward { .. } | NatRule::Masquerade { .. }, _) => {}
     }
     *known == other
+}
+
+fn unite(known: &mut Vec<IpNet>, other: &mut Vec<IpNet>) {
+    known.append(&mut other.clone());
+    known.sort_unstable();
+    known.dedup();
+    other.clone_from(known);
 }
 
 /// What follows the mark; iptables puts it in quotes or does not.
@@ -146,7 +157,7 @@ mod tests {
         }
         let sources = match &placed.rule {
             NatRule::Forward { sources, .. } => sources.clone(),
-            NatRule::Masquerade { .. } => Vec::new(),
+            NatRule::Masquerade { except, .. } => except.clone(),
         };
         let text = format!("-i ens3 {} -j DNAT", rule(Slot(12), &placed, sources.first()));
         assert_eq!(slot_of(&text), Some(Slot(12)));
@@ -166,6 +177,7 @@ mod tests {
                 source: "10.0.0.0/8".parse().unwrap(),
                 nat: NatType::Symmetric,
                 parity: true,
+                except: vec!["172.16.0.0/12".parse().unwrap()],
             },
             uplink: "br-ex".to_owned(),
         });

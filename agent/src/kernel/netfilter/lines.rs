@@ -127,13 +127,18 @@ pub(super) fn lines(family: Family, rules: &Rules) -> Lines {
     for (slot, placed) in in_order(family, rules) {
         match &placed.rule {
             NatRule::Forward { .. } => forward(slot, placed, &mut add),
-            NatRule::Masquerade { uplink: _, source, nat, parity: _ } => {
+            NatRule::Masquerade { uplink: _, source, nat, parity: _, except } => {
                 let (uplink, mark) = (&placed.uplink, comment::rule(slot, placed, None));
                 let random = match nat {
                     // The kernel keeps the port where it can; only the destination sets flows apart.
                     NatType::Restricted | NatType::FullCone => "",
                     NatType::Symmetric => " --random-fully",
                 };
+                for network in except {
+                    let mark = comment::rule(slot, placed, Some(network));
+                    let text = format!("-s {source} -d {network} -o {uplink} {mark} -j RETURN");
+                    add(Chain::Postrouting, Some(slot), text);
+                }
                 add(
                     Chain::Postrouting,
                     Some(slot),
@@ -275,6 +280,7 @@ pub(super) mod tests {
             source: source.parse().unwrap(),
             nat: NatType::Restricted,
             parity: false,
+            except: Vec::new(),
         };
         Placed { rule, uplink: "ens3".to_owned() }
     }
@@ -316,6 +322,24 @@ pub(super) mod tests {
         assert_eq!(slots(Chain::Postrouting), [Slot(1), Slot(0)]);
         assert_eq!(slots(Chain::SnatIn), [Slot(1), Slot(0)]);
         assert_eq!(slots(Chain::Prerouting), [Slot(3), Slot(2)]);
+    }
+
+    #[test]
+    fn a_destination_that_is_left_alone_comes_before_the_translation() {
+        let mut placed = masquerade("10.1.0.0/16");
+        if let NatRule::Masquerade { except, .. } = &mut placed.rule {
+            except.push("10.0.0.0/8".parse().unwrap());
+        }
+        let lines = lines(Family::V4, &Rules::from([(Slot(3), placed)]));
+        assert_eq!(
+            texts(&lines, Chain::Postrouting),
+            [
+                "-s 10.1.0.0/16 -d 10.0.0.0/8 -o ens3 -m comment --comment \
+                 \"telecluster:3,ens3,masquerade,10.1.0.0/16,restricted,any,10.0.0.0/8\" -j RETURN",
+                "-s 10.1.0.0/16 -o ens3 -m comment --comment \
+                 \"telecluster:3,ens3,masquerade,10.1.0.0/16,restricted,any\" -j MASQUERADE",
+            ]
+        );
     }
 
     #[test]
