@@ -256,13 +256,12 @@ fn send_back(interface: Option<u32>) -> i32 {
 
 /// What has turned back, where it comes in and where it leaves.
 macro_rules! turn {
-    ($address:ty, $name:ident, $half:ident, $first:ident, $icmp:ident) => {
+    ($address:ty, $name:ident, $half:ident, $first:ident, $icmp:ident, $fragment:ident) => {
         #[classifier]
         pub fn $name(ctx: TcContext) -> i32 {
             match $half::<_, _, $address>(&mut Skb::new(&ctx), &Kernel::new(&ctx)) {
                 Next::Done(verdict) => act(&ctx, verdict),
-                // Nobody knows yet which flow it is of: the host's own.
-                Next::Fragment => act(&ctx, Verdict::Pass),
+                Next::Fragment => go_on(&ctx, stage::$fragment),
                 Next::First => go_on(&ctx, stage::$first),
                 Next::IcmpError => go_on(&ctx, stage::$icmp),
             }
@@ -270,10 +269,10 @@ macro_rules! turn {
     };
 }
 
-turn!(A4, tc_turn4_in, turn_in, FIRST4_IN, ICMP4_IN);
-turn!(A4, tc_turn4_out, turn_out, FIRST4_OUT, ICMP4_OUT);
-turn!(A6, tc_turn6_in, turn_in, FIRST6_IN, ICMP6_IN);
-turn!(A6, tc_turn6_out, turn_out, FIRST6_OUT, ICMP6_OUT);
+turn!(A4, tc_turn4_in, turn_in, FIRST4_IN, ICMP4_IN, FRAGMENT4_IN);
+turn!(A4, tc_turn4_out, turn_out, FIRST4_OUT, ICMP4_OUT, FRAGMENT4_OUT);
+turn!(A6, tc_turn6_in, turn_in, FIRST6_IN, ICMP6_IN, FRAGMENT6_IN);
+turn!(A6, tc_turn6_out, turn_out, FIRST6_OUT, ICMP6_OUT, FRAGMENT6_OUT);
 
 /// The next packet of an IPv6 flow from the outside.
 #[classifier]

@@ -220,3 +220,59 @@ fn two_inside_sockets_meet_by_their_external_ports_and_strangers_do_not() {
         heard == (Some(seen[1]), Some(seen[0]))
     });
 }
+
+#[test]
+fn an_error_about_what_has_turned_back_comes_from_the_address_that_it_was_sent_to() {
+    let hosts = Hosts::new();
+    let _worker = hosts.lab.start();
+    hosts.lab.masquerade();
+    for (server, wan) in [(IpAddr::from(INSIDE), IpAddr::from(WAN)), (INSIDE6.into(), WAN6.into())] {
+        // Nobody listens there.
+        forward(&hosts.lab, 5353, (server, 53), &json!({}));
+        for (why, host, ipv4, ipv6) in hosts.clients() {
+            let client = host.udp((if server.is_ipv4() { ipv4 } else { ipv6 }, 0));
+            client.set_read_timeout(Some(PAUSE)).expect("set a timeout");
+            client.connect((wan, 5353)).expect("connect");
+            // Only an error from that very address and port, about this very one, reaches a connected socket.
+            eventually(&format!("{why} is not told by {wan}"), || {
+                let refused = |result: std::io::Result<usize>| {
+                    result.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+                };
+                refused(client.send(b"anybody?")) || refused(client.recv(&mut [0; 16]))
+            });
+        }
+    }
+    for host in [&hosts.neighbour, &hosts.stranger, &hosts.lab.inside] {
+        assert_eq!(host.snmp("Icmp", "InCsumErrors"), 0);
+    }
+}
+
+#[test]
+fn datagrams_longer_than_the_mtu_turn_back_too() {
+    let hosts = Hosts::new();
+    let _worker = hosts.lab.start();
+    hosts.lab.masquerade();
+    let long: Vec<u8> = (0..4000u16).map(|place| place.to_le_bytes()[0]).collect();
+    for (server, wan) in [(IpAddr::from(INSIDE), IpAddr::from(WAN)), (INSIDE6.into(), WAN6.into())] {
+        forward(&hosts.lab, 5353, (server, 53), &json!({}));
+        let listener = hosts.lab.inside.udp((server, 53));
+        thread::spawn(move || {
+            let mut buffer = [0; 8192];
+            while let Ok((len, from)) = listener.recv_from(&mut buffer) {
+                let _ = listener.send_to(&buffer[..len], from);
+            }
+        });
+        for (why, host, ipv4, ipv6) in hosts.clients() {
+            let client = host.udp((if server.is_ipv4() { ipv4 } else { ipv6 }, 0));
+            client.set_read_timeout(Some(PAUSE)).expect("set a timeout");
+            eventually(&format!("{why}: no long answer from {wan}"), || {
+                client.send_to(&long, (wan, 5353)).expect("send");
+                let mut buffer = [0; 8192];
+                let Ok((len, from)) = client.recv_from(&mut buffer) else { return false };
+                assert_eq!(from, (wan, 5353).into(), "{why}: the answer comes from elsewhere");
+                assert!(buffer[..len] == long, "{why}: other bytes");
+                true
+            });
+        }
+    }
+}
