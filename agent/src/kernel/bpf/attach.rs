@@ -11,6 +11,8 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use aya::programs::{
@@ -151,6 +153,10 @@ impl Mechanism {
     }
 }
 
+/// For how many milliseconds a program is waited for that was taken off a moment ago: when the last reference to a link
+/// goes, the kernel takes it off later, by a work queue (`bpf_link_put`), and until then it is "there already".
+const LET_GO: u32 = 2000;
+
 /// Keeps the programs and knows where they are attached.
 #[derive(Debug)]
 pub(super) struct Attacher {
@@ -282,9 +288,18 @@ impl Attacher {
             let operation = || format!("attach {program} to {name} ({at:?}, TCX)");
             let pin = pin_path(&self.links, label, index);
             let program = find(&mut self.programs, program)?;
-            let id = program
-                .attach_with_options(name, *at, TcAttachOptions::TcxOrder(place.order()))
-                .map_err(|error| failed(operation(), &error))?;
+            let mut patience = LET_GO;
+            let id = loop {
+                let options = TcAttachOptions::TcxOrder(place.order());
+                let attached = program.attach_with_options(name, *at, options);
+                match attached.map_err(|error| failed(operation(), &error)) {
+                    Err(error) if error.errno == Some(Errno::EEXIST as i32) && patience > 0 => {
+                        patience -= 1;
+                        thread::sleep(Duration::from_millis(1));
+                    }
+                    done => break done?,
+                }
+            };
             let link = program.take_link(id).map_err(|error| failed(operation(), &error))?;
             let link = FdLink::try_from(link).map_err(|error| failed(operation(), &error))?;
             link.pin(pin).map_err(|error| failed(operation(), &error))?;
