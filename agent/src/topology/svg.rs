@@ -307,14 +307,4 @@ mod tests {
         assert_eq!(Colour(100).to_string(), Colour(100).to_string());
         assert_ne!(Colour(100).to_string(), Colour(101).to_string());
     }
-
-    /// For looking at: `TOPOLOGY_SAMPLES=/some/dir cargo test -p telecluster-worker --lib topology_samples -- --ignored`.
-    #[test]
-    #[ignore = "writes pictures for people to look at"]
-    fn topology_samples() {
-        let directory = std::path::PathBuf::from(std::env::var_os("TOPOLOGY_SAMPLES").expect("a directory"));
-        for ports in [5, 30, 200] {
-            std::fs::write(directory.join(format!("topology-{ports}.svg")), svg(&sample(ports))).unwrap();
-        }
-    }
 }
