@@ -250,19 +250,32 @@ impl DiskUsage {
 
 impl NetworkIo {
     fn read() -> io::Result<Self> {
+        Ok(Self::sum(&std::fs::read("/proc/thread-self/net/dev")?))
+    }
+
+    /// As bytes: a name need not be text. It has no colon, and two lines of headings have no numbers.
+    fn sum(table: &[u8]) -> Self {
         let mut sum = Self::default();
-        let devices = procfs::net::dev_status().map_err(io::Error::other)?;
-        for device in devices.values().filter(|device| device.name != "lo") {
-            sum.bytes_sent += device.sent_bytes;
-            sum.bytes_recv += device.recv_bytes;
-            sum.packets_sent += device.sent_packets;
-            sum.packets_recv += device.recv_packets;
-            sum.errin += device.recv_errs;
-            sum.errout += device.sent_errs;
-            sum.dropin += device.recv_drop;
-            sum.dropout += device.sent_drop;
+        for line in table.split(|byte| *byte == b'\n') {
+            let mut parts = line.splitn(2, |byte| *byte == b':');
+            let (Some(name), Some(numbers)) = (parts.next(), parts.next()) else { continue };
+            let numbers = String::from_utf8_lossy(numbers);
+            let numbers: Vec<u64> = numbers.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+            // Received: bytes, packets, errors, drops, and four more; then the same, sent.
+            let [br, pr, er, dr, _, _, _, _, bs, ps, es, ds, ..] = numbers[..] else { continue };
+            if name.trim_ascii() == b"lo" {
+                continue;
+            }
+            sum.bytes_recv += br;
+            sum.packets_recv += pr;
+            sum.errin += er;
+            sum.dropin += dr;
+            sum.bytes_sent += bs;
+            sum.packets_sent += ps;
+            sum.errout += es;
+            sum.dropout += ds;
         }
-        Ok(sum)
+        sum
     }
 }
 
@@ -301,6 +314,16 @@ mod tests {
         assert_eq!(disk_usage.path, "/");
         assert!(disk_usage.total >= disk_usage.used + disk_usage.free);
         assert!(platform.starts_with("Linux "), "{platform}");
+    }
+
+    #[test]
+    fn what_interfaces_have_carried_is_summed_whatever_they_are_called() {
+        let table = b"Inter-|   Receive  |  Transmit\n face |bytes packets errs\n    lo: 9 9 9 9 0 0 0 0 9 9 9 9 0 0 0 0\n\
+            caf\xe9: 1 2 3 4 0 0 0 0 5 6 7 8 0 0 0 0\n  ens3:10 20 30 40 0 0 0 0 50 60 70 80 0 0 0 0\n";
+        let sum =
+            NetworkIo { bytes_recv: 11, packets_recv: 22, errin: 33, dropin: 44, ..NetworkIo::default() };
+        let sum = NetworkIo { bytes_sent: 55, packets_sent: 66, errout: 77, dropout: 88, ..sum };
+        assert_eq!(NetworkIo::sum(table), sum);
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod host;
 pub mod iptables;
 pub mod links;
 pub mod listeners;
+mod names;
 pub mod netfilter;
 pub mod netlink;
 mod netns;

@@ -9,7 +9,6 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures_util::StreamExt;
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
@@ -20,16 +19,21 @@ use netlink_packet_route::{
         VlanProtocol as WireVlanProtocol,
     },
 };
-use netlink_sys::AsyncSocket as _;
+use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 use rtnetlink::{
     AddressMessageBuilder, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVlan,
-    MulticastGroup, new_multicast_connection,
+    MulticastGroup,
 };
-use tokio::sync::mpsc;
+use tokio::{
+    io::unix::AsyncFd,
+    sync::mpsc::{self, error::TrySendError},
+};
 
 use super::{
-    Kernel, KernelError, forwarding,
+    Kernel, KernelError,
+    fastpath::{drain, listen},
+    forwarding,
     links::{ALIAS, At, Link, MAKING, Observed, OperState, Place, PortState},
     listeners::{self, Listener},
     netns, observe,
@@ -127,25 +131,29 @@ impl Kernel for NetlinkKernel {
             MulticastGroup::Ipv6Route,
             MulticastGroup::Nsid,
         ];
-        let (mut connection, handle, mut messages) = new_multicast_connection(&groups)
-            .map_err(|error| io_error("listen to the kernel's events", &error))?;
+        let socket = listen(NETLINK_ROUTE, groups.map(|group| group as u32))?;
         // Also of the namespaces that this one has a number for: those with the far end of one of its pairs.
-        if let Err(error) = connection.socket_mut().socket_mut().set_listen_all_namespaces(true) {
+        if let Err(error) = socket.set_listen_all_namespaces(true) {
             tracing::warn!(%error, "what happens to far ends in other namespaces is not heard of: grant CAP_NET_BROADCAST");
         }
-        tokio::spawn(connection);
+        // SAFETY: the socket owns its descriptor, which stays open and the same until both are dropped together.
+        let events = unsafe { AsyncFd::register(socket) }
+            .map_err(|error| io_error("listen to the kernel's events", &error.into()))?;
         // One message in the channel says it all: look again.
         let (sender, receiver) = mpsc::channel(1);
         tokio::spawn(async move {
-            // The connection ends when its handle is gone.
-            let _handle = handle;
             loop {
                 tokio::select! {
-                    message = messages.next() => match message {
+                    ready = events.readable() => {
+                        let Ok(mut ready) = ready else { return };
+                        // What it is about is for `observe` to tell; names in it need not even be text.
+                        let heard = drain(events.get_ref(), |_| true);
+                        ready.clear_ready();
                         // Full: the last event has not been looked at yet, and covers this one.
-                        Some(_) => if let Err(mpsc::error::TrySendError::Closed(())) = sender.try_send(()) { return },
-                        None => return,
-                    },
+                        if heard && matches!(sender.try_send(()), Err(TrySendError::Closed(()))) {
+                            return;
+                        }
+                    }
                     () = sender.closed() => return,
                 }
             }

@@ -7,7 +7,7 @@
 use std::num::NonZeroI32;
 
 use netlink_packet_core::{
-    ErrorMessage, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    DecodeError, ErrorMessage, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -16,7 +16,7 @@ use nix::sys::{
     time::{TimeVal, TimeValLike},
 };
 
-use super::KernelError;
+use super::{KernelError, names};
 
 /// Set on the messages of a dump during which something changed (linux/netlink.h).
 const NLM_F_DUMP_INTR: u16 = 0x10;
@@ -131,7 +131,7 @@ impl Rtnl {
             let (datagram, _) = self.socket.recv_from_full().map_err(failed)?;
             let mut rest = datagram.as_slice();
             while !rest.is_empty() {
-                let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(|error| {
+                let answer = read(rest).map_err(|error| {
                     Failure::Error(KernelError::other(
                         operation,
                         format!("the answer cannot be read: {error}"),
@@ -165,6 +165,14 @@ impl Rtnl {
             }
         }
     }
+}
+
+/// The first message; what somebody called a link need not be text.
+fn read(bytes: &[u8]) -> Result<NetlinkMessage<RouteNetlinkMessage>, DecodeError> {
+    NetlinkMessage::deserialize(bytes).or_else(|error| match names::readable(bytes) {
+        Some(message) => NetlinkMessage::deserialize(&message),
+        None => Err(error),
+    })
 }
 
 /// An I/O error as a kernel error.
