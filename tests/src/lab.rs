@@ -137,10 +137,10 @@ impl Netns {
         self.sh(&format!("ip {arguments}"));
     }
 
-    /// Whether this kernel makes VLAN links (8021q), asked without the worker.
-    pub fn makes_vlan_links(&self) -> bool {
+    /// Whether this kernel makes VLAN links (8021q), asked without the worker. Not over loopback: no kernel makes those.
+    pub fn makes_vlan_links(&self, over: &str) -> bool {
         let mut command = self.command("ip");
-        command.args(["link", "add", "link", "lo", "name", "probe", "type", "vlan", "id", "9"]);
+        command.args(["link", "add", "link", over, "name", "probe", "type", "vlan", "id", "9"]);
         let made = command.stderr(Stdio::null()).status().expect("run ip").success();
         if made {
             self.ip("link del probe");

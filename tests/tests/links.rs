@@ -81,7 +81,7 @@ fn a_vlan_link_carries_tagged_frames_or_says_what_the_kernel_lacks() {
     let _worker = lab.start();
     let before = lab.get("/network/interfaces");
     let wanted = json!({"parent_interface": "lan0", "vlan_id": 100});
-    if !lab.router.makes_vlan_links() {
+    if !lab.router.makes_vlan_links("lan0") {
         // The rest of this test runs in the VM, whose kernels have the module.
         println!("this kernel has no module 8021q: what is tested here is the refusal");
         let answer = lab.post("/vlan/create", &wanted);

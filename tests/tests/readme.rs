@@ -48,7 +48,7 @@ fn the_readme_s_examples_work_verbatim() {
     lab.sh("ip netns add lab1");
     let mut command = lab.worker_command();
     let _worker = lab.start_command(command.env_remove("WAN_INTERFACE"));
-    let vlan_links = lab.router.makes_vlan_links();
+    let vlan_links = lab.router.makes_vlan_links("lan0");
     if !vlan_links {
         println!("this kernel has no module 8021q: its examples are refused here, and work in the VM");
     }
