@@ -24,7 +24,7 @@ use telecluster_common::{
         first, fragment, icmp_error, make, refuse, translate,
         work::{Prefixed, Work},
     },
-    packet::{ChecksumFix, Packet, Wire, note},
+    packet::{ChecksumFix, Packet, Parsed, Wire, note, parse},
     tables::{self, BindingRef, Claim, FlowRef, Limits, RangeRef, Tables},
 };
 
@@ -539,6 +539,19 @@ impl Machine for Host {
     fn counters(&mut self, slot: u32) -> RuleStat {
         self.tables.stats.borrow().get(&slot).copied().unwrap_or_default()
     }
+}
+
+/// Where the transport header of a frame is that can be told to a flow, or the ICMP error.
+pub fn transport_offset(frame: &mut Vec<u8>) -> Option<usize> {
+    fn offset<A: Side>(packet: &mut Bytes<'_>) -> Option<usize> {
+        match parse::<_, A>(packet) {
+            Parsed::Flow(headers) => Some(headers.transport_offset),
+            Parsed::IcmpError { offset, .. } => Some(offset),
+            Parsed::Other | Parsed::Flowless { .. } | Parsed::Fragment => None,
+        }
+    }
+    let mut packet = Bytes(frame);
+    offset::<[u8; 4]>(&mut packet).or_else(|| offset::<[u8; 16]>(&mut packet))
 }
 
 /// The programs behind the one on the hook, one after the other.

@@ -5,6 +5,7 @@
 //! | [`frame`] | frames built byte by byte, checksums from scratch |
 //! | [`vectors`] | packets in, packets and verdicts out: the same list for the host and the kernel |
 //! | [`host`] | the engine over byte slices and hash maps |
+//! | [`fuzz`] | the entry points of the fuzzers |
 //! | [`kernel`] | the loaded programs through `BPF_PROG_TEST_RUN` |
 //! | [`lab`] | hosts, worker and sockets in namespaces |
 //! | [`switch`] | frames through the ports of a bridge with VLANs: engine, programs, the kernel's own filter |
@@ -16,6 +17,7 @@
 #![expect(clippy::panic, reason = "all of this crate is test code: a failure is a panic")]
 
 pub mod frame;
+pub mod fuzz;
 pub mod host;
 pub mod kernel;
 pub mod lab;
