@@ -19,8 +19,10 @@ use crate::{
         host::HostKernel,
         iptables::Iptables,
         links::Observed,
+        netdev,
         netlink::NetlinkKernel,
         ovs::{Ovs, Presence},
+        xdp::Xdp,
     },
     kinds::roles::{Holder, Roles},
     model::roles::{Role, RoleSource},
@@ -117,6 +119,7 @@ pub fn report(config: &Config) -> Report {
     checks.push(dataplane(config.dataplane, &ebpf, &iptables));
     checks.extend(ebpf);
     checks.extend([
+        xdp(config),
         tun(),
         vlans(),
         ovs(config),
@@ -204,6 +207,38 @@ fn tcx() -> Check {
     match SchedClassifier::query_tcx("lo", TcAttachType::Ingress) {
         Ok(_) => Check::new(NAME, State::Ok, "TCX"),
         Err(_) => Check::new(NAME, State::Ok, "clsact (no TCX here)"),
+    }
+}
+
+/// Where the fast path could be in drivers; what a driver gives up for it is only seen when it is tried.
+fn xdp(config: &Config) -> Check {
+    const NAME: &str = "XDP";
+    let wishes = &config.xdp;
+    if wishes.are_off() {
+        return Check::new(NAME, State::Ok, "off");
+    }
+    let able = |name: &str, index: u32| {
+        // What every machine has and nobody means.
+        wishes.of(name) != Xdp::Off && netdev::abilities(index).ok().flatten().is_some_and(|able| able.native)
+    };
+    let Ok(interfaces) = nix::net::if_::if_nameindex() else {
+        return Check::new(NAME, State::Limited, format!("{wishes}; the interfaces cannot be listed"));
+    };
+    if !matches!(netdev::abilities(1), Ok(Some(_))) {
+        return Check::new(
+            NAME,
+            State::Ok,
+            format!("{wishes}; this kernel does not tell which drivers have it"),
+        );
+    }
+    let names: Vec<String> = (interfaces.iter())
+        .filter_map(|interface| Some((interface.name().to_str().ok()?, interface.index())))
+        .filter(|(name, index)| able(name, *index))
+        .map(|(name, _)| name.to_owned())
+        .collect();
+    match names.is_empty() {
+        true => Check::new(NAME, State::Ok, format!("{wishes}; no driver here has it")),
+        false => Check::new(NAME, State::Ok, format!("{wishes}; drivers of {} have it", names.join(", "))),
     }
 }
 

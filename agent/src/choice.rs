@@ -51,6 +51,7 @@ pub(crate) fn choose(config: &Config, flow_capacity: Option<u32>) -> Result<Choi
         directory: config.bpf_dir.clone(),
         flow_capacity,
         limits: config.limits,
+        xdp: config.xdp.clone(),
         log_level: config.log_level.programs(),
     };
     let choice = match config.dataplane {

@@ -14,7 +14,10 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, error::Erro
 
 use telecluster_common::tables::Limits;
 
-use crate::{kernel::fastpath::Policy, model::LinkName};
+use crate::{
+    kernel::{fastpath::Policy, xdp::Wishes},
+    model::LinkName,
+};
 
 /// Everything the daemon is told from outside.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +38,8 @@ pub struct Config {
     /// Where the database of Open vSwitch listens.
     pub ovs_socket: PathBuf,
     pub netfilter: Policy,
+    /// Where the fast path may be in drivers.
+    pub xdp: Wishes,
     /// How many flows have series of their own on `/metrics`.
     pub flow_metrics_max: usize,
     /// Flows that the tables are made for.
@@ -184,6 +189,10 @@ struct Settings {
     /// way do not [default: respect]
     #[arg(long, env = "NETFILTER", global = true)]
     netfilter: Option<String>,
+    /// auto: fast flows are sent on in the driver (native XDP) where nothing is lost by it; on: wherever the driver can;
+    /// off; and others by name, such as auto,ens4=on [default: auto]
+    #[arg(long, env = "XDP", global = true)]
+    xdp: Option<String>,
     /// Flows with series of their own on /metrics, the largest first [default: 500]
     #[arg(long, env = "FLOW_METRICS_MAX", global = true)]
     flow_metrics_max: Option<String>,
@@ -238,7 +247,7 @@ fn clap_refusal(error: &clap::Error) -> Refused {
 
 impl Settings {
     /// Every setting that the file may have, by its key.
-    fn by_key(&mut self) -> [(&'static str, &mut Option<String>); 20] {
+    fn by_key(&mut self) -> [(&'static str, &mut Option<String>); 21] {
         [
             ("log_level", &mut self.log_level),
             ("log_format", &mut self.log_format),
@@ -253,6 +262,7 @@ impl Settings {
             ("ovs", &mut self.ovs),
             ("ovs_socket", &mut self.ovs_socket),
             ("netfilter", &mut self.netfilter),
+            ("xdp", &mut self.xdp),
             ("flow_metrics_max", &mut self.flow_metrics_max),
             ("flow_capacity", &mut self.flow_capacity),
             ("ports_per_host", &mut self.ports_per_host),
@@ -330,6 +340,16 @@ impl Settings {
                 None | Some("respect") => Policy::Respect,
                 Some("bypass") => Policy::Bypass,
                 Some(text) => return Err(invalid("NETFILTER", text, "use respect or bypass")),
+            },
+            xdp: match given(self.xdp.as_deref()) {
+                None => Wishes::default(),
+                Some(text) => Wishes::parse(text).ok_or_else(|| {
+                    invalid(
+                        "XDP",
+                        text,
+                        "use auto, on or off, and interfaces that differ by name: auto,ens4=on",
+                    )
+                })?,
             },
             flow_metrics_max: number(
                 "FLOW_METRICS_MAX",
@@ -494,6 +514,7 @@ mod tests {
             (Settings { dataplane: Some("nftables".into()), ..Settings::default() }, "DATAPLANE"),
             (Settings { ovs: Some("yes".into()), ..Settings::default() }, "OVS"),
             (Settings { netfilter: Some("off".into()), ..Settings::default() }, "NETFILTER"),
+            (Settings { xdp: Some("on,yes".into()), ..Settings::default() }, "XDP"),
         ];
         for (settings, variable) in cases {
             let Err(Refused::Invalid(line)) = settings.check() else { panic!("{variable} was accepted") };

@@ -129,6 +129,7 @@ impl Collector for Snapshot {
             backend_reason: _,
             backend_differences: _,
             attachments: _,
+            xdp,
             pressure,
             drops,
             rules,
@@ -182,6 +183,11 @@ impl Collector for Snapshot {
             "Packets dropped by the programs",
             drops.iter().map(|(reason, count)| (vec![("reason", reason.name().to_owned())], *count)),
         )?;
+        let sent = std::iter::once((Labels::new(), xdp.packets));
+        counters(out, "xdp_packets", "Packets of fast flows that were sent on in drivers", sent)?;
+        let native =
+            xdp.ports.iter().map(|(name, native, _)| (vec![("interface", name.clone())], u64::from(*native)));
+        gauges(out, "xdp_attached", "Whether the fast path of an interface is in its driver", native)?;
         let map = |name: &str| -> Labels { vec![("map", name.to_owned())] };
         gauges(out, "map_entries", "Entries in use", pressure.iter().map(|p| (map(p.map), p.entries)))?;
         gauges(out, "map_capacity", "Entries that fit", pressure.iter().map(|p| (map(p.map), p.capacity)))?;
@@ -293,6 +299,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::{
+        engine::XdpMeasured,
         kernel::dataplane::{Attachment, Counters, MapPressure, Slot},
         model::{RuleAction, RuleView},
     };
@@ -305,6 +312,7 @@ pub(crate) mod tests {
             backend_reason: "a test".to_owned(),
             backend_differences: &[],
             attachments: vec![Attachment { uplink: 2, mechanism: "tcx" }],
+            xdp: XdpMeasured { ports: vec![("ens3".to_owned(), true, "a test".to_owned())], packets: 5 },
             pressure: vec![MapPressure { map: "flow4", entries: 2, capacity: 131_072 }],
             drops: DropReason::ALL.map(|reason| (reason, 0)).to_vec(),
             rules: vec![(rule(), counters)],
@@ -386,6 +394,8 @@ pub(crate) mod tests {
             r#"telecluster_http_requests_total{method="POST",route="/bridge/create",status="200"} 1"#,
             r#"telecluster_http_request_duration_seconds_bucket{le="0.0025",method="POST",route="/bridge/create"} 1"#,
             r#"telecluster_build_info{version="0.1.0",backend="fake"} 1"#,
+            "telecluster_xdp_packets_total{} 5",
+            r#"telecluster_xdp_attached{interface="ens3"} 1"#,
             "telecluster_uptime_seconds 7.0",
             "telecluster_bridges 1",
             "telecluster_interfaces 4",

@@ -47,8 +47,14 @@ pub async fn start(config: &Config) -> Result<Engine> {
             let (dataplane, mut object) = *loaded;
             log_programs(&mut object);
             let epoch = dataplane.epoch();
-            fastpath::watch(config.netfilter, move |notice| epoch.hear(notice))?;
-            Arc::new(dataplane)
+            let dataplane = Arc::new(dataplane);
+            let drivers = bpf::watch_drivers(Arc::clone(&dataplane), &config.xdp)?;
+            fastpath::watch(config.netfilter, move |notice| {
+                epoch.hear(notice);
+                // It has been told already when there is no room.
+                let _ = drivers.try_send(());
+            })?;
+            dataplane
         }
         Loaded::Iptables(dataplane) => Arc::new(dataplane),
     };

@@ -58,6 +58,14 @@ pub mod stage {
     pub const REFUSE6: u32 = 29;
 }
 
+/// Places of the programs in the `xdp_stage` map, to which those on the hooks of drivers go on.
+pub mod xdp_stage {
+    pub const COUNT: u32 = 2;
+
+    pub const WAN6: u32 = 0;
+    pub const LAN6: u32 = 1;
+}
+
 /// Nanoseconds to ticks: 2^20 ns, a little more than a millisecond. 32 bits of ticks are 52 days, and idle times are
 /// told by the difference, so nothing happens when they wrap.
 pub const TICK_BITS: u32 = 20;

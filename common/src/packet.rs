@@ -18,6 +18,7 @@ pub use self::{
     parse::{Addressed, Headers, Parsed, headers_at, parse},
     piece::Piece,
 };
+use crate::checksum;
 
 /// A packet on its way through an interface: an Ethernet frame whose outer VLAN tag, if any, is not in its bytes.
 pub trait Packet {
@@ -75,4 +76,19 @@ pub struct ChecksumFix {
     pub body: u16,
     /// A checksum of 0 means "none" and stays (UDP, RFC 768).
     pub optional: bool,
+}
+
+impl ChecksumFix {
+    /// What a checksum becomes that is whole.
+    #[inline(always)]
+    pub const fn applied(self, old: [u8; 2]) -> [u8; 2] {
+        let [high, low] = old;
+        if self.optional && high | low == 0 {
+            return old;
+        }
+        let difference = checksum::fold(self.pseudo as u32 + self.body as u32);
+        let [high, low] = checksum::apply(old, difference);
+        // 0 would say that there is none (RFC 768).
+        if self.optional && high | low == 0 { [0xff, 0xff] } else { [high, low] }
+    }
 }

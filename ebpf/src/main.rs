@@ -1,5 +1,5 @@
 //! The kernel programs: entry points only. What they do is in `telecluster_common::nat` and `::vlan`, on what is in
-//! [`maps`] and [`switch`], where a packet's bytes are in [`skb`] and [`frame`].
+//! [`maps`] and [`switch`], where a packet's bytes are in [`skb`], [`frame`] and [`xdp`], which has its own entry points.
 #![no_std]
 #![no_main]
 // Inline assembly for BPF is unstable; it is used for two instructions, see `skb` and `tables`.
@@ -10,6 +10,7 @@ mod maps;
 mod skb;
 mod switch;
 mod tables;
+mod xdp;
 
 use aya_ebpf::{
     bindings::{BPF_F_INGRESS, TC_ACT_SHOT},
@@ -35,8 +36,8 @@ use telecluster_common::{
 
 use crate::{maps::STAGE, skb::Skb, switch::Maps, tables::Kernel};
 
-type A4 = [u8; 4];
-type A6 = [u8; 16];
+pub type A4 = [u8; 4];
+pub type A6 = [u8; 16];
 
 /// On to the next program, and then to the stack. Never "ok, stop": that would hide other people's programs.
 const NEXT: i32 = -1; // TCX_NEXT (uapi/linux/bpf.h) and TC_ACT_UNSPEC (uapi/linux/pkt_cls.h)

@@ -2,7 +2,7 @@
 //! `telecluster_common::maps`. The agent sets the sizes of the flow tables when it loads.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
+    btf_maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
     macros::btf_map,
 };
 use telecluster_common::{
@@ -11,7 +11,7 @@ use telecluster_common::{
         Binding, EndpointKey, Epoch, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented, HOPS, Hop,
         MAX_BLOCKS, MAX_FRAGMENTED, MAX_PACED, MAX_PLACED, MAX_PORTS, MAX_RULES, MAX_WAITING_ROOMS,
         Masquerade, MasqueradeKey, Moved, PaceKey, PlaceKey, PlacedPort, Port, Range, RangeKey, Rule,
-        RuleStat, SourceKey, Uplink, stage,
+        RuleStat, SourceKey, Uplink, stage, xdp_stage,
     },
     nat::work::Work,
 };
@@ -150,6 +150,18 @@ pub static DROP_STAT: PerCpuArray<u64, { DropReason::COUNT as usize }> = PerCpuA
 /// Programs that those on the hooks go on to, by [`stage`].
 #[btf_map(name = "stage")]
 pub static STAGE: ProgramArray<{ stage::COUNT as usize }> = ProgramArray::new();
+
+/// The same for those on the hooks of drivers, by [`xdp_stage`]: the two kinds do not mix.
+#[btf_map(name = "xdp_stage")]
+pub static XDP_STAGE: ProgramArray<{ xdp_stage::COUNT as usize }> = ProgramArray::new();
+
+/// Interfaces that our programs are in the drivers of: between them packets are sent there.
+#[btf_map(name = "xdp_port")]
+pub static XDP_PORT: DevMapHash<{ MAX_PORTS as usize }> = DevMapHash::new();
+
+/// Packets sent there.
+#[btf_map(name = "xdp_stat")]
+pub static XDP_STAT: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 #[inline(always)]
 pub fn count_drop(reason: DropReason) {

@@ -152,7 +152,7 @@ impl Packet for Skb {
 ///
 /// One real instruction, because an empty one is refused ("Invalid line_info").
 #[inline(always)]
-fn opaque(mut pointer: usize) -> usize {
+pub fn opaque(mut pointer: usize) -> usize {
     // SAFETY: copies a register onto itself.
     unsafe { asm!("{0} = {0}", inout(reg) pointer, options(nomem, nostack, preserves_flags)) }
     pointer

@@ -1,18 +1,17 @@
 //! The engine's tables, done with BPF maps and helpers.
 
-use core::{arch::asm, ptr::NonNull};
+use core::{arch::asm, ffi::c_void, ptr::NonNull};
 
 use aya_ebpf::{
-    Global,
+    EbpfContext, Global,
     bindings::{
-        __sk_buff, BPF_F_CURRENT_NETNS, BPF_NOEXIST, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
+        BPF_F_CURRENT_NETNS, BPF_NOEXIST, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
     },
     btf_maps::lpm_trie::Key,
     helpers::{
         bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
     },
-    programs::TcContext,
 };
 use telecluster_common::{
     maps::{
@@ -49,12 +48,12 @@ pub static FLOWS_PER_HOST: Global<u32> = Global::new(0);
 pub static FLOWS_PER_RULE: Global<u32> = Global::new(0);
 
 /// Maps, clock, dice and sockets of the running kernel.
-pub struct Kernel(*mut __sk_buff);
+pub struct Kernel(*mut c_void);
 
 impl Kernel {
     #[inline(always)]
-    pub fn new(ctx: &TcContext) -> Self {
-        Self(ctx.skb.skb)
+    pub fn new(ctx: &impl EbpfContext) -> Self {
+        Self(ctx.as_ptr())
     }
 
     #[inline(always)]
@@ -64,9 +63,9 @@ impl Kernel {
         // SAFETY: the context of the program that runs, a tuple on our stack, and the reference is given back.
         unsafe {
             let socket = if protocol == proto::TCP {
-                bpf_skc_lookup_tcp(self.0.cast(), &raw mut tuple, len as u32, netns, 0)
+                bpf_skc_lookup_tcp(self.0, &raw mut tuple, len as u32, netns, 0)
             } else {
-                bpf_sk_lookup_udp(self.0.cast(), &raw mut tuple, len as u32, netns, 0)
+                bpf_sk_lookup_udp(self.0, &raw mut tuple, len as u32, netns, 0)
             };
             if socket.is_null() {
                 return false;

@@ -4,19 +4,20 @@
 #
 #   TELECLUSTER_WORKER_BIN  the agent; else the checkout's release build
 #   FLOW_CAPACITY           flows that the tables hold; the largest workload opens a million
+#   XDP                     off (default) or on: the fast path in drivers, which wants whole checksums
 set -euo pipefail
 
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 worker=${TELECLUSTER_WORKER_BIN:-$checkout/target/release/telecluster-worker}
 
 case "$1" in
-caps) echo snat dnat snat6 dnat6 ;;
+caps) echo snat dnat snat6 dnat6 $([ "${XDP:-off}" = off ] || echo checksums) ;;
 version) git -C "$checkout" describe --always --dirty 2>/dev/null || echo unknown ;;
 up)
   # The namespace is ours alone: any port outside the forwards and the ephemeral range is free.
   port=987
   ip link set lo up
-  PORT=$port HOST=127.0.0.1 STATE_DIR=$TCB_DIR/state WAN_INTERFACE=$TCB_WAN_IF LOG_LEVEL=WARNING \
+  PORT=$port HOST=127.0.0.1 STATE_DIR=$TCB_DIR/state WAN_INTERFACE=$TCB_WAN_IF LOG_LEVEL=WARNING XDP=${XDP:-off} \
     FLOW_CAPACITY=${FLOW_CAPACITY:-1200000} "$worker" >"$TCB_DIR/worker.log" 2>&1 </dev/null &
   pid=$!
   echo $pid >"$TCB_DIR/worker.pid"

@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use aya::{TestRun as _, TestRunOptions, programs::SchedClassifier};
+use aya::{
+    TestRun as _, TestRunOptions,
+    programs::{Program, SchedClassifier},
+};
 use telecluster_common::{
     drop::DropReason,
     maps::{Direction, RuleStat},
@@ -11,9 +14,10 @@ use telecluster_common::{
 use telecluster_worker::kernel::{
     bpf::{
         BpfDataPlane, Options,
-        object::{Object, classifier},
+        object::{Object, classifier, program},
     },
     dataplane::{DataPlane as _, HostAddresses, NatRule, Slot, Transport},
+    xdp::{Wishes, Xdp},
 };
 
 use crate::{
@@ -37,6 +41,7 @@ impl Kernel {
             directory: PathBuf::from("/sys/fs/bpf/telecluster"),
             flow_capacity: Some(4096),
             limits: Limits::default(),
+            xdp: Wishes { others: Xdp::On, ..Wishes::default() },
             log_level: 3,
         };
         let (plane, object) = BpfDataPlane::load(&options).expect("load the programs");
@@ -55,6 +60,19 @@ impl Kernel {
             Direction::Out => "tc_wan_out",
         };
         classifier(&mut self.object, name).expect("the program")
+    }
+
+    /// What a program answers to a frame, and the frame afterwards.
+    pub fn run_at(&mut self, name: &str, frame: &[u8]) -> (u32, Vec<u8>) {
+        let mut out = vec![0; frame.len()];
+        let options =
+            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
+        let result = match program(&mut self.object, name).expect("the program") {
+            Program::SchedClassifier(program) => program.test_run(options),
+            Program::Xdp(program) => program.test_run(options),
+            _ => panic!("{name} is of neither kind"),
+        };
+        (result.expect("run the program").return_value, out)
     }
 
     fn drops(&self) -> Vec<(DropReason, u64)> {

@@ -70,6 +70,29 @@ struct DataplaneInfo {
     reason: String,
     /// What it does not do as the eBPF programs do it.
     differences: Vec<String>,
+    /// The ports of the fast path, and whether it is in their drivers (native XDP).
+    xdp: Vec<XdpInfo>,
+    /// Packets that were sent on there.
+    xdp_packets: u64,
+}
+
+/// The fast path at an interface.
+#[derive(Debug, Serialize, ToSchema)]
+struct XdpInfo {
+    #[schema(example = "ens3")]
+    interface: String,
+    mode: XdpModeInfo,
+    /// Why it is this one.
+    reason: String,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum XdpModeInfo {
+    /// In the driver; everything else behind it.
+    Native,
+    /// Behind the driver.
+    Off,
 }
 
 /// Sizes in bytes.
@@ -151,6 +174,14 @@ async fn network_status(State(app): State<App>) -> Result<Json<MachineStatus>, R
         backend: measured.backend.to_owned(),
         reason: measured.backend_reason,
         differences: measured.backend_differences.iter().map(|text| (*text).to_owned()).collect(),
+        xdp_packets: measured.xdp.packets,
+        xdp: (measured.xdp.ports.into_iter())
+            .map(|(interface, native, reason)| XdpInfo {
+                interface,
+                mode: if native { XdpModeInfo::Native } else { XdpModeInfo::Off },
+                reason,
+            })
+            .collect(),
     });
     Ok(Json(MachineStatus {
         status,

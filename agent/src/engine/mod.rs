@@ -225,6 +225,15 @@ pub struct FlowPage {
     pub flows: Vec<FlowView>,
 }
 
+/// The fast path in drivers.
+#[derive(Debug, Clone, Default)]
+pub struct XdpMeasured {
+    /// Name, whether it is in the driver, and why or why not.
+    pub ports: Vec<(String, bool, String)>,
+    /// Packets sent on there.
+    pub packets: u64,
+}
+
 /// What `/metrics` and `/health` are made from.
 #[derive(Debug, Clone)]
 pub struct Measurements {
@@ -234,6 +243,8 @@ pub struct Measurements {
     /// What it does not do as the programs do it.
     pub backend_differences: &'static [&'static str],
     pub attachments: Vec<Attachment>,
+    /// The fast path in drivers: the ports by name.
+    pub xdp: XdpMeasured,
     pub pressure: Vec<MapPressure>,
     pub drops: Vec<(DropReason, u64)>,
     /// Rule by rule, with id.

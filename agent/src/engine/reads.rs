@@ -12,6 +12,7 @@ use crate::{
         dataplane::{Counters, DataPlane, FastPath, Flow, Slot},
         filter::Matched,
         links::{At, Observed},
+        xdp::XdpReport,
     },
     kinds::{
         bridge, bridge_vlan, firewall, interface, ovs_vlan,
@@ -29,7 +30,7 @@ use crate::{
     users::Names,
 };
 
-use super::{Engine, FlowPage, FlowQuery, Measurements, Object, Shared, flows};
+use super::{Engine, FlowPage, FlowQuery, Measurements, Object, Shared, XdpMeasured, flows};
 
 impl Engine {
     pub async fn bridges(&self) -> Result<Vec<BridgeView>> {
@@ -143,10 +144,11 @@ impl Engine {
     pub async fn measurements(&self) -> Result<Measurements> {
         let observed = self.shared.observe().await?;
         let stored: Vec<Rule> = self.shared.state().rules.values().cloned().collect();
-        let (attachments, pressure, drops, flows) = self
+        let (attachments, pressure, drops, flows, xdp) = self
             .shared
             .blocking(|dataplane| {
-                Ok((dataplane.attachments(), dataplane.pressure()?, dataplane.drops()?, dataplane.flows()?))
+                let (pressure, drops) = (dataplane.pressure()?, dataplane.drops()?);
+                Ok((dataplane.attachments(), pressure, drops, dataplane.flows()?, dataplane.xdp()?))
             })
             .await?;
         let active = count_by_slot(&flows);
@@ -160,6 +162,7 @@ impl Engine {
             backend_reason: self.shared.options.dataplane_reason.clone(),
             backend_differences: self.shared.dataplane.differences(),
             attachments,
+            xdp: xdp_by_name(xdp, &observed),
             pressure,
             drops,
             rules,
@@ -170,6 +173,17 @@ impl Engine {
             drift: self.shared.state().problems(),
         })
     }
+}
+
+/// One that has just gone has only its number.
+fn xdp_by_name(report: XdpReport, observed: &Observed) -> XdpMeasured {
+    let XdpReport { ports, packets } = report;
+    let name = |index: u32| {
+        let link = observed.links.iter().find(|link| link.index == index);
+        link.map_or_else(|| index.to_string(), |link| link.name.clone())
+    };
+    let ports = ports.into_iter().map(|port| (name(port.index), port.native, port.reason)).collect();
+    XdpMeasured { ports, packets }
 }
 
 impl Shared {

@@ -16,7 +16,12 @@ use telecluster_common::{
     tcp::{FlowState, proto},
 };
 
-use super::{KernelError, links::Mac, switch::VlanPlane};
+use super::{
+    KernelError,
+    links::Mac,
+    switch::VlanPlane,
+    xdp::{Medium, XdpReport},
+};
 
 /// Index of a rule in the kernel's `rule` and `rule_stat` maps; assigned by the engine, kept in the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -172,6 +177,7 @@ pub struct FastPort {
     pub mac: Mac,
     /// Towards inside hosts; else it is an uplink.
     pub inside: bool,
+    pub medium: Medium,
 }
 
 /// Whether flows may take the fast path.
@@ -277,6 +283,11 @@ pub trait DataPlane: VlanPlane {
     fn set_turns(&self, interfaces: &BTreeSet<u32>) -> Result<(), KernelError>;
 
     fn fast_path(&self) -> FastPath;
+
+    /// Which of the ports have the fast path in their drivers, and why the others have not.
+    fn xdp(&self) -> Result<XdpReport, KernelError> {
+        Ok(XdpReport::default())
+    }
 
     fn counters(&self, slot: Slot) -> Result<Counters, KernelError>;
 

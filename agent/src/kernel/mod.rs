@@ -3,6 +3,7 @@
 pub mod bpf;
 pub mod dataplane;
 mod dump;
+mod ethtool;
 pub mod fake;
 pub mod fastpath;
 pub mod filter;
@@ -12,11 +13,13 @@ pub mod iptables;
 pub mod links;
 pub mod listeners;
 mod names;
+pub mod netdev;
 pub mod netfilter;
 pub mod netlink;
 mod netns;
 mod observe;
 pub mod ovs;
+mod queue;
 mod reach;
 pub mod routes;
 mod rtnl;
@@ -24,6 +27,7 @@ pub mod step;
 pub mod switch;
 mod tun;
 mod view;
+pub mod xdp;
 
 use std::{net::IpAddr, sync::Arc};
 

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use crate::kernel::{
     dataplane::{FastPort, NatRule},
     links::{Link, LinkKind, Observed, PortState},
+    xdp::Medium,
 };
 
 /// Inside hosts and networks that rules are about, and how many rules are about each.
@@ -70,12 +71,12 @@ pub fn fast_ports(
         let uplink = uplinks.contains(&owner.index);
         if uplink {
             if owner.index == link.index {
-                ports.extend(port(link, owner, false));
+                ports.extend(port(observed, link, owner, false));
             }
         } else if owner.addresses.iter().any(|address| address.global && insides.meet(&address.net)) {
             // A bridge is entered and left at its ports.
             if !link.is_bridge() && !has_vlans(link.index) {
-                ports.extend(port(link, owner, true));
+                ports.extend(port(observed, link, owner, true));
             }
         }
     }
@@ -117,7 +118,7 @@ fn owner<'a>(observed: &'a Observed, link: &'a Link) -> Option<&'a Link> {
 }
 
 /// `None` for what has no Ethernet header.
-fn port(link: &Link, owner: &Link, inside: bool) -> Option<FastPort> {
+fn port(observed: &Observed, link: &Link, owner: &Link, inside: bool) -> Option<FastPort> {
     let mac = owner.mac?;
     match link.kind {
         // Open vSwitch switches by its own tables, which nobody tells us of.
@@ -134,7 +135,25 @@ fn port(link: &Link, owner: &Link, inside: bool) -> Option<FastPort> {
             mtu: link.mtu.min(owner.mtu),
             mac,
             inside,
+            medium: medium(observed, link),
         }),
+    }
+}
+
+fn medium(observed: &Observed, link: &Link) -> Medium {
+    let vlans = observed.links.iter().any(|other| other.vlan.is_some() && other.parent == Some(link.index));
+    match link.kind {
+        _ if vlans => Medium::Trunk,
+        LinkKind::Physical => Medium::Card,
+        LinkKind::Loopback
+        | LinkKind::Tun
+        | LinkKind::OvsBridge { .. }
+        | LinkKind::Bridge { .. }
+        | LinkKind::Veth
+        | LinkKind::Vlan
+        | LinkKind::Bond
+        | LinkKind::Tap
+        | LinkKind::Other(_) => Medium::Software,
     }
 }
 
@@ -143,8 +162,9 @@ mod tests {
     use super::*;
     use crate::kernel::{
         dataplane::{NatType, Transport},
-        links::{Address, BridgePort, Mac, OperState},
+        links::{Address, BridgePort, Mac, OperState, VlanTag},
     };
+    use crate::model::VlanProtocol;
 
     #[test]
     fn the_ports_of_the_bridge_that_leads_to_an_inside_host_are_fast() {
@@ -186,6 +206,21 @@ mod tests {
         let turns = |uplinks: &[u32]| turns(&observed(), &uplinks.iter().copied().collect());
         assert_eq!(turns(&[2]), BTreeSet::from([3, 5]), "the bridge, not its port, and the other network");
         assert!(turns(&[]).is_empty());
+    }
+
+    #[test]
+    fn a_card_with_vlans_on_it_is_a_trunk() {
+        let media = |observed: &Observed| {
+            let mut insides = Insides::default();
+            insides.add(&forward("192.168.100.10"));
+            let ports = fast_ports(observed, &BTreeSet::from([2]), &insides, |_| false);
+            ports.into_iter().map(|port| port.medium).collect::<Vec<_>>()
+        };
+        let mut observed = observed();
+        assert_eq!(media(&observed), [Medium::Card, Medium::Software]);
+        observed.links[4].vlan = Some(VlanTag { id: 7, protocol: VlanProtocol::Dot1q });
+        observed.links[4].parent = Some(2);
+        assert_eq!(media(&observed), [Medium::Trunk, Medium::Software]);
     }
 
     fn shown(insides: &Insides) -> Vec<(u32, u32, bool)> {

@@ -256,7 +256,7 @@ pub(super) fn send<P: Packet>(packet: &mut P, hop: &Hop, fix: ChecksumFix) -> Ve
 
 /// Only frames for the router itself are its to forward; a bridge carries the others.
 #[inline(always)]
-fn is_for<P: Packet>(packet: &mut P, mac: [u8; 6]) -> bool {
+pub(super) fn is_for<P: Packet>(packet: &mut P, mac: [u8; 6]) -> bool {
     packet.make_linear(size_of::<LinkHeader>());
     let Some(link) = packet.at::<LinkHeader>(0) else { return false };
     // SAFETY: `at` checked the bounds; nothing else holds the packet.

@@ -16,6 +16,7 @@ mod open;
 mod refuse;
 pub mod turn;
 pub mod work;
+pub mod xdp;
 
 pub use self::{
     binding::{HOLD_DOWN, VXLAN},

@@ -12,6 +12,7 @@ use telecluster_worker::{
     kernel::{
         bpf::{BpfDataPlane, Options, object::Object},
         switch::VlanPlane as _,
+        xdp::{Wishes, Xdp},
     },
     model::VlanProtocol,
 };
@@ -182,6 +183,7 @@ pub fn load() -> Plane {
         directory: PathBuf::from("/sys/fs/bpf/telecluster"),
         flow_capacity: Some(1024),
         limits: telecluster_common::tables::Limits::default(),
+        xdp: Wishes { others: Xdp::Off, ..Wishes::default() },
         log_level: 3,
     };
     Rc::new(BpfDataPlane::load(&options).expect("load the programs"))

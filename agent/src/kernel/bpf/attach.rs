@@ -419,7 +419,7 @@ fn read_pin(name: &str) -> Option<((Role, u32), Mechanism)> {
     })
 }
 
-fn interface_name(index: u32) -> Result<String, KernelError> {
+pub(super) fn interface_name(index: u32) -> Result<String, KernelError> {
     let operation = || format!("find the interface with index {index}");
     let name = if_indextoname(index).map_err(|errno| KernelError::errno(operation(), errno as i32))?;
     name.into_string().map_err(|_| KernelError::other(operation(), "its name is no text"))

@@ -48,6 +48,6 @@ impl FastPorts {
 }
 
 fn entry(port: &FastPort) -> (u32, Port) {
-    let FastPort { index, owner, mtu, mac, inside: _ } = *port;
+    let FastPort { index, owner, mtu, mac, inside: _, medium: _ } = *port;
     (index, Port { owner, mtu, mac: mac.0, unused: 0 })
 }

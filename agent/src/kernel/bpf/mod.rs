@@ -9,6 +9,7 @@
 //! | [`flows`], [`bindings`] | flows out of maps: joined, aged; external ports whose time is over |
 //! | [`waiting`] | where fragments wait for their first one |
 //! | [`epoch`], [`fast`] | when and where flows may take the fast path |
+//! | [`xdp`] | the same in drivers |
 //! | [`probe`], [`leave`] | whether programs can be attached here; everything taken away |
 //! | [`log`] | the programs' messages into the agent's log |
 //! | [`batch`] | many map entries with one system call |
@@ -29,6 +30,7 @@ mod rules;
 mod slots;
 mod switch;
 mod waiting;
+mod xdp;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -49,14 +51,16 @@ use self::{
     rules::RuleMaps,
     switch::SwitchMaps,
     waiting::WaitingRooms,
+    xdp::XdpPorts,
 };
-pub use self::{leave::take_away, switch::config as switch_config};
+pub use self::{leave::take_away, switch::config as switch_config, xdp::watch as watch_drivers};
 use super::{
     KernelError,
     dataplane::{
         Attachment, Counters, DataPlane, FastPath, FastPort, Flow, HostAddresses, MapPressure, NatRule, Slot,
     },
     switch::{PortDrops, Station, SwitchPort, VlanCounters, VlanPlane},
+    xdp::{Wishes, XdpReport},
 };
 
 /// How the data plane is set up.
@@ -68,6 +72,8 @@ pub struct Options {
     pub flow_capacity: Option<u32>,
     /// How much one inside host or one rule may take.
     pub limits: Limits,
+    /// Where there may be programs in drivers.
+    pub xdp: Wishes,
     /// Messages of the programs that are let through: aya-log's levels, 1 error to 5 trace.
     pub log_level: u8,
 }
@@ -88,6 +94,7 @@ struct Inner {
     switch: SwitchMaps,
     fast_ports: FastPorts,
     rooms: WaitingRooms,
+    xdp: XdpPorts,
 }
 
 impl BpfDataPlane {
@@ -104,16 +111,21 @@ impl BpfDataPlane {
         let mut rooms = WaitingRooms::take(&mut object)?;
         let mut attacher = Attacher::adopt(&mut object, &options.directory)?;
         rooms.adopt(&mut attacher);
+        let xdp = XdpPorts::take(&mut object, &options.directory, &options.xdp)?;
         for port in switch.stale(&attacher) {
             switch.clear(&mut attacher, port)?;
         }
-        let inner = Inner { attacher, rules, switch, fast_ports, rooms };
+        let inner = Inner { attacher, rules, switch, fast_ports, rooms, xdp };
         Ok((Self { inner: Mutex::new(inner), flows, bindings, epoch }, object))
     }
 
     /// What has to hear of the kernel's changes.
     pub fn epoch(&self) -> Arc<Epoch> {
         Arc::clone(&self.epoch)
+    }
+
+    fn look_at_drivers(&self) {
+        self.inner().xdp.look_again();
     }
 
     /// A panic elsewhere must not take the data plane with it: every change of the maps is whole by itself.
@@ -140,7 +152,8 @@ impl DataPlane for BpfDataPlane {
     }
 
     fn detach(&self, uplink: u32) -> Result<(), KernelError> {
-        let Inner { attacher, rooms, .. } = &mut *self.inner();
+        let Inner { attacher, rooms, xdp, .. } = &mut *self.inner();
+        xdp.leave(uplink);
         attacher.detach(Role::Uplink, uplink)?;
         rooms.close(uplink, attacher);
         Ok(())
@@ -171,8 +184,9 @@ impl DataPlane for BpfDataPlane {
     }
 
     fn set_ports(&self, ports: &[FastPort]) -> Result<(), KernelError> {
-        let Inner { attacher, fast_ports, .. } = &mut *self.inner();
+        let Inner { attacher, fast_ports, xdp, .. } = &mut *self.inner();
         fast_ports.set(ports, attacher)?;
+        xdp.set(ports);
         self.epoch.raise()
     }
 
@@ -187,6 +201,10 @@ impl DataPlane for BpfDataPlane {
 
     fn fast_path(&self) -> FastPath {
         self.epoch.fast_path()
+    }
+
+    fn xdp(&self) -> Result<XdpReport, KernelError> {
+        self.inner().xdp.report()
     }
 
     fn counters(&self, slot: Slot) -> Result<Counters, KernelError> {

@@ -5,7 +5,7 @@ use std::{fs, io, os::fd::AsFd as _, path::Path};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Map, MapData, MapInfo, MapType, ProgramArray},
-    programs::SchedClassifier,
+    programs::{Program, ProgramError, SchedClassifier},
 };
 use nix::{
     mount::{MsFlags, mount},
@@ -17,7 +17,7 @@ use telecluster_common::{
         Binding, EndpointKey, Epoch, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented, HOPS, Hop,
         MAX_BLOCKS, MAX_FRAGMENTED, MAX_PACED, MAX_PLACED, MAX_PORTS, MAX_RULES, MAX_WAITING_ROOMS,
         Masquerade, MasqueradeKey, Moved, PaceKey, PlaceKey, PlacedPort, Port, Range, RangeKey, Rule,
-        RuleStat, SCHEMA, SourceKey, Uplink, stage,
+        RuleStat, SCHEMA, SourceKey, Uplink, stage, xdp_stage,
     },
     nat::work::Work,
     tables::Limits,
@@ -77,6 +77,12 @@ const STAGES: [(&str, u32); 30] = [
     ("tc_turn6_out", stage::TURN6_OUT),
 ];
 
+/// The programs that hang in drivers.
+const XDP_NAMES: [&str; 2] = ["xdp_wan_in", "xdp_lan_in"];
+
+/// The programs that those go on to, with their places in the `xdp_stage` map.
+const XDP_STAGES: [(&str, u32); 2] = [("xdp_wan6_in", xdp_stage::WAN6), ("xdp_lan6_in", xdp_stage::LAN6)];
+
 /// The programs and maps of this run. Dropping it leaves everything pinned in place.
 pub type Object = Ebpf;
 
@@ -104,7 +110,7 @@ pub(super) enum Entries {
 type A4 = [u8; 4];
 type A6 = [u8; 16];
 
-const LAYOUTS: [Layout; 37] = [
+const LAYOUTS: [Layout; 40] = [
     layout::<FlowKey<A4>, Flow<A4>>("flow4", MapType::Hash, Entries::Flows),
     layout::<FlowKey<A6>, Flow<A6>>("flow6", MapType::Hash, Entries::Flows),
     layout::<EndpointKey<A4>, Binding<A4>>("binding4", MapType::Hash, Entries::Bindings),
@@ -150,6 +156,10 @@ const LAYOUTS: [Layout; 37] = [
     layout::<u32, Hop>("hop", MapType::Array, Entries::Fixed(HOPS)),
     layout::<u32, Port>("port", MapType::Hash, Entries::Fixed(MAX_PORTS)),
     layout::<u32, u32>("stage", MapType::ProgramArray, Entries::Fixed(stage::COUNT)),
+    layout::<u32, u32>("xdp_stage", MapType::ProgramArray, Entries::Fixed(xdp_stage::COUNT)),
+    // struct bpf_devmap_val: an interface, and the program that would meet packets there
+    layout::<u32, [u32; 2]>("xdp_port", MapType::DevMapHash, Entries::Fixed(MAX_PORTS)),
+    layout::<u32, u64>("xdp_stat", MapType::PerCpuArray, Entries::Fixed(1)),
 ];
 
 pub(super) const fn layout<K, V>(name: &'static str, kind: MapType, entries: Entries) -> Layout {
@@ -195,12 +205,18 @@ pub fn load(options: &Options) -> Result<Object, KernelError> {
     loader.override_global("FLOWS_PER_HOST", flows_per_host, true);
     loader.override_global("FLOWS_PER_RULE", flows_per_rule, true);
     let mut object = loader.load(PROGRAMS).map_err(|error| failed("create the BPF maps", &error))?;
-    fill_stages(&mut object, directory)?;
+    fill_stages(&mut object, directory, "stage", &STAGES)?;
     for name in PROGRAM_NAMES {
         load_program(&mut object, directory, name)?;
     }
     info!(directory = %directory.display(), "programs loaded");
     Ok(object)
+}
+
+/// Loads the programs for drivers too.
+pub(super) fn load_xdp(object: &mut Object, directory: &Path) -> Result<(), KernelError> {
+    fill_stages(object, directory, "xdp_stage", &XDP_STAGES)?;
+    XDP_NAMES.into_iter().try_for_each(|name| load_program(object, directory, name))
 }
 
 /// Whether maps that are pinned already, if there are any, are such as this version makes. Nothing is changed.
@@ -215,26 +231,35 @@ pub fn adoptable(options: &Options) -> Result<(), KernelError> {
 
 /// The programs that those on hooks go on to. They are in place before anything hangs on a hook; those of an earlier
 /// run are replaced one by one, and each is as good as the one before: the maps have the same layout.
-fn fill_stages(object: &mut Object, directory: &Path) -> Result<(), KernelError> {
-    for (name, _) in STAGES {
+fn fill_stages(
+    object: &mut Object,
+    directory: &Path,
+    map: &str,
+    programs: &[(&str, u32)],
+) -> Result<(), KernelError> {
+    for (name, _) in programs {
         load_program(object, directory, name)?;
     }
-    for (name, place) in STAGES {
+    for (name, place) in programs {
         let operation = || format!("put the BPF program {name} into its place");
-        let fd = classifier(object, name)?.fd().map_err(|error| failed(operation(), &error))?;
+        let fd = program(object, name)?.fd().map_err(|error| failed(operation(), &error))?;
         let fd = fd.try_clone().map_err(|error| failed(operation(), &error))?;
-        let stages = object
-            .map_mut("stage")
-            .ok_or_else(|| KernelError::other(operation(), "there is no map for it"))?;
+        let stages =
+            object.map_mut(map).ok_or_else(|| KernelError::other(operation(), "there is no map for it"))?;
         let mut stages = ProgramArray::try_from(stages).map_err(|error| failed(operation(), &error))?;
-        stages.set(place, &fd, 0).map_err(|error| failed(operation(), &error))?;
+        stages.set(*place, &fd, 0).map_err(|error| failed(operation(), &error))?;
     }
     Ok(())
 }
 
 fn load_program(object: &mut Object, directory: &Path, name: &str) -> Result<(), KernelError> {
-    let program = classifier(object, name)?;
-    program.load().map_err(|error| failed(format!("load the BPF program {name}"), &error))?;
+    let program = program(object, name)?;
+    match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::Xdp(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+    .map_err(|error| failed(format!("load the BPF program {name}"), &error))?;
     let pin = directory.join("progs").join(name);
     // The programs are this run's own, the pins of the last run name its.
     match fs::remove_file(&pin) {
@@ -264,11 +289,15 @@ pub fn unpin(directory: &Path) -> Result<(), KernelError> {
 }
 
 /// One of our programs.
+pub fn program<'a>(object: &'a mut Object, name: &str) -> Result<&'a mut Program, KernelError> {
+    let missing = || KernelError::other(format!("find the BPF program {name}"), "it is not in the object");
+    object.program_mut(name).ok_or_else(missing)
+}
+
+/// One of those for traffic control.
 pub fn classifier<'a>(object: &'a mut Object, name: &str) -> Result<&'a mut SchedClassifier, KernelError> {
-    let operation = || format!("find the BPF program {name}");
-    let program =
-        object.program_mut(name).ok_or_else(|| KernelError::other(operation(), "it is not in the object"))?;
-    program.try_into().map_err(|error| failed(operation(), &error))
+    let operation = format!("find the BPF program {name}");
+    program(object, name)?.try_into().map_err(|error| failed(operation, &error))
 }
 
 /// Takes a map out of the object, as the type that its user wants.

@@ -1,0 +1,264 @@
+//! The programs for drivers, through `BPF_PROG_TEST_RUN`: what is fast leaves with the bytes that traffic control gives it,
+//! and everything else is as it was.
+
+use std::mem::offset_of;
+
+use aya::maps::{Array, DevMapHash, HashMap, Map, MapData};
+use proptest::{
+    prelude::*,
+    sample::Index,
+    test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
+};
+use telecluster_common::{
+    checksum::fold,
+    maps::{Direction, Flow, FlowKey, Hop, TICK_BITS},
+};
+use telecluster_tests::{
+    frame::{ACK, Frame, SYN, TCP, UDP, tcp, udp, udp_without_checksum},
+    kernel::Kernel,
+    sandbox,
+    vectors::{Cast, IPV4, IPV6, Machine as _, Rule, UPLINK, forward},
+};
+use telecluster_worker::kernel::{
+    dataplane::{DataPlane as _, FastPort},
+    links::Mac,
+    xdp::Medium,
+};
+
+const XDP_PASS: u32 = 2;
+const XDP_REDIRECT: u32 = 4;
+const TC_ACT_REDIRECT: u32 = 7;
+
+const EPOCH: u32 = 7;
+const HOP: u32 = 1;
+
+type A4 = [u8; 4];
+type A6 = [u8; 16];
+
+/// The programs, and flows that somebody has found the way of.
+struct Fast(Kernel);
+
+impl Fast {
+    /// Two flows of each family: masqueraded UDP, and TCP to a forward.
+    fn new() -> Self {
+        let mut kernel = Kernel::load();
+        let rules: Vec<Rule> = [IPV4, IPV6]
+            .into_iter()
+            .flat_map(|cast| [cast.masquerade(), forward(TCP, 2222, (cast.inside, 22))])
+            .collect();
+        for (slot, rule) in (0..).zip(&rules) {
+            kernel.put(slot, rule);
+        }
+        for cast in [IPV4, IPV6] {
+            let (asker, client) = ((cast.inside, 40000), (cast.remote, 50000));
+            let (ssh, door) = ((cast.inside, 22), (cast.uplink, 2222));
+            for (direction, frame) in [
+                (Direction::Out, udp(asker, (cast.remote, 53), b"q")),
+                (Direction::In, udp((cast.remote, 53), (cast.uplink, 40000), b"a")),
+                (Direction::Out, udp(asker, (cast.remote, 53), b"q")),
+                (Direction::In, tcp(client, door, SYN, b"")),
+                (Direction::Out, tcp(ssh, client, SYN | ACK, b"")),
+                (Direction::In, tcp(client, door, ACK, b"x")),
+                (Direction::Out, tcp(ssh, client, ACK, b"y")),
+            ] {
+                kernel.run(direction, &frame.bytes());
+            }
+        }
+        // The frames' own destination is the router.
+        let frame = udp((IPV4.inside, 40000), (IPV4.remote, 53), b"").bytes();
+        let mac = Mac(frame[..6].try_into().expect("an address"));
+        let port =
+            FastPort { index: UPLINK, owner: UPLINK, mtu: 1500, mac, inside: false, medium: Medium::Card };
+        kernel.plane.set_ports(&[port]).expect("set the ports");
+        let this = Self(kernel);
+        this.open_door();
+        this.find_ways();
+        this
+    }
+
+    fn open_door(&self) {
+        let mut ports = DevMapHash::try_from(Map::DevMapHash(pinned("xdp_port"))).expect("the map");
+        ports.insert(UPLINK, UPLINK, None, 0).expect("let packets be sent there");
+    }
+
+    fn close_door(&self) {
+        let mut ports = DevMapHash::try_from(Map::DevMapHash(pinned("xdp_port"))).expect("the map");
+        ports.remove(UPLINK).expect("let no packets be sent there");
+    }
+
+    /// Writes down what the slow path would have learned between two interfaces.
+    fn find_ways(&self) {
+        let mut epochs: Array<_, [u32; 2]> = Map::Array(pinned("epoch")).try_into().expect("the map");
+        epochs.set(0, [EPOCH, EPOCH], 0).expect("set the epoch");
+        let mut hop = [0_u8; size_of::<Hop>()];
+        for (place, value) in [
+            (offset_of!(Hop, stamp), EPOCH),
+            (offset_of!(Hop, interface), UPLINK),
+            (offset_of!(Hop, from), UPLINK),
+            (offset_of!(Hop, mtu), 1500),
+        ] {
+            hop[place..place + 4].copy_from_slice(&value.to_ne_bytes());
+        }
+        let link = offset_of!(Hop, link);
+        hop[link..link + 12].copy_from_slice(&[2, 0, 0, 0, 0, 0x77, 2, 0, 0, 0, 0, 0x88]);
+        let mut hops: Array<_, [u8; size_of::<Hop>()]> =
+            Map::Array(pinned("hop")).try_into().expect("the map");
+        hops.set(HOP, hop, 0).expect("set a hop");
+        learn::<{ size_of::<FlowKey<A4>>() }, { size_of::<Flow<A4>>() }>("flow4", offset_of!(Flow<A4>, hop));
+        learn::<{ size_of::<FlowKey<A6>>() }, { size_of::<Flow<A6>>() }>("flow6", offset_of!(Flow<A6>, hop));
+    }
+
+    /// In the driver, and with traffic control's fast path.
+    fn both(&mut self, direction: Direction, frame: &[u8]) -> [(u32, Vec<u8>); 2] {
+        let (xdp, tc) = match direction {
+            Direction::In => ("xdp_wan_in", "tc_wan_in"),
+            Direction::Out => ("xdp_lan_in", "tc_lan_in"),
+        };
+        [self.0.run_at(xdp, frame), self.0.run_at(tc, frame)]
+    }
+
+    /// The same of a frame that is fast, except in the moment when its direction has to refresh the other one: that is
+    /// the slow path's business, so it is given the frame first.
+    fn fast(&mut self, direction: Direction, frame: &[u8]) -> [(u32, Vec<u8>); 2] {
+        let slow = match direction {
+            Direction::In => "tc_wan_in",
+            Direction::Out => "tc_wan_out",
+        };
+        for _ in 0..5 {
+            self.0.run_at(slow, frame);
+            let both = self.both(direction, frame);
+            if both[0].0 == XDP_REDIRECT && both[1].0 == TC_ACT_REDIRECT {
+                return both;
+            }
+        }
+        self.both(direction, frame)
+    }
+}
+
+fn pinned(map: &str) -> MapData {
+    MapData::from_pin(format!("/sys/fs/bpf/telecluster/maps/{map}")).expect("a pinned map")
+}
+
+/// Hop, stamp and lease stand one after the other.
+fn learn<const K: usize, const V: usize>(map: &str, place: usize) {
+    let mut flows: HashMap<_, [u8; K], [u8; V]> = Map::HashMap(pinned(map)).try_into().expect("the map");
+    let keys: Vec<_> = flows.keys().map(|key| key.expect("a key")).collect();
+    assert!(keys.len() >= 4, "{map}: two flows, both directions");
+    let uptime = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).expect("the clock");
+    let nanoseconds = u64::try_from(uptime.tv_sec() * 1_000_000_000 + uptime.tv_nsec()).expect("an uptime");
+    let lease = u32::try_from((nanoseconds >> TICK_BITS) + 14_000).expect("an uptime of days");
+    for key in keys {
+        let mut flow = flows.get(&key, 0).expect("a flow");
+        for (place, value) in (place..).step_by(4).zip([HOP, EPOCH, lease]) {
+            flow[place..place + 4].copy_from_slice(&value.to_ne_bytes());
+        }
+        flows.insert(key, flow, 0).expect("write a flow");
+    }
+}
+
+/// Frames of the flows that are fast.
+fn frames(cast: Cast) -> Vec<(Direction, Frame)> {
+    let (asker, resolver, external) = ((cast.inside, 40000), (cast.remote, 53), (cast.uplink, 40000));
+    let (client, ssh, door) = ((cast.remote, 50000), (cast.inside, 22), (cast.uplink, 2222));
+    vec![
+        (Direction::Out, udp(asker, resolver, b"question")),
+        (Direction::In, udp(resolver, external, b"answer")),
+        (Direction::Out, udp_without_checksum(asker, resolver, b"question")),
+        (Direction::In, tcp(client, door, ACK, b"segment")),
+        (Direction::Out, tcp(ssh, client, ACK, &[7; 1200])),
+    ]
+}
+
+#[test]
+fn what_is_fast_leaves_the_driver_as_it_leaves_traffic_control() {
+    sandbox::run(|| {
+        let mut fast = Fast::new();
+        let before = fast.0.plane.xdp().expect("the count").packets;
+        let mut sent = 0;
+        for (direction, frame) in [IPV4, IPV6].into_iter().flat_map(frames) {
+            let bytes = frame.bytes();
+            let [xdp, tc] = fast.fast(direction, &bytes);
+            assert_eq!((xdp.0, tc.0), (XDP_REDIRECT, TC_ACT_REDIRECT), "{frame:?}");
+            assert_eq!(xdp.1, tc.1, "{frame:?}");
+            assert_ne!(xdp.1, bytes);
+            sent += 1;
+        }
+        assert!(fast.0.plane.xdp().expect("the count").packets - before >= sent);
+    });
+}
+
+#[test]
+fn what_leads_where_no_program_is_goes_on_untouched() {
+    sandbox::run(|| {
+        let mut fast = Fast::new();
+        fast.close_door();
+        for (direction, frame) in [IPV4, IPV6].into_iter().flat_map(frames) {
+            let [xdp, tc] = fast.fast(direction, &frame.bytes());
+            assert_eq!((xdp.0, tc.0), (XDP_PASS, TC_ACT_REDIRECT), "{frame:?}");
+            assert_eq!(xdp.1, frame.bytes());
+        }
+    });
+}
+
+/// Linux leaves the sum of the pseudo header there.
+#[test]
+fn a_packet_that_lacks_its_checksum_goes_on_untouched() {
+    sandbox::run(|| {
+        let mut fast = Fast::new();
+        for (direction, frame) in [IPV4, IPV6].into_iter().flat_map(frames) {
+            let mut bytes = frame.bytes();
+            let (addresses, transport) = if frame.src.is_ipv4() { (26..34, 34) } else { (22..54, 54) };
+            let length = u32::try_from(bytes.len() - transport).expect("a short frame");
+            let words = bytes[addresses].chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1]));
+            let sum = fold(words.sum::<u32>() + u32::from(frame.proto) + length);
+            let place = transport + if frame.proto == UDP { 6 } else { 16 };
+            bytes[place..place + 2].copy_from_slice(&sum.to_be_bytes());
+            let [xdp, tc] = fast.fast(direction, &bytes);
+            assert_eq!((xdp.0, tc.0), (XDP_PASS, TC_ACT_REDIRECT), "{frame:?}");
+            assert_eq!(xdp.1, bytes);
+        }
+    });
+}
+
+/// Whatever comes: it passes untouched, or it leaves with the bytes that traffic control gives it. Nothing is dropped.
+#[test]
+fn damaged_frames_pass_untouched_or_leave_as_they_leave_traffic_control() {
+    let frames: Vec<_> = [IPV4, IPV6].into_iter().flat_map(frames).collect();
+    let changes = prop::collection::vec((any::<Index>(), any::<u8>()), 0..4);
+    let damaged = (any::<Index>(), changes, prop::option::of(any::<Index>()));
+    sandbox::run(|| {
+        let fast = std::cell::RefCell::new(Fast::new());
+        let test = |(which, changes, cut): (Index, Vec<(Index, u8)>, Option<Index>)| {
+            let (direction, frame) = which.get(&frames);
+            let (direction, mut bytes) = (*direction, frame.bytes());
+            for (place, byte) in changes {
+                let place = place.index(bytes.len());
+                bytes[place] = byte;
+            }
+            if let Some(cut) = cut {
+                // BPF_PROG_TEST_RUN wants the whole IP header
+                let least = if frame.src.is_ipv4() { 34 } else { 54 };
+                bytes.truncate(least + cut.index(bytes.len() + 1 - least));
+            }
+            let mut fast = fast.borrow_mut();
+            // Their leases are shorter than this may take.
+            fast.find_ways();
+            let [mut xdp, mut tc] = fast.both(direction, &bytes);
+            if xdp.0 == XDP_REDIRECT && tc.0 != TC_ACT_REDIRECT {
+                // the moment of refreshing was between the two
+                [xdp, tc] = fast.fast(direction, &bytes);
+            }
+            if xdp.0 == XDP_PASS {
+                prop_assert_eq!(xdp.1, bytes);
+            } else {
+                prop_assert_eq!((xdp.0, tc.0), (XDP_REDIRECT, TC_ACT_REDIRECT));
+                prop_assert_eq!(xdp.1, tc.1);
+            }
+            Ok(())
+        };
+        let config = Config { cases: 4096, failure_persistence: None, ..Config::default() };
+        // the same frames in every run: a failure here must not depend on luck
+        let dice = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+        TestRunner::new_with_rng(config, dice).run(&damaged, test).expect("all is as it should be");
+    });
+}
