@@ -69,7 +69,13 @@ fn links_of_others_are_shown_whatever_they_are_called_and_never_touched() {
     let others: Vec<_> = [("dum,my", "type dummy", "virtual"), ("bo=nd", "type bond", "bond")]
         .into_iter()
         .chain([("vx#1", "type vxlan id 7 dstport 4789 local 203.0.113.1", "virtual")])
-        .filter(|(name, rest, _)| add(&lab.router, name.as_bytes(), rest))
+        .filter(|(name, rest, _)| {
+            let made = add(&lab.router, name.as_bytes(), rest);
+            if !made {
+                eprintln!("not here: this kernel makes no `{rest}`");
+            }
+            made
+        })
         .collect();
     let before = links(&lab);
     let mut command = lab.worker_command();
