@@ -10,6 +10,7 @@ mod bench;
 mod build;
 mod demo;
 mod leftovers;
+mod libtest;
 mod lint;
 mod schemathesis;
 mod setup;

@@ -10,9 +10,9 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::apt::{Suites, View};
 use crate::build::{self, Profile};
+use crate::libtest::Tally;
 use crate::setup::{self, Set};
 use crate::sh::{cargo, command, quoted, run, say, search_path, target_dir};
-use crate::test::Count;
 
 const IMAGE: &str = include_str!("../vm/image.sh");
 const INIT: &str = include_str!("../vm/init.sh");
@@ -36,7 +36,7 @@ pub(crate) struct Options {
 }
 
 /// Boots, runs every test of the `tests` crate, and fails as they do.
-pub(crate) fn main(options: &Options) -> Result<Count> {
+pub(crate) fn main(options: &Options) -> Result<Tally> {
     if std::env::consts::ARCH != "x86_64" {
         bail!("vm-test boots Debian's amd64 kernels and copies this machine's tools into them: x86_64 only");
     }
@@ -51,11 +51,11 @@ pub(crate) fn main(options: &Options) -> Result<Count> {
     image.add(&files)?;
     say(format!("booting Linux {} (emulated; tests run one by one)", options.kernel));
     match image.boot()? {
-        (0, count) if count.is_empty() && options.exec.is_none() => {
+        (0, tally) if tally.is_empty() && options.exec.is_none() => {
             bail!("no test ran under Linux {}", options.kernel)
         }
-        (0, count) => Ok(count),
-        (status, _) => bail!("tests failed under Linux {} (status {status})", options.kernel),
+        (0, tally) => Ok(tally),
+        (status, tally) => bail!("{tally} (status {status})\n{}", tally.complaints()),
     }
 }
 
@@ -193,7 +193,7 @@ impl Image {
 
     /// Runs the guest, shows what it says, and answers with the status of its script and what its
     /// tests counted.
-    fn boot(&self) -> Result<(i32, Count)> {
+    fn boot(&self) -> Result<(i32, Tally)> {
         // The emulator goes when we go, also by a signal that we cannot catch.
         let mut qemu = command("setpriv", ["--pdeathsig", "KILL", "timeout", "-k", "5", TIMEOUT_SECONDS]);
         qemu.args([
@@ -213,7 +213,7 @@ impl Image {
         let mut qemu =
             qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start QEMU")?;
         let console = qemu.stdout.take().context("QEMU has no console")?;
-        let (mut status, mut boot, mut count) = (None, Some(String::new()), Count::default());
+        let (mut status, mut boot, mut tally) = (None, Some(String::new()), Tally::default());
         for line in BufReader::new(console).split(b'\n') {
             let line = String::from_utf8_lossy(&line?).replace('\r', "");
             // The firmware's screen control is for nobody, unless the guest never comes up.
@@ -222,7 +222,7 @@ impl Image {
                 boot = None;
                 continue;
             }
-            count.add(&line);
+            tally.add(&line);
             match (exit_code(&line), &mut boot) {
                 (Some(code), _) => status = Some(code),
                 (None, Some(early)) => early.push_str(&format!("    {line}\n")),
@@ -233,7 +233,7 @@ impl Image {
         let ended = qemu.wait()?;
         let status = status
             .with_context(|| format!("the guest gave no result (QEMU: {ended}); its last words are above"))?;
-        Ok((status, count))
+        Ok((status, tally))
     }
 
     fn bash(&self, args: &[&str]) -> Command {
