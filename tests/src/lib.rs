@@ -11,11 +11,15 @@
 //! | [`switch`] | frames through the ports of a bridge with VLANs: engine, programs, the kernel's own filter |
 //! | [`ovs`] | Open vSwitch of a test's own |
 //! | [`sandbox`] | namespaces that vanish with the thread that made them |
+//! | [`chaos`] | a host that changes all the time, and where its packets may be |
+//! | [`dice`] | chance that can be repeated |
 //! | [`tap`] | the far side of a TAP |
 //! | [`traffic`] | many flows that notice every lost packet |
 
 #![expect(clippy::panic, reason = "all of this crate is test code: a failure is a panic")]
 
+pub mod chaos;
+pub mod dice;
 pub mod frame;
 pub mod fuzz;
 pub mod host;
