@@ -176,6 +176,8 @@ pub mod flag {
     pub const FINISHED: u8 = 4;
     /// It cannot come from a forged source: nothing pushes it out of the table.
     pub const PROVEN: u8 = 8;
+    /// TCP: this direction has sent a reset, or somebody in its name.
+    pub const ABORTED: u8 = 16;
 }
 
 /// An address and a port of one protocol. Key of `binding4` (the outside's view of an inside socket) and of `moved4`

@@ -89,6 +89,8 @@ pub struct Seen {
     pub answered: bool,
     /// The other direction has sent FIN.
     pub peer_finished: bool,
+    /// A reset of an open connection came from the side that this segment comes from.
+    pub aborted: bool,
 }
 
 /// The state after a TCP segment with these flag bits.
@@ -100,16 +102,11 @@ pub const fn after_segment(state: FlowState, segment: u8, seen: Seen) -> FlowSta
     match state {
         // The same ports are used again (RFC 5382 REQ-3 and TIME-WAIT reuse).
         FlowState::Closed | FlowState::Reset if opens(segment) => FlowState::New,
-        // A reset that the receiver ignored must not end the connection (RFC 7857 section 2.2): it only shortens
-        // how long it may be idle, and that stays so.
+        // A reset that the receiver ignored must not end the connection (RFC 7857 section 2.2). Sequence numbers are
+        // not followed here; but whoever has sent a reset himself sends nothing else afterwards.
+        FlowState::Reset if seen.aborted => open(segment, seen),
         FlowState::Closed | FlowState::Reset => state,
-        _ if segment & bits::FIN != 0 => {
-            if seen.peer_finished {
-                FlowState::Closed
-            } else {
-                FlowState::HalfClosed
-            }
-        }
+        _ if segment & bits::FIN != 0 => open(segment, seen),
         FlowState::New if seen.from_opener && seen.answered && segment & bits::SYN == 0 => {
             FlowState::Established
         }
@@ -117,12 +114,22 @@ pub const fn after_segment(state: FlowState, segment: u8, seen: Seen) -> FlowSta
     }
 }
 
+/// Of a connection that is known to be open, after this segment.
+#[inline(always)]
+const fn open(segment: u8, seen: Seen) -> FlowState {
+    match (segment & bits::FIN != 0, seen.peer_finished) {
+        (true, true) => FlowState::Closed,
+        (true, false) | (false, true) => FlowState::HalfClosed,
+        (false, false) => FlowState::Established,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const OPENER: Seen = Seen { from_opener: true, answered: true, peer_finished: false };
-    const ANSWERER: Seen = Seen { from_opener: false, answered: true, peer_finished: false };
+    const OPENER: Seen = Seen { from_opener: true, answered: true, peer_finished: false, aborted: false };
+    const ANSWERER: Seen = Seen { from_opener: false, answered: true, peer_finished: false, aborted: false };
 
     #[test]
     fn a_handshake_is_complete_with_the_third_segment() {
@@ -154,6 +161,17 @@ mod tests {
         assert_eq!(state, FlowState::Reset);
         assert_eq!(after_segment(state, bits::ACK, OPENER), FlowState::Reset);
         assert_eq!(after_segment(state, bits::SYN, OPENER), FlowState::New);
+    }
+
+    #[test]
+    fn who_goes_on_has_not_sent_the_reset_and_the_connection_is_what_it_was() {
+        let forged = Seen { aborted: true, ..ANSWERER };
+        assert_eq!(after_segment(FlowState::Reset, bits::ACK, forged), FlowState::Established);
+        assert_eq!(after_segment(FlowState::Reset, bits::FIN | bits::ACK, forged), FlowState::HalfClosed);
+        assert_eq!(after_segment(FlowState::Reset, bits::RST, forged), FlowState::Reset);
+        let half = Seen { peer_finished: true, ..forged };
+        assert_eq!(after_segment(FlowState::Reset, bits::ACK, half), FlowState::HalfClosed);
+        assert_eq!(after_segment(FlowState::Reset, bits::FIN | bits::ACK, half), FlowState::Closed);
     }
 
     #[test]

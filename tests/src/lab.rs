@@ -11,7 +11,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::{
         fd::{AsFd as _, AsRawFd as _, OwnedFd},
         unix::process::CommandExt as _,
@@ -32,6 +32,9 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::frame::Frame;
 
 pub const INSIDE: Ipv4Addr = Ipv4Addr::new(192, 168, 100, 10);
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 100, 1);
@@ -171,6 +174,13 @@ impl Netns {
         self.run(|| TcpListener::bind(address)).unwrap_or_else(|error| panic!("listen on {address}: {error}"))
     }
 
+    /// A socket that sends whole IP packets, of this address' family.
+    pub fn raw(&self, family: impl Into<IpAddr>) -> Socket {
+        let domain = if family.into().is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+        // IPPROTO_RAW: the header is in what is sent
+        self.run(|| Socket::new(domain, Type::RAW, Some(Protocol::from(255)))).expect("a raw socket")
+    }
+
     pub fn connect(&self, address: impl Into<SocketAddr>) -> io::Result<TcpStream> {
         let address = address.into();
         let stream = self.run(|| TcpStream::connect_timeout(&address, PATIENCE))?;
@@ -195,6 +205,12 @@ fn output(command: &mut Command, label: &str) -> String {
         command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{label}: {error}"));
     assert!(status.success(), "{label}: {status}: {}", String::from_utf8_lossy(&stderr));
     String::from_utf8_lossy(&stdout).into_owned()
+}
+
+/// Sends a packet through a raw socket.
+#[track_caller]
+pub fn send_raw(socket: &Socket, frame: &Frame) {
+    socket.send_to(&frame.bytes()[14..], &SocketAddr::new(frame.dst, 0).into()).expect("send a packet");
 }
 
 /// What the worker answered.

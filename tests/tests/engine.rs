@@ -7,7 +7,7 @@ use telecluster_common::{
     maps::{Direction, FlowKey, flag},
 };
 use telecluster_tests::{
-    frame::{ACK, Frame, SYN, TCP, UDP, tcp, udp},
+    frame::{ACK, Frame, RST, SYN, TCP, UDP, tcp, udp},
     host::{HALF_SIZE, Host},
     vectors::{self, Machine as _, Outcome, UPLINK_ADDRESS, forward, masquerade},
 };
@@ -239,6 +239,38 @@ fn an_open_tcp_connection_may_be_silent_for_two_hours() {
     host.tables.clock.set(7439 * SECOND);
     let (_, bytes) = host.run(Direction::In, &tcp(REMOTE, external, ACK, b"x").bytes());
     assert_eq!(bytes, tcp(REMOTE, source, ACK, b"x").bytes(), "RFC 5382 REQ-5");
+}
+
+/// A reset that the receiver does not believe, whichever side it seems to come from: who goes on has not sent it.
+#[test]
+fn a_forged_reset_does_not_shorten_what_its_sender_goes_on_with() {
+    for (forged, after, silent) in [
+        (Direction::In, Direction::In, 7439),
+        (Direction::Out, Direction::Out, 7439),
+        // the side that would have believed it says nothing about that
+        (Direction::In, Direction::Out, 239),
+    ] {
+        let mut host = machine();
+        let (source, external) = ((inside(10), 40000), (UPLINK_ADDRESS, 40000));
+        let says = |host: &mut Host, direction, flags| {
+            let (frame, seen) = match direction {
+                Direction::Out => (tcp(source, REMOTE, flags, b"x"), tcp(external, REMOTE, flags, b"x")),
+                Direction::In => (tcp(REMOTE, external, flags, b"x"), tcp(REMOTE, source, flags, b"x")),
+            };
+            host.run(direction, &frame.bytes()).1 == seen.bytes()
+        };
+        for (direction, flags) in
+            [(Direction::Out, SYN), (Direction::In, SYN | ACK), (Direction::Out, ACK), (Direction::In, ACK)]
+        {
+            assert!(says(&mut host, direction, flags));
+        }
+        assert!(says(&mut host, forged, RST), "it gets through: the receiver judges");
+        assert!(says(&mut host, after, ACK), "and the connection goes on");
+        host.tables.clock.set(silent * SECOND);
+        assert!(says(&mut host, after, ACK), "after {silent} s");
+        host.tables.clock.set((silent + 260) * SECOND);
+        assert_eq!(says(&mut host, after, ACK), silent == 7439, "{forged:?} {after:?}");
+    }
 }
 
 #[test]

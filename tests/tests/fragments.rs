@@ -8,10 +8,9 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use socket2::{Domain, Protocol, Socket, Type};
 use telecluster_tests::{
-    frame::{Frame, udp},
-    lab::{INSIDE, INSIDE_NET6, INSIDE6, Lab, Netns, OUTSIDE, OUTSIDE6, PATIENCE, WAN, WAN6, eventually},
+    frame::udp,
+    lab::{INSIDE, INSIDE_NET6, INSIDE6, Lab, OUTSIDE, OUTSIDE6, PATIENCE, WAN, WAN6, eventually, send_raw},
 };
 
 /// Who takes part, in one address family.
@@ -71,17 +70,6 @@ fn hears(receiver: &UdpSocket, data: &[u8], mut attempt: impl FnMut()) -> Socket
         }
         assert!(Instant::now() < deadline, "{} bytes are not heard", data.len());
     }
-}
-
-/// A socket that sends whole IP packets.
-fn raw(host: &Netns, family: IpAddr) -> Socket {
-    let domain = if family.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
-    // IPPROTO_RAW: the header is in what is sent
-    host.run(|| Socket::new(domain, Type::RAW, Some(Protocol::from(255)))).expect("a raw socket")
-}
-
-fn send(socket: &Socket, part: &Frame) {
-    socket.send_to(&part.bytes()[14..], &SocketAddr::new(part.dst, 0).into()).expect("send a part");
 }
 
 fn drops(lab: &Lab, reason: &str) -> u64 {
@@ -158,7 +146,7 @@ fn parts_are_put_together_whatever_their_order() {
         // so that the network knows everybody
         passes(&client, (outside, 5300).into(), &server, b"hello");
         passes(&server, (wan, 40000).into(), &client, b"hello");
-        let (there, back) = (raw(&lab.inside, inside), raw(&lab.outside, outside));
+        let (there, back) = (lab.inside.raw(inside), lab.outside.raw(outside));
         let stories = [
             (&there, (inside, 40000), (outside, 5300), &server),
             (&back, (outside, 5300), (wan, 40000), &client),
@@ -176,7 +164,7 @@ fn parts_are_put_together_whatever_their_order() {
                     id += 1;
                     let parts = udp(from, to, &data).fragments(id, 1008);
                     for place in order {
-                        send(socket, &parts[place]);
+                        send_raw(socket, &parts[place]);
                         // long enough to have left every queue, except that where it has to wait
                         thread::sleep(Duration::from_millis(20));
                     }
@@ -200,11 +188,11 @@ fn a_flood_of_parts_of_nothing_is_nobody_else_s_business() {
     let known = lab.dump("fragment4").len();
     for flood in 10..60 {
         // what a socket has sent and waits counts against it: others go on
-        let (there, back) = (raw(&lab.inside, INSIDE.into()), raw(&lab.outside, OUTSIDE.into()));
+        let (there, back) = (lab.inside.raw(INSIDE), lab.outside.raw(OUTSIDE));
         for id in 0..100 {
             let id = flood * 100 + id;
-            send(&there, &udp((INSIDE, 40001), (OUTSIDE, 5300), &[7; 64]).fragments(id, 32)[1]);
-            send(&back, &udp((OUTSIDE, 5300), (WAN, 40001), &[7; 64]).fragments(id, 32)[1]);
+            send_raw(&there, &udp((INSIDE, 40001), (OUTSIDE, 5300), &[7; 64]).fragments(id, 32)[1]);
+            send_raw(&back, &udp((OUTSIDE, 5300), (WAN, 40001), &[7; 64]).fragments(id, 32)[1]);
         }
         if flood % 5 == 0 {
             let seen = passes(&client, (OUTSIDE, 5300).into(), &server, &data);

@@ -15,6 +15,9 @@ use crate::{
 /// Bits of a nanosecond count that make a beat: 2^32 ns, about 4.3 s.
 const BEAT_BITS: u32 = 32;
 
+/// A direction that a reset has come from when the connection was open.
+const ABORTED_OPEN: u8 = flag::ABORTED | flag::PROVEN;
+
 /// One beat of grace: a direction learns only once a beat that the other one was busy.
 pub(super) const GRACE: u32 = 1 << (BEAT_BITS - TICK_BITS);
 
@@ -127,7 +130,9 @@ pub(super) fn is_noteworthy<A: Address>(flow: FlowRef<A>, tcp_bits: u8, now: u64
     // The first answer, and the opener's first word after it.
     let progress = flags & flag::PROVEN == 0 && (flags & flag::OPENER == 0) == (flags & flag::ANSWERED == 0);
     let turn = tcp_bits & (bits::SYN | bits::FIN | bits::RST) != 0;
-    progress || turn || flow.synced() != beat(now)
+    // Was it forged? The next packet tells.
+    let reset = flow.state() == FlowState::Reset as u8;
+    progress || turn || reset || flow.synced() != beat(now)
 }
 
 /// Takes note of what a packet says about its flow.
@@ -158,6 +163,7 @@ where
                 from_opener,
                 answered: answered != 0,
                 peer_finished: peer_flags & flag::FINISHED != 0,
+                aborted: flags & ABORTED_OPEN == ABORTED_OPEN,
             };
             after_segment(before, tcp_bits, seen)
         }
@@ -166,6 +172,12 @@ where
     };
     if tcp_bits & bits::FIN != 0 {
         own_flags |= flag::FINISHED;
+    }
+    if tcp_bits & bits::RST != 0 {
+        own_flags |= flag::ABORTED;
+    } else if state != FlowState::Reset {
+        own_flags &= !flag::ABORTED;
+        peer_flags &= !flag::ABORTED;
     }
     if is_proof(&work.key, from_opener, answered != 0, state) {
         own_flags |= flag::PROVEN;
