@@ -12,6 +12,7 @@ pub mod kernel;
 pub mod kinds;
 pub mod logging;
 pub mod loops;
+pub mod memory;
 pub mod metrics;
 pub mod model;
 pub mod permissions;

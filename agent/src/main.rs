@@ -13,7 +13,7 @@ use telecluster_worker::{
     api::{self, ApiOptions, auth::Token, guard::Names},
     check,
     config::{Command, Config, Dataplane, Refused},
-    logging,
+    logging, memory,
     permissions::Permissions,
     serve::{Timeouts, serve},
     start::{start, teardown},
@@ -24,7 +24,7 @@ use tokio::{
 };
 
 fn main() -> ExitCode {
-    few_arenas();
+    memory::few_arenas();
     let command = match Command::parse(std::env::args_os()) {
         Ok(command) => command,
         Err(Refused::Shown(text)) => return print(&text),
@@ -56,16 +56,6 @@ fn main() -> ExitCode {
     }
 }
 
-/// glibc keeps what each thread has freed for that thread, and the runtime has many that now and then read all of the
-/// links: in arenas of their own that is several times as much memory as is in use.
-fn few_arenas() {
-    const ARENAS: i32 = 2;
-    // SAFETY: it only sets a number, before there are other threads.
-    unsafe {
-        nix::libc::mallopt(nix::libc::M_ARENA_MAX, ARENAS);
-    }
-}
-
 /// Two workers: the engine is one task, and the machine's processors belong to its guests.
 fn with_runtime(config: &Config, job: impl Future<Output = Result<()>>) -> Result<()> {
     logging::start(config.log_level, config.log_format);
@@ -94,6 +84,8 @@ async fn run(config: &Config) -> Result<()> {
         state_dir: config.state_dir.clone(),
         flow_metrics_max: config.flow_metrics_max,
     };
+    let router = api::router(engine, options);
+    memory::give_back();
     tracing::info!(listen = %config.listen, version = env!("CARGO_PKG_VERSION"), "ready");
     tell_service_manager(NotifyState::Ready);
     let stop = async {
@@ -101,7 +93,7 @@ async fn run(config: &Config) -> Result<()> {
         tell_service_manager(NotifyState::Stopping);
         tracing::info!(signal = name, "stopping, the data plane stays");
     };
-    serve(listener, api::router(engine, options), Timeouts::default(), stop).await;
+    serve(listener, router, Timeouts::default(), stop).await;
     Ok(())
 }
 

@@ -145,7 +145,7 @@ fn with_many_rules(scale: &Scale) -> Vec<Row> {
         ]
     });
     let full = resident(&worker);
-    rows.push(Row::memory("resident memory, nothing asked yet", idle, None));
+    rows.push(Row::memory("resident memory, nothing asked yet", idle, Some(30)));
     rows.push(Row::memory(
         &format!("resident memory, {forwards} forwards, after all of that"),
         full,
