@@ -22,7 +22,7 @@ use telecluster_worker::{
         Kernel, KernelError,
         dataplane::NatType,
         fake::{FakeDataPlane, FakeFilter, Faults},
-        links::{At, Link, LinkKind, Observed, OperState, Place, PortState},
+        links::{At, LinkKind, Links, Observed, OperState, Place, PortState},
         listeners::Listener,
         netlink::NetlinkKernel,
         step::{LinkStep, NewBridge, NewTun},
@@ -133,7 +133,7 @@ impl Lab {
         self.engine.change(change).await.unwrap_err().code
     }
 
-    async fn links(&self) -> Vec<Link> {
+    async fn links(&self) -> Links {
         self.kernel.observe().await.unwrap().links.clone()
     }
 }
@@ -212,7 +212,7 @@ fn essence(observed: Arc<Observed>, named: &Named) -> Observed {
     let mut observed = Arc::unwrap_or_clone(observed);
     let all =
         std::iter::once(&mut observed.links).chain(observed.namespaces.iter_mut().map(|ns| &mut ns.links));
-    for link in all.flatten() {
+    for link in all.flat_map(Links::iter_mut) {
         link.addresses.retain(|address| address.global);
         link.operstate = OperState::Unknown;
         if let Some(port) = &mut link.port {

@@ -234,7 +234,10 @@ impl Owner {
         let mut undo = Undo::new();
         match self.try_out(plan, before, &mut undo).await {
             Ok(after) => Ok(after),
-            Err(error) => Err(self.undone(error, undo).await),
+            Err(error) => {
+                self.ahead = self.shared.state().clone();
+                Err(self.undone(error, undo).await)
+            }
         }
     }
 
@@ -264,11 +267,8 @@ impl Owner {
         }
         let mut after = self.shared.observe().await?;
         // A port may have to be held, or let go, because of what has just changed elsewhere on its ring.
-        let holds = {
-            let mut state = self.shared.state().without_rules();
-            state.apply(&plan.writes);
-            loops::settle(&after, |link| kinds::ours(&state, &after, link))
-        };
+        self.ahead.apply(&plan.writes);
+        let holds = loops::settle(&after, |link| kinds::ours(&self.ahead, &after, link));
         if !holds.is_empty() {
             for step in holds {
                 self.step(&Step::Link(step), before, undo).await?;

@@ -106,10 +106,10 @@ impl FakeKernel {
         ens3.addresses.push(global("192.0.2.10/24"));
         let mut lo = device(1, "lo", LinkKind::Loopback);
         lo.mac = None;
-        let namespace = |name: &str| Namespace { name: name.to_owned(), links: vec![lo.clone()] };
+        let namespace = |name: &str| Namespace { name: name.to_owned(), links: vec![lo.clone()].into() };
         let world = Observed {
             ovs: Presence::Absent,
-            links: vec![lo.clone(), ens3, device(3, "ens4", LinkKind::Physical)],
+            links: vec![lo.clone(), ens3, device(3, "ens4", LinkKind::Physical)].into(),
             namespaces: vec![namespace("lab1"), namespace("lab2")],
             routes: vec![Route::new(Ipv4Net::default().into(), Some(GATEWAY), 2)],
             neighbours: Vec::new(),
@@ -135,7 +135,7 @@ impl FakeKernel {
     pub fn edit(&self, change: impl FnOnce(&mut Observed)) {
         let mut world = lock(&self.world);
         change(&mut world);
-        world.links.sort_by_key(|link| link.index);
+        world.links.sort();
         settle(&mut world);
     }
 

@@ -198,7 +198,10 @@ fn overlay(observed: &mut Observed) {
         (own.master, own.tun) = (None, None);
         let index = own.index;
         for port in &bridge.ports {
-            let Some(link) = observed.links.iter_mut().find(|link| link.name == port.name) else { continue };
+            let Some(position) = observed.links.iter().position(|link| link.name == port.name) else {
+                continue;
+            };
+            let link = &mut observed.links[position];
             let state = match (port.is_held(), link.operstate) {
                 (true, _) => PortState::Blocking,
                 (false, OperState::Up | OperState::Unknown) => PortState::Forwarding,

@@ -1,5 +1,7 @@
 //! Links as the kernel has them: what `Kernel::observe` answers, and how to find things in it.
 
+mod list;
+
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr},
@@ -12,6 +14,8 @@ use super::{
     routes::{Neighbour, Route},
 };
 use crate::model::{NamespaceName, VlanProtocol};
+
+pub use list::Links;
 
 /// The alias (`ip link show`: `alias telecluster`) of every link that the worker made. Together with the
 /// store it says what is ours; one of the two alone is not enough to delete anything.
@@ -28,7 +32,7 @@ pub const MAKING: u32 = u32::from_be_bytes(*b"tele");
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Observed {
     /// Every link of the worker's own namespace, by index.
-    pub links: Vec<Link>,
+    pub links: Links,
     /// The namespaces under `/run/netns`, by name.
     pub namespaces: Vec<Namespace>,
     /// The routes of the worker's own namespace, but for those to the host's own addresses.
@@ -51,7 +55,7 @@ pub struct Namespace {
     /// File name under `/run/netns`; may break the rule of [`NamespaceName`] when it is foreign.
     pub name: String,
     /// By index.
-    pub links: Vec<Link>,
+    pub links: Links,
 }
 
 /// Where a link lives.
@@ -138,13 +142,34 @@ pub struct Link {
 }
 
 impl Link {
+    /// With nothing but a name: down, of nobody, without addresses.
+    pub fn new(index: u32, name: impl Into<String>, kind: LinkKind) -> Self {
+        Self {
+            index,
+            name: name.into(),
+            kind,
+            up: false,
+            operstate: OperState::Unknown,
+            mtu: 0,
+            mac: None,
+            alias: None,
+            half_made: false,
+            master: None,
+            peer: None,
+            addresses: Vec::new(),
+            port: None,
+            parent: None,
+            vlan: None,
+            tun: None,
+        }
+    }
+
     /// Bears the worker's mark.
     pub fn marked(&self) -> bool {
         self.alias.as_deref() == Some(ALIAS)
     }
 
-    /// IPv4 addresses, in the order of the kernel.
-    /// Its addresses of both families.
+    /// Its addresses of both families, in the order of the kernel.
     pub fn ips(&self) -> impl Iterator<Item = (IpAddr, &Address)> {
         self.addresses.iter().map(|address| (address.net.addr(), address))
     }
@@ -383,13 +408,16 @@ impl PortState {
     }
 }
 
+/// The links of a place that is not there.
+static NONE: Links = Links::NONE;
+
 impl Observed {
     /// The links of a place; none when the place is not there.
-    pub fn links_at(&self, place: &Place) -> &[Link] {
+    pub fn links_at(&self, place: &Place) -> &Links {
         match place {
             Place::Here => &self.links,
             Place::Named(name) => {
-                self.namespaces.iter().find(|ns| ns.name == *name).map_or(&[], |ns| &ns.links)
+                self.namespaces.iter().find(|ns| ns.name == *name).map_or(&NONE, |ns| &ns.links)
             }
         }
     }
@@ -414,9 +442,7 @@ impl Observed {
     }
 
     pub fn by_index(&self, place: &Place, index: u32) -> Option<&Link> {
-        let links = self.links_at(place);
-        // Listings are by index.
-        links.binary_search_by_key(&index, |link| link.index).ok().map(|position| &links[position])
+        self.links_at(place).with_index(index)
     }
 
     /// The name of the bridge, bond, ... that a link of `place` is a port of.

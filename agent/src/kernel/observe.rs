@@ -25,7 +25,7 @@ use nix::errno::Errno;
 use super::{
     KernelError, forwarding,
     links::{
-        Address, BridgePort, Link, LinkKind, MAKING, Mac, Namespace, Observed, OperState, Peer, Place,
+        Address, BridgePort, Link, LinkKind, Links, MAKING, Mac, Namespace, Observed, OperState, Peer, Place,
         PortState, ROOM_ALIAS, TunInfo, VlanTag,
     },
     netns,
@@ -39,7 +39,7 @@ use crate::model::VlanProtocol;
 /// A link with the reference to its peer still in the kernel's numbers.
 #[derive(Debug, Clone)]
 pub(super) struct Raw {
-    pub(super) link: Link,
+    pub(super) link: Arc<Link>,
     /// IFLA_LINK: the peer's index, where it lives.
     pub(super) peer: Option<u32>,
     /// IFLA_LINK_NETNSID: where it lives, when that is another namespace.
@@ -60,7 +60,7 @@ pub(super) fn observe(
     last: &Arc<Observed>,
 ) -> Result<Arc<Observed>, KernelError> {
     let changed = view.refresh()?;
-    let others = other_places()?;
+    let mut others = other_places()?;
     let ip_forward = forwarding::ipv4()?;
     let ipv6_forward = forwarding::ipv6()?;
     let as_before = !changed && others.is_empty() && last.namespaces.is_empty();
@@ -74,7 +74,7 @@ pub(super) fn observe(
             ids.insert(id, Place::Named(other.name.clone()));
         }
     }
-    let links = resolve(view.links.values().cloned(), &Place::Here, &ids);
+    let links = resolve(view.links.values_mut(), &Place::Here, &ids);
     let mut namespaces = Vec::new();
     for index in 0..others.len() {
         let ids = if others[index].links.values().any(|raw| raw.peer_nsid.is_some()) {
@@ -82,8 +82,8 @@ pub(super) fn observe(
         } else {
             HashMap::new()
         };
-        let OtherPlace { name, links, .. } = &others[index];
-        let links = resolve(links.values().cloned(), &Place::Named(name.clone()), &ids);
+        let OtherPlace { name, links, .. } = &mut others[index];
+        let links = resolve(links.values_mut(), &Place::Named(name.clone()), &ids);
         namespaces.push(Namespace { name: name.clone(), links });
     }
     let routes: Vec<Route> = view.routes().cloned().collect();
@@ -157,14 +157,18 @@ fn nsid(rtnl: &mut Rtnl, namespace: &File) -> Result<Option<i32>, KernelError> {
     Ok(id)
 }
 
-fn resolve(raw: impl Iterator<Item = Raw>, place: &Place, ids: &HashMap<i32, Place>) -> Vec<Link> {
-    raw.map(|Raw { mut link, peer, peer_nsid }| {
+/// Writes down where far ends are, of those links of which that is not known yet or has changed.
+fn resolve<'a>(raw: impl Iterator<Item = &'a mut Raw>, place: &Place, ids: &HashMap<i32, Place>) -> Links {
+    raw.map(|Raw { link, peer, peer_nsid }| {
         let at = match peer_nsid {
-            None => Some(place.clone()),
-            Some(id) => ids.get(&id).cloned(),
+            None => Some(place),
+            Some(id) => ids.get(id),
         };
-        link.peer = peer.zip(at).map(|(index, place)| Peer { place, index });
-        link
+        let far = peer.zip(at).map(|(index, place)| Peer { place: place.clone(), index });
+        if link.peer != far {
+            Arc::make_mut(link).peer = far;
+        }
+        Arc::clone(link)
     })
     .collect()
 }
@@ -176,7 +180,7 @@ pub(super) fn links(rtnl: &mut Rtnl) -> Result<BTreeMap<u32, Raw>, KernelError> 
     for message in addresses(rtnl, 0)? {
         // Not found: a link that came between the two dumps. The next look will have it.
         let Some(raw) = links.get_mut(&message.header.index) else { continue };
-        raw.link.addresses.extend(address(&message));
+        Arc::make_mut(&mut raw.link).addresses.extend(address(&message));
     }
     Ok(links)
 }
@@ -187,7 +191,7 @@ pub(super) fn one_link(rtnl: &mut Rtnl, index: u32) -> Result<Raw, KernelError> 
     let gone = || KernelError::errno("look at a link", Errno::ENODEV as i32);
     let (_, mut raw) = answers.into_iter().find_map(new_link).ok_or_else(gone)?;
     let own = addresses(rtnl, index)?.into_iter().filter(|message| message.header.index == index);
-    raw.link.addresses = own.filter_map(|message| address(&message)).collect();
+    Arc::make_mut(&mut raw.link).addresses = own.filter_map(|message| address(&message)).collect();
     Ok(raw)
 }
 
@@ -210,30 +214,14 @@ fn addresses(rtnl: &mut Rtnl, index: u32) -> Result<Vec<AddressMessage>, KernelE
 
 /// One link by itself: without its addresses and its peer.
 pub(super) fn single(message: LinkMessage) -> Link {
-    link(message).link
+    Arc::unwrap_or_clone(link(message).link)
 }
 
 fn link(message: LinkMessage) -> Raw {
     let header = message.header;
     let loopback = header.flags.contains(LinkFlags::Loopback);
-    let mut link = Link {
-        index: header.index,
-        name: String::new(),
-        kind: if loopback { LinkKind::Loopback } else { LinkKind::Physical },
-        up: header.flags.contains(LinkFlags::Up),
-        operstate: OperState::Unknown,
-        mtu: 0,
-        mac: None,
-        alias: None,
-        half_made: false,
-        master: None,
-        peer: None,
-        addresses: Vec::new(),
-        port: None,
-        parent: None,
-        vlan: None,
-        tun: None,
-    };
+    let kind = if loopback { LinkKind::Loopback } else { LinkKind::Physical };
+    let mut link = Link { up: header.flags.contains(LinkFlags::Up), ..Link::new(header.index, "", kind) };
     let (mut peer, mut peer_nsid) = (None, None);
     let mut carrier = false;
     for attribute in message.attributes {
@@ -266,7 +254,7 @@ fn link(message: LinkMessage) -> Raw {
     if link.kind != LinkKind::Veth {
         link.parent = peer.take().filter(|index| peer_nsid.is_none() && *index != link.index);
     }
-    Raw { link, peer, peer_nsid }
+    Raw { link: Arc::new(link), peer, peer_nsid }
 }
 
 fn take_info(link: &mut Link, info: LinkInfo) {

@@ -162,7 +162,8 @@ mod tests {
     use super::*;
     use crate::kernel::{
         dataplane::{NatType, Transport},
-        links::{Address, BridgePort, Mac, OperState, VlanTag},
+        fake::device,
+        links::{Address, BridgePort, VlanTag},
     };
     use crate::model::VlanProtocol;
 
@@ -255,7 +256,7 @@ mod tests {
         links[3].master = Some(3);
         links[3].addresses.clear();
         links[3].port = Some(port_state(PortState::Forwarding, false));
-        Observed { links, ..Observed::default() }
+        Observed { links: links.into(), ..Observed::default() }
     }
 
     fn port_state(state: PortState, guarded: bool) -> BridgePort {
@@ -263,23 +264,7 @@ mod tests {
     }
 
     fn link(index: u32, kind: LinkKind, address: &str) -> Link {
-        Link {
-            index,
-            name: format!("link{index}"),
-            kind,
-            up: true,
-            operstate: OperState::Up,
-            mtu: 1500,
-            mac: Some(Mac([2, 0, 0, 0, 0, u8::try_from(index).unwrap()])),
-            alias: None,
-            half_made: false,
-            master: None,
-            parent: None,
-            peer: None,
-            addresses: vec![Address::plain(address.parse().unwrap())],
-            port: None,
-            vlan: None,
-            tun: None,
-        }
+        let addresses = vec![Address::plain(address.parse().unwrap())];
+        Link { addresses, ..device(index, &format!("link{index}"), kind) }
     }
 }

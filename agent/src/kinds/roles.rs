@@ -145,7 +145,7 @@ mod tests {
     fn host(names: [&str; 2]) -> Arc<Observed> {
         let kernel = FakeKernel::new(Faults::default());
         kernel.edit(|world| {
-            for link in &mut world.links {
+            for link in world.links.iter_mut() {
                 match link.name.as_str() {
                     "ens3" => link.name = names[0].into(),
                     "ens4" => link.name = names[1].into(),

@@ -215,7 +215,7 @@ fn differences(before: &Observed, after: &Observed) -> BTreeSet<At> {
         std::iter::once(Place::Here).chain(named).collect()
     };
     for place in places(before).union(&places(after)) {
-        let (mut old, mut new) = (before.links_at(place), after.links_at(place));
+        let (mut old, mut new) = (before.links_at(place).shared(), after.links_at(place).shared());
         let mut note = |link: &Link| {
             names.insert(At::new(place.clone(), &link.name));
         };
@@ -237,7 +237,8 @@ fn differences(before: &Observed, after: &Observed) -> BTreeSet<At> {
                     new = rest;
                 }
                 (Ordering::Equal, [a, old_rest @ ..], [b, new_rest @ ..]) => {
-                    if a != b {
+                    // One that was not read again is the same to begin with.
+                    if !Arc::ptr_eq(a, b) && a != b {
                         note(a);
                         note(b);
                     }

@@ -98,7 +98,7 @@ mod tests {
             link("strange", Some(ALIAS), false),
             link("foreign", None, false),
         ];
-        let observed = Observed { links, ..Observed::default() };
+        let observed = Observed { links: links.into(), ..Observed::default() };
         let making = ["unfinished", "foreign"].map(At::here);
         let (unfinished, strange) = sort(&observed, &State::default(), &making);
         assert_eq!(unfinished, ["half", "unfinished"].map(At::here));

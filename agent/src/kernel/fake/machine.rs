@@ -4,8 +4,8 @@ use nix::errno::Errno;
 
 use crate::kernel::{
     links::{
-        ALIAS, Address, At, BridgePort, Link, LinkKind, Mac, Observed, OperState, Peer, Place, PortState,
-        TunInfo,
+        ALIAS, Address, At, BridgePort, Link, LinkKind, Links, Mac, Observed, OperState, Peer, Place,
+        PortState, TunInfo,
     },
     observe,
     step::LinkStep,
@@ -14,22 +14,11 @@ use crate::kernel::{
 /// A link that is up.
 pub(crate) fn device(index: u32, name: &str, kind: LinkKind) -> Link {
     Link {
-        index,
-        name: name.to_owned(),
-        kind,
         up: true,
         operstate: OperState::Up,
         mtu: 1500,
         mac: Some(mac_of(index)),
-        alias: None,
-        half_made: false,
-        master: None,
-        peer: None,
-        addresses: Vec::new(),
-        port: None,
-        parent: None,
-        vlan: None,
-        tun: None,
+        ..Link::new(index, name, kind)
     }
 }
 
@@ -45,7 +34,7 @@ pub(super) fn global(net: &str) -> Address {
 
 type Step<T = ()> = Result<T, Errno>;
 
-fn links_mut<'a>(world: &'a mut Observed, place: &Place) -> Step<&'a mut Vec<Link>> {
+fn links_mut<'a>(world: &'a mut Observed, place: &Place) -> Step<&'a mut Links> {
     match place {
         Place::Here => Ok(&mut world.links),
         Place::Named(name) => world
@@ -278,7 +267,7 @@ pub(super) fn apply(world: &mut Observed, step: &LinkStep) -> Step {
 fn insert(world: &mut Observed, place: &Place, link: Link) -> Step {
     let links = links_mut(world, place)?;
     links.push(link);
-    links.sort_by_key(|link| link.index);
+    links.sort();
     Ok(())
 }
 
@@ -303,7 +292,7 @@ pub(super) fn settle(world: &mut Observed) {
         matches!(master.map(|master| &master.kind), Some(LinkKind::Bridge { stp: true }))
     };
     let all = std::iter::once(&mut world.links).chain(world.namespaces.iter_mut().map(|ns| &mut ns.links));
-    for link in all.flatten() {
+    for link in all.flat_map(Links::iter_mut) {
         let carrier = carries(link);
         link.operstate = match (link.up, carrier) {
             (true, true) => OperState::Up,
