@@ -8,7 +8,7 @@ set -euo pipefail
 
 # What tests use: links of every kind we make, TC and its actions, and the packet filters (to
 # prove that they hold no rule). Missing ones are skipped: a kernel may have them built in.
-modules="veth bridge br_netfilter 8021q dummy tun vxlan geneve sch_ingress cls_bpf cls_u32 act_bpf act_gact
+modules="veth bridge br_netfilter 8021q dummy bonding tun vxlan geneve sch_ingress cls_bpf cls_u32 act_bpf act_gact
   sch_netem sch_tbf nf_tables nft_chain_nat nft_compat nft_ct nft_masq nft_nat nft_counter nf_conntrack nf_nat
   nf_conntrack_netlink nf_flow_table ip_tables iptable_nat iptable_filter xt_MASQUERADE xt_conntrack
   xt_nat xt_addrtype iptable_mangle ip6_tables ip6table_nat ip6table_mangle ip6table_filter xt_comment xt_tcpudp ipt_REJECT ip6t_REJECT nft_reject_ipv4
