@@ -12,6 +12,7 @@
 //! | [`ovs`] | Open vSwitch of a test's own |
 //! | [`sandbox`] | namespaces that vanish with the thread that made them |
 //! | [`chaos`] | a host that changes all the time, and where its packets may be |
+//! | [`conversation`] | one flow there and back, and a worker that masquerades it |
 //! | [`dice`] | chance that can be repeated |
 //! | [`tap`] | the far side of a TAP |
 //! | [`traffic`] | many flows that notice every lost packet |
@@ -19,6 +20,7 @@
 #![expect(clippy::panic, reason = "all of this crate is test code: a failure is a panic")]
 
 pub mod chaos;
+pub mod conversation;
 pub mod dice;
 pub mod frame;
 pub mod fuzz;

@@ -2,54 +2,16 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{Shutdown, SocketAddr, UdpSocket},
+    net::Shutdown,
     thread,
     time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
-use telecluster_tests::lab::{INSIDE, Lab, OUTSIDE, PATIENCE, WAN};
-
-/// One flow: inside 40000 to outside 5300.
-struct Conversation {
-    client: UdpSocket,
-    server: UdpSocket,
-}
-
-impl Conversation {
-    fn new(lab: &Lab) -> Self {
-        let server = lab.outside.udp((OUTSIDE, 5300));
-        let client = lab.inside.udp((INSIDE, 40000));
-        client.connect((OUTSIDE, 5300)).expect("connect");
-        Self { client, server }
-    }
-
-    /// There and back again.
-    fn turn(&self) {
-        let mut buffer = [0; 2048];
-        self.client.send(b"there").expect("send");
-        let (len, from) = self.server.recv_from(&mut buffer).expect("a datagram");
-        assert_eq!(from, SocketAddr::from((WAN, 40000)));
-        self.server.send_to(&buffer[..len], from).expect("answer");
-        assert_eq!(self.client.recv(&mut buffer).expect("the answer"), len);
-    }
-
-    /// Whether a datagram arrives, soon.
-    fn gets_through(&self) -> bool {
-        self.server.set_read_timeout(Some(Duration::from_millis(100))).expect("set a timeout");
-        let arrived = self.client.send(b"there").is_ok() && self.server.recv(&mut [0; 2048]).is_ok();
-        self.server.set_read_timeout(Some(PATIENCE)).expect("set a timeout");
-        arrived
-    }
-
-    /// Until it is on the fast path.
-    fn warm_up(&self, lab: &Lab) {
-        wait(lab, "the flow does not become fast", || {
-            self.turn();
-            the_flow(lab)["path"] == "fast"
-        });
-    }
-}
+use telecluster_tests::{
+    conversation::{Conversation, masqueraded},
+    lab::{INSIDE, Lab, OUTSIDE, PATIENCE, WAN, Worker},
+};
 
 fn wait(lab: &Lab, what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
@@ -72,12 +34,9 @@ fn received(lab: &Lab, device: &str) -> u64 {
 }
 
 /// A worker that masquerades, and a fast flow.
-fn warm_lab() -> (Lab, telecluster_tests::lab::Worker, Conversation) {
-    let lab = Lab::new();
-    let worker = lab.start();
-    lab.masquerade();
-    let conversation = Conversation::new(&lab);
-    conversation.warm_up(&lab);
+fn warm_lab() -> (Lab, Worker, Conversation) {
+    let (lab, worker, conversation) = masqueraded(Lab::new());
+    conversation.becomes_fast(&lab);
     (lab, worker, conversation)
 }
 
@@ -171,7 +130,7 @@ fn a_rule_of_the_hosts_own_filter_is_obeyed_at_once_and_forgotten_when_it_is_gon
     lab.router.sh("nft add table inet foreign");
     lab.router.sh("nft add chain inet foreign c { type filter hook forward priority 0; }");
     // An empty chain is in nobody's way.
-    conversation.warm_up(&lab);
+    conversation.becomes_fast(&lab);
     lab.router.sh("nft add rule inet foreign c udp dport 5300 counter drop");
     wait(&lab, "the rule is passed by", || !conversation.gets_through());
     wait(&lab, "no reason is given", || {
@@ -180,7 +139,7 @@ fn a_rule_of_the_hosts_own_filter_is_obeyed_at_once_and_forgotten_when_it_is_gon
     });
     assert_eq!(lab.get("/nat/status")["fast_path"]["open"], false);
     lab.router.sh("nft delete table inet foreign");
-    conversation.warm_up(&lab);
+    conversation.becomes_fast(&lab);
 }
 
 #[test]
@@ -189,7 +148,7 @@ fn a_route_that_changes_is_followed() {
     lab.router.ip(&format!("route add blackhole {OUTSIDE}/32"));
     wait(&lab, "the route is passed by", || !conversation.gets_through());
     lab.router.ip(&format!("route del blackhole {OUTSIDE}/32"));
-    conversation.warm_up(&lab);
+    conversation.becomes_fast(&lab);
 }
 
 #[test]
@@ -198,7 +157,7 @@ fn a_neighbour_that_gets_another_card_is_followed() {
     lab.outside.ip("link set eth0 address 02:00:00:00:00:77");
     lab.router.ip(&format!("neigh replace {OUTSIDE} lladdr 02:00:00:00:00:77 dev wan0"));
     wait(&lab, "packets go to the old card", || conversation.gets_through());
-    conversation.warm_up(&lab);
+    conversation.becomes_fast(&lab);
 }
 
 #[test]
@@ -217,7 +176,7 @@ fn an_inside_host_that_moves_to_another_port_is_followed() {
     lab.inside.ip(&format!("addr add {INSIDE}/24 dev eth1"));
     lab.inside.ip("link set eth1 up");
     lab.inside.ip(&format!("route replace default via {} dev eth1", telecluster_tests::lab::GATEWAY));
-    conversation.warm_up(&lab);
+    conversation.becomes_fast(&lab);
 }
 
 #[test]
@@ -240,5 +199,5 @@ fn flows_stay_fast_when_the_worker_dies_and_when_it_comes_back() {
     }
     assert!(received(&lab, "br-lab") - bridge < 20, "the bridge carried the flow");
     let _worker = lab.start();
-    conversation.warm_up(&lab);
+    conversation.becomes_fast(&lab);
 }

@@ -5,13 +5,14 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{Shutdown, SocketAddr, UdpSocket},
+    net::Shutdown,
     thread,
 };
 
 use serde_json::{Value, json};
-use telecluster_tests::lab::{
-    INSIDE, INSIDE_NET6, INSIDE6, Lab, OUTSIDE, OUTSIDE6, PATIENCE, WAN, WAN6, Worker, eventually,
+use telecluster_tests::{
+    conversation::{Conversation, masqueraded},
+    lab::{INSIDE, INSIDE_NET6, Lab, OUTSIDE, PATIENCE, WAN, Worker, eventually},
 };
 
 /// A lab whose hosts take frames from drivers: a veth does when it has GRO on.
@@ -30,43 +31,13 @@ fn whole_checksums(lab: &Lab) {
     }
 }
 
-/// Inside 40000 to outside 5300, there and back.
-struct Conversation {
-    client: UdpSocket,
-    server: UdpSocket,
-    seen_as: SocketAddr,
-}
-
-impl Conversation {
-    fn new(lab: &Lab) -> Self {
-        let (client, server) = (lab.inside.udp((INSIDE, 40000)), lab.outside.udp((OUTSIDE, 5300)));
-        client.connect((OUTSIDE, 5300)).expect("connect");
-        Self { client, server, seen_as: (WAN, 40000).into() }
-    }
-
-    fn new6(lab: &Lab) -> Self {
-        let (client, server) = (lab.inside.udp((INSIDE6, 40000)), lab.outside.udp((OUTSIDE6, 5300)));
-        client.connect((OUTSIDE6, 5300)).expect("connect");
-        Self { client, server, seen_as: (WAN6, 40000).into() }
-    }
-
-    fn turn(&self) {
-        let mut buffer = [0; 2048];
-        self.client.send(b"there").expect("send");
-        let (len, from) = self.server.recv_from(&mut buffer).expect("a datagram");
-        assert_eq!(from, self.seen_as);
-        self.server.send_to(&buffer[..len], from).expect("answer");
-        assert_eq!(self.client.recv(&mut buffer).expect("the answer"), len);
-    }
-
-    /// Until both directions of it are sent on in drivers.
-    fn warm_up(&self, lab: &Lab) {
-        eventually("the flow does not reach the drivers", || {
-            let before = sent_in_drivers(lab);
-            self.turn();
-            sent_in_drivers(lab) == before + 2
-        });
-    }
+/// Turns until both directions of it are sent on in drivers.
+fn warm_up(conversation: &Conversation, lab: &Lab) {
+    eventually("the flow does not reach the drivers", || {
+        let before = sent_in_drivers(lab);
+        conversation.turn();
+        sent_in_drivers(lab) == before + 2
+    });
 }
 
 fn status(lab: &Lab) -> Value {
@@ -103,10 +74,8 @@ fn counter(flow: &Value, name: &str) -> u64 {
 fn warm_lab() -> (Lab, Worker, Conversation) {
     let lab = lab();
     whole_checksums(&lab);
-    let worker = lab.start();
-    lab.masquerade();
-    let conversation = Conversation::new(&lab);
-    conversation.warm_up(&lab);
+    let (lab, worker, conversation) = masqueraded(lab);
+    warm_up(&conversation, &lab);
     (lab, worker, conversation)
 }
 
@@ -138,7 +107,7 @@ fn ipv6_goes_from_driver_to_driver_too() {
     let _worker = lab.start();
     let body = json!({"source_network": INSIDE_NET6, "output_interface": "wan0"});
     lab.post("/nat/masquerade", &body).ok();
-    Conversation::new6(&lab).warm_up(&lab);
+    warm_up(&Conversation::new6(&lab), &lab);
 }
 
 #[test]
@@ -190,7 +159,7 @@ fn a_change_sends_packets_the_kernels_way_again() {
     });
     lab.router.ip(&format!("route del blackhole {OUTSIDE}/32"));
     conversation.server.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-    conversation.warm_up(&lab);
+    warm_up(&conversation, &lab);
 }
 
 #[test]
@@ -203,7 +172,7 @@ fn a_flow_stays_in_the_drivers_when_the_worker_dies_and_when_it_comes_back() {
     }
     let _worker = lab.start();
     eventually("the programs are not adopted", || mode(&lab, "wan0").0 == "native");
-    conversation.warm_up(&lab);
+    warm_up(&conversation, &lab);
 }
 
 #[test]
@@ -264,7 +233,7 @@ fn a_pair_whose_other_end_takes_no_frames_has_none_until_it_does() {
     eventually("on one side only", || !has_program(&lab, "lan0"));
     lab.outside.sh("ethtool -K eth0 gro on");
     eventually("it is not seen that frames are taken again", || mode(&lab, "wan0").0 == "native");
-    conversation.warm_up(&lab);
+    warm_up(&conversation, &lab);
 }
 
 #[test]
