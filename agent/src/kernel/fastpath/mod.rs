@@ -7,10 +7,12 @@
 //! |---|---|
 //! | [`changes`] | has anything changed that packets are forwarded by? |
 //! | [`netfilter`] | has the host rules of its own, which must see every packet? |
+//! | [`docker`] | are they Docker's, and would they say the same about the next packet? |
 //!
 //! While the worker is not running nobody answers them; that is what the short leases of fast flows are for.
 
 mod changes;
+mod docker;
 pub(super) mod netfilter;
 
 use std::{os::fd::AsFd as _, thread};

@@ -2,7 +2,8 @@
 //!
 //! The answer is on the safe side: a base chain at a hook that a forwarded packet passes, with a rule in it or a
 //! policy other than accept, is in the way, whatever the rule says. nf_tables tells how many rules a chain has;
-//! of the old iptables (`iptables-legacy`) it is known only which tables are loaded, and any is in the way.
+//! of the old iptables (`iptables-legacy`) it is known only which tables are loaded, and any is in the way. What Docker
+//! writes is the exception: its rules are read, see [`super::docker`].
 
 use std::fs;
 
@@ -10,52 +11,61 @@ use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NlaBuffer, N
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::errno::Errno;
 
+use super::docker;
 use crate::kernel::dump;
 
 /// Tables of iptables-legacy that are loaded in this network namespace, a name a line.
 const LEGACY: [&str; 2] = ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"];
+
+/// Whether connection tracking lets TCP connections go on of which it has missed packets.
+const LIBERAL: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal";
 
 /// linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h
 mod nft {
     pub(super) const SUBSYSTEM: u16 = 10;
     pub(super) const NEW_CHAIN: u16 = 3;
     pub(super) const GET_CHAIN: u16 = 4;
+    pub(super) const NEW_RULE: u16 = 6;
+    pub(super) const GET_RULE: u16 = 7;
     pub(super) const CHAIN_TABLE: u16 = 1;
     pub(super) const CHAIN_NAME: u16 = 3;
     pub(super) const CHAIN_HOOK: u16 = 4;
     pub(super) const CHAIN_POLICY: u16 = 5;
     pub(super) const CHAIN_USE: u16 = 6;
+    pub(super) const CHAIN_TYPE: u16 = 7;
     pub(super) const HOOK_NUMBER: u16 = 1;
 }
 
 /// linux/netfilter.h
-mod hook {
-    pub(super) const PREROUTING: u32 = 0;
-    pub(super) const FORWARD: u32 = 2;
-    pub(super) const POSTROUTING: u32 = 4;
-    pub(super) const ACCEPT: u32 = 1;
+pub(super) mod hook {
+    pub(in super::super) const PREROUTING: u32 = 0;
+    pub(in super::super) const FORWARD: u32 = 2;
+    pub(in super::super) const POSTROUTING: u32 = 4;
+    pub(in super::super) const ACCEPT: u32 = 1;
 }
 
 /// linux/netfilter.h NFPROTO_*
-mod family {
-    pub(super) const INET: u8 = 1;
-    pub(super) const IPV4: u8 = 2;
-    pub(super) const NETDEV: u8 = 5;
-    pub(super) const BRIDGE: u8 = 7;
-    pub(super) const IPV6: u8 = 10;
+pub(super) mod family {
+    pub(in super::super) const INET: u8 = 1;
+    pub(in super::super) const IPV4: u8 = 2;
+    pub(in super::super) const NETDEV: u8 = 5;
+    pub(in super::super) const BRIDGE: u8 = 7;
+    pub(in super::super) const IPV6: u8 = 10;
 }
 
 /// What of a chain decides whether it may be passed by.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Chain {
-    family: u8,
-    table: String,
-    name: String,
+pub(super) struct Chain {
+    pub(super) family: u8,
+    pub(super) table: String,
+    pub(super) name: String,
+    /// `filter`, `nat`, `route`.
+    pub(super) kind: String,
     /// `None`: no base chain, only others jump to it.
-    hook: Option<u32>,
-    policy: Option<u32>,
+    pub(super) hook: Option<u32>,
+    pub(super) policy: Option<u32>,
     /// Rules in it, and jumps to it.
-    uses: u32,
+    pub(super) uses: u32,
 }
 
 /// Whether forwarded packets meet no rule of the host; else which, in words.
@@ -66,13 +76,16 @@ pub(super) fn clear() -> Result<(), String> {
             return Err(format!("the table {table} of iptables-legacy is loaded"));
         }
     }
-    let chains = chains().map_err(|error| format!("the host's nftables rules cannot be read: {error}"))?;
-    match chains.iter().find(|chain| in_the_way(chain)) {
-        None => Ok(()),
-        Some(chain) => {
-            Err(format!("chain {} of the host's nftables table {} has rules", chain.name, chain.table))
-        }
+    let unread = |error| format!("the host's nftables rules cannot be read: {error}");
+    let chains = chains().map_err(unread)?;
+    let Some(first) = chains.iter().find(|chain| in_the_way(chain)) else { return Ok(()) };
+    if !docker::is_here(&chains) {
+        return Err(format!("chain {} of the host's nftables table {} has rules", first.name, first.table));
     }
+    let rules = list(nft::GET_RULE, nft::NEW_RULE, docker::rule).map_err(unread)?;
+    let liberal = fs::read_to_string(LIBERAL).is_ok_and(|value| value.trim() == "1");
+    let mut passed = chains.iter().filter(|chain| in_the_way(chain));
+    passed.find_map(|chain| docker::obstacle(chain, &rules, liberal)).map_or(Ok(()), Err)
 }
 
 /// Whether any chain of nf_tables bears such a name. One that cannot be read may.
@@ -94,26 +107,34 @@ fn in_the_way(chain: &Chain) -> bool {
 
 /// Every chain of every family. None where the kernel has no nf_tables.
 fn chains() -> std::io::Result<Vec<Chain>> {
-    const CHAIN: u16 = nft::SUBSYSTEM << 8 | nft::NEW_CHAIN;
-    let mut chains = Vec::new();
-    let asked = dump::ask(&dump::open(NETLINK_NETFILTER)?, &request(), |kind, payload| {
-        if kind == CHAIN {
-            chains.extend(chain(payload));
+    list(nft::GET_CHAIN, nft::NEW_CHAIN, chain)
+}
+
+/// Everything of a kind, of every family. One that cannot be read is an error: it might be in the way.
+fn list<T>(get: u16, new: u16, read: impl Fn(&[u8]) -> Option<T>) -> std::io::Result<Vec<T>> {
+    let mut found = Vec::new();
+    let mut unread = false;
+    let asked = dump::ask(&dump::open(NETLINK_NETFILTER)?, &request(get), |kind, payload| {
+        if kind == (nft::SUBSYSTEM << 8 | new) {
+            let one = read(payload);
+            unread |= one.is_none();
+            found.extend(one);
         }
     });
     let errno = |error: &std::io::Error| Errno::from_raw(error.raw_os_error().unwrap_or_default());
     match asked.as_ref().map_err(errno) {
         Err(Errno::EOPNOTSUPP | Errno::EINVAL | Errno::EPROTONOSUPPORT) => Ok(Vec::new()),
-        _ => asked.map(|()| chains),
+        Ok(()) if unread => Err(Errno::EBADMSG.into()),
+        _ => asked.map(|()| found),
     }
 }
 
 /// A netlink header and a `struct nfgenmsg` of no family in particular.
-fn request() -> [u8; 20] {
+fn request(kind: u16) -> [u8; 20] {
     let mut bytes = [0; 20];
     let mut buffer = NetlinkBuffer::new(&mut bytes);
     buffer.set_length(20);
-    buffer.set_message_type(nft::SUBSYSTEM << 8 | nft::GET_CHAIN);
+    buffer.set_message_type(nft::SUBSYSTEM << 8 | kind);
     buffer.set_flags(NLM_F_REQUEST | NLM_F_DUMP);
     buffer.set_sequence_number(1);
     bytes
@@ -127,6 +148,7 @@ fn chain(payload: &[u8]) -> Option<Chain> {
         match attribute.kind() {
             nft::CHAIN_TABLE => chain.table = text(&attribute),
             nft::CHAIN_NAME => chain.name = text(&attribute),
+            nft::CHAIN_TYPE => chain.kind = text(&attribute),
             nft::CHAIN_POLICY => chain.policy = number(&attribute),
             nft::CHAIN_USE => chain.uses = number(&attribute)?,
             nft::CHAIN_HOOK => {
@@ -140,11 +162,11 @@ fn chain(payload: &[u8]) -> Option<Chain> {
     Some(chain)
 }
 
-fn text(attribute: &NlaBuffer<&[u8]>) -> String {
+pub(super) fn text(attribute: &NlaBuffer<&[u8]>) -> String {
     String::from_utf8_lossy(attribute.value()).trim_end_matches('\0').to_owned()
 }
 
-fn number(attribute: &NlaBuffer<&[u8]>) -> Option<u32> {
+pub(super) fn number(attribute: &NlaBuffer<&[u8]>) -> Option<u32> {
     attribute.value().first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
 }
 
@@ -181,6 +203,7 @@ mod tests {
             family: family::INET,
             table: "t".to_owned(),
             name: "c".to_owned(),
+            kind: String::new(),
             hook: Some(hook::FORWARD),
             policy: Some(hook::ACCEPT),
             uses: 1,
