@@ -351,6 +351,7 @@ pub(crate) mod tests {
             nat_type: None,
             port_parity: None,
             exclude_destinations: None,
+            timeouts: None,
         }
     }
 

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use telecluster_common::maps::Timeouts;
 use utoipa::ToSchema;
 
 use self::roles::Role;
@@ -176,6 +177,54 @@ pub struct RouteSpec {
     pub protocol: u8,
 }
 
+/// How long flows of a rule may be idle, in seconds; what is not said is what the RFCs ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct FlowTimeouts {
+    /// TCP, while both sides may speak, or one of them.
+    #[schema(required = false, minimum = 5, maximum = 604_800, default = 7440)]
+    pub tcp_established: u32,
+    /// TCP, while it opens or closes.
+    #[schema(required = false, minimum = 5, maximum = 604_800, default = 240)]
+    pub tcp_transitory: u32,
+    #[schema(required = false, minimum = 5, maximum = 604_800, default = 300)]
+    pub udp: u32,
+    /// Pings.
+    #[schema(required = false, minimum = 5, maximum = 604_800, default = 60)]
+    pub icmp: u32,
+}
+
+impl FlowTimeouts {
+    pub const LEAST: u32 = 5;
+    /// A week. The programs' clock goes round in 52 days.
+    pub const MOST: u32 = 604_800;
+
+    /// `None`: the usual ones.
+    pub fn unusual(self) -> Option<Self> {
+        (self != Self::default()).then_some(self)
+    }
+}
+
+impl Default for FlowTimeouts {
+    fn default() -> Self {
+        Timeouts::RFC.into()
+    }
+}
+
+impl From<Timeouts> for FlowTimeouts {
+    fn from(timeouts: Timeouts) -> Self {
+        let Timeouts { tcp_open, tcp_change, udp, icmp } = timeouts;
+        Self { tcp_established: tcp_open, tcp_transitory: tcp_change, udp, icmp }
+    }
+}
+
+impl From<FlowTimeouts> for Timeouts {
+    fn from(timeouts: FlowTimeouts) -> Self {
+        let FlowTimeouts { tcp_established, tcp_transitory, udp, icmp } = timeouts;
+        Self { tcp_open: tcp_established, tcp_change: tcp_transitory, udp, icmp }
+    }
+}
+
 /// The transport a port forward is for. `all` is tcp and udp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -208,6 +257,8 @@ pub struct ForwardSpec {
     #[serde(default = "yes")]
     pub hairpin: bool,
     #[serde(default)]
+    pub timeouts: FlowTimeouts,
+    #[serde(default)]
     pub description: Option<String>,
     #[serde(default = "yes")]
     pub enabled: bool,
@@ -226,6 +277,7 @@ pub struct ForwardRequest {
     pub protocol: ForwardProtocol,
     pub source_cidrs: Vec<IpNet>,
     pub hairpin: bool,
+    pub timeouts: FlowTimeouts,
     pub description: Option<String>,
     pub enabled: bool,
 }
@@ -246,6 +298,8 @@ pub struct MasqueradeSpec {
     /// Networks that are reached without translation, in order and none within another.
     #[serde(default)]
     pub exclude_destinations: Vec<IpNet>,
+    #[serde(default)]
+    pub timeouts: FlowTimeouts,
 }
 
 fn yes() -> bool {
@@ -574,6 +628,9 @@ pub struct RuleView {
     /// Masquerade only: the networks that are reached without translation; absent when there are none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exclude_destinations: Option<Vec<String>>,
+    /// How long its flows may be idle, in seconds; absent when that is as usual.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeouts: Option<FlowTimeouts>,
 }
 
 /// Whether flows may go past bridge, routes and netfilter.

@@ -27,7 +27,10 @@ use telecluster_worker::{
         netlink::NetlinkKernel,
         step::{LinkStep, NewBridge, NewTun},
     },
-    model::{BridgeSpec, BridgeType, LinkName, MasqueradeSpec, NamespaceName, TunSpec, TunType, VethSpec},
+    model::{
+        BridgeSpec, BridgeType, FlowTimeouts, LinkName, MasqueradeSpec, NamespaceName, TunSpec, TunType,
+        VethSpec,
+    },
     store::{MemoryStore, Store},
 };
 use tokio::sync::mpsc;
@@ -485,6 +488,7 @@ fn a_change_that_fails_at_any_step_leaves_the_kernel_as_it_was() {
                 nat_type: NatType::Restricted,
                 port_parity: false,
                 exclude_destinations: Vec::new(),
+                timeouts: FlowTimeouts::default(),
             }),
         ] {
             let before = essence(lab.kernel.observe().await.unwrap(), &named);
@@ -638,6 +642,7 @@ fn the_data_plane_learns_of_addresses_that_others_set() {
             nat_type: NatType::Restricted,
             port_parity: false,
             exclude_destinations: Vec::new(),
+            timeouts: FlowTimeouts::default(),
         }))
         .await;
         let seen = lab.kernel.observe().await.unwrap();

@@ -8,7 +8,7 @@ use aya::{
 };
 use telecluster_common::{
     drop::DropReason,
-    maps::{Direction, RuleStat},
+    maps::{Direction, RuleStat, Timeouts},
     tables::Limits,
 };
 use telecluster_worker::kernel::{
@@ -92,6 +92,7 @@ fn nat_rule(rule: &Rule) -> NatRule {
             transports: vec![if *proto == TCP { Transport::Tcp } else { Transport::Udp }],
             sources: sources.clone(),
             hairpin: true,
+            timeouts: Timeouts::RFC,
         },
         Rule::Masquerade { source, nat, except } => NatRule::Masquerade {
             uplink: UPLINK,
@@ -99,6 +100,7 @@ fn nat_rule(rule: &Rule) -> NatRule {
             nat: *nat,
             parity: false,
             except: except.clone(),
+            timeouts: Timeouts::RFC,
         },
     }
 }

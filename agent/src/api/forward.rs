@@ -20,7 +20,7 @@ use super::{
 use crate::{
     engine::{Change, ForwardSelector, Object},
     error::{Code, Error, Result},
-    model::{ForwardProtocol, ForwardRequest, LinkName, RuleAction, RuleView},
+    model::{FlowTimeouts, ForwardProtocol, ForwardRequest, LinkName, RuleAction, RuleView},
 };
 
 pub fn router() -> OpenApiRouter<App> {
@@ -62,6 +62,9 @@ pub struct CreateForward {
     /// Whether inside hosts may use it too, by the uplink's address.
     #[schema(required = false, default = true)]
     pub hairpin: bool,
+    /// How long its flows may be idle.
+    #[schema(required = false)]
+    pub timeouts: FlowTimeouts,
     /// False keeps the rule and forwards nothing.
     #[schema(required = false, default = true)]
     pub enabled: bool,
@@ -79,6 +82,7 @@ impl FromFields for CreateForward {
         let external_ip = fields.optional("external_ip", values::host_ip);
         let enabled = fields.or("enabled", true, values::boolean);
         let hairpin = fields.or("hairpin", true, values::boolean);
+        let timeouts = fields.or("timeouts", FlowTimeouts::default(), values::timeouts);
         let source_cidrs = fields.or("source_cidrs", Vec::new(), values::list(values::network));
         Some(Self {
             external_port: external_port?,
@@ -91,6 +95,7 @@ impl FromFields for CreateForward {
             external_ip,
             source_cidrs,
             hairpin,
+            timeouts,
             enabled,
         })
     }
@@ -119,6 +124,7 @@ impl CreateForward {
             external_ip,
             source_cidrs,
             hairpin,
+            timeouts,
             enabled,
         } = self;
         Ok(ForwardRequest {
@@ -131,6 +137,7 @@ impl CreateForward {
             protocol,
             source_cidrs,
             hairpin,
+            timeouts,
             description,
             enabled,
         })

@@ -19,7 +19,7 @@ use crate::{
     engine::{Change, MasqueradeSelector, Object},
     error::{Error, Result},
     kernel::dataplane::NatType,
-    model::{LinkName, MasqueradeSpec, RuleView},
+    model::{FlowTimeouts, LinkName, MasqueradeSpec, RuleView},
 };
 
 pub fn router() -> OpenApiRouter<App> {
@@ -52,6 +52,9 @@ pub struct CreateMasquerade {
     /// cleared; at most 256.
     #[schema(required = false, value_type = Vec<String>, default = json!([]), example = json!(["10.0.0.0/8"]))]
     pub exclude_destinations: Vec<IpNet>,
+    /// How long its flows may be idle.
+    #[schema(required = false)]
+    pub timeouts: FlowTimeouts,
 }
 
 const NAT_TYPES: &[(&str, NatType)] = &[
@@ -69,8 +72,16 @@ impl FromFields for CreateMasquerade {
         let port_parity = fields.or("port_parity", false, values::boolean);
         let exclude_destinations =
             fields.or("exclude_destinations", Vec::new(), values::list(values::network));
-        let (source_network, output_interface) = (source_network?, output_interface?);
-        Some(Self { source_network, output_interface, enabled, nat_type, port_parity, exclude_destinations })
+        let timeouts = fields.or("timeouts", FlowTimeouts::default(), values::timeouts);
+        Some(Self {
+            source_network: source_network?,
+            output_interface: output_interface?,
+            enabled,
+            nat_type,
+            port_parity,
+            exclude_destinations,
+            timeouts,
+        })
     }
 }
 
@@ -83,6 +94,7 @@ impl From<CreateMasquerade> for Change {
             nat_type,
             port_parity,
             exclude_destinations,
+            timeouts,
         } = request;
         Self::CreateMasquerade(MasqueradeSpec {
             source_network,
@@ -91,6 +103,7 @@ impl From<CreateMasquerade> for Change {
             nat_type,
             port_parity,
             exclude_destinations,
+            timeouts,
         })
     }
 }

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::fields::Fault;
-use crate::model::{LinkName, NameError, NamespaceName};
+use crate::model::{FlowTimeouts, LinkName, NameError, NamespaceName};
 
 type Read<T> = Result<T, Fault>;
 
@@ -65,6 +65,42 @@ pub fn integer<T: TryFrom<i128>>(least: i128, most: i128) -> impl Fn(&Value) -> 
         }
         T::try_from(number).map_err(|_| out_of_range())
     }
+}
+
+/// How long flows may be idle: an object with any of its fields, or the same as text.
+pub fn timeouts(value: &Value) -> Read<FlowTimeouts> {
+    let parsed: Value;
+    let object = match value {
+        Value::Object(object) => Some(object),
+        Value::String(text) => {
+            parsed = serde_json::from_str(text).unwrap_or_default();
+            parsed.as_object()
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) => None,
+    };
+    let Some(object) = object else {
+        return Err(Fault::Type(format!("is {}, not an object of seconds", shown(value))));
+    };
+    let mut timeouts = FlowTimeouts::default();
+    for (name, value) in object {
+        let field = match name.as_str() {
+            "tcp_established" => &mut timeouts.tcp_established,
+            "tcp_transitory" => &mut timeouts.tcp_transitory,
+            "udp" => &mut timeouts.udp,
+            "icmp" => &mut timeouts.icmp,
+            other => {
+                let known = "tcp_established, tcp_transitory, udp, icmp";
+                return Err(Fault::Value(format!("has no {}; it may have {known}", shown(&other.into()))));
+            }
+        };
+        let seconds = integer(FlowTimeouts::LEAST.into(), FlowTimeouts::MOST.into())(value);
+        *field = seconds.map_err(|fault| match fault {
+            Fault::Type(why) => Fault::Type(format!("{name} {why}")),
+            Fault::Value(why) => Fault::Value(format!("{name} {why}")),
+            Fault::Unsupported(why) => Fault::Unsupported(format!("{name} {why}")),
+        })?;
+    }
+    Ok(timeouts)
 }
 
 /// A port of TCP or UDP; 0 is none.

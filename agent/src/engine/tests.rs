@@ -17,7 +17,7 @@ use crate::{
         step::LinkStep,
     },
     model::{
-        ForwardProtocol, LinkName, TunType,
+        FlowTimeouts, ForwardProtocol, LinkName, TunType,
         firewall::{Chain, FirewallAction, FirewallProtocol},
     },
     store::Store,
@@ -107,6 +107,7 @@ fn request(port: u16, last: u8) -> ForwardRequest {
         protocol: ForwardProtocol::Tcp,
         source_cidrs: Vec::new(),
         hairpin: true,
+        timeouts: FlowTimeouts::default(),
         description: None,
         enabled: true,
     }
@@ -120,6 +121,7 @@ fn masquerade(enabled: bool) -> Change {
         nat_type: NatType::Restricted,
         port_parity: false,
         exclude_destinations: Vec::new(),
+        timeouts: FlowTimeouts::default(),
     })
 }
 

@@ -12,7 +12,7 @@ use std::{
 use ipnet::IpNet;
 use telecluster_common::{
     drop::DropReason,
-    maps::rule,
+    maps::{Timeouts, rule},
     tcp::{FlowState, proto},
 };
 
@@ -113,6 +113,7 @@ pub enum NatRule {
         sources: Vec<IpNet>,
         /// For inside hosts too.
         hairpin: bool,
+        timeouts: Timeouts,
     },
     Masquerade {
         uplink: u32,
@@ -122,6 +123,7 @@ pub enum NatRule {
         parity: bool,
         /// Destinations that it leaves alone, in order and none within another.
         except: Vec<IpNet>,
+        timeouts: Timeouts,
     },
 }
 
@@ -145,6 +147,13 @@ impl NatRule {
                 let except = if except.is_empty() { 0 } else { rule::EXCEPT };
                 nat.flags() | except | if *parity { rule::PARITY } else { 0 }
             }
+        }
+    }
+
+    /// How long its flows may be idle.
+    pub fn timeouts(&self) -> Timeouts {
+        match self {
+            Self::Forward { timeouts, .. } | Self::Masquerade { timeouts, .. } => *timeouts,
         }
     }
 

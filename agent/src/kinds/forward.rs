@@ -40,6 +40,7 @@ pub(super) fn create(request: &ForwardRequest, world: World<'_>) -> Result<Plan>
         protocol,
         source_cidrs,
         hairpin,
+        timeouts,
         description,
         enabled,
     } = request.clone();
@@ -53,6 +54,7 @@ pub(super) fn create(request: &ForwardRequest, world: World<'_>) -> Result<Plan>
         protocol,
         source_cidrs: apart(&source_cidrs),
         hairpin,
+        timeouts,
         description,
         enabled,
     };
@@ -276,6 +278,7 @@ pub(super) fn nat_rule(spec: &ForwardSpec, uplink: u32) -> NatRule {
         transports: transports(spec.protocol),
         sources: spec.source_cidrs.clone(),
         hairpin: spec.hairpin,
+        timeouts: spec.timeouts.into(),
     }
 }
 
@@ -291,6 +294,7 @@ pub(super) fn view(spec: &ForwardSpec) -> RuleView {
         protocol,
         source_cidrs,
         hairpin,
+        timeouts,
         description,
         enabled,
     } = spec;
@@ -327,5 +331,6 @@ pub(super) fn view(spec: &ForwardSpec) -> RuleView {
         nat_type: None,
         port_parity: None,
         exclude_destinations: None,
+        timeouts: timeouts.unusual(),
     }
 }

@@ -159,6 +159,8 @@ fn medium(observed: &Observed, link: &Link) -> Medium {
 
 #[cfg(test)]
 mod tests {
+    use telecluster_common::maps::Timeouts;
+
     use super::*;
     use crate::kernel::{
         dataplane::{NatType, Transport},
@@ -186,6 +188,7 @@ mod tests {
                 nat: NatType::default(),
                 parity: false,
                 except: Vec::new(),
+                timeouts: Timeouts::RFC,
             });
             assert_eq!(shown(&insides).len() == 2, met, "{source}");
         }
@@ -240,6 +243,7 @@ mod tests {
             transports: vec![Transport::Tcp],
             sources: Vec::new(),
             hairpin: true,
+            timeouts: Timeouts::RFC,
         }
     }
 

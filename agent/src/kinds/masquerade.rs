@@ -104,6 +104,7 @@ pub(super) fn nat_rule(spec: &MasqueradeSpec, uplink: u32) -> NatRule {
         nat_type,
         port_parity,
         exclude_destinations,
+        timeouts,
     } = spec;
     NatRule::Masquerade {
         uplink,
@@ -111,6 +112,7 @@ pub(super) fn nat_rule(spec: &MasqueradeSpec, uplink: u32) -> NatRule {
         nat: *nat_type,
         parity: *port_parity,
         except: exclude_destinations.clone(),
+        timeouts: (*timeouts).into(),
     }
 }
 
@@ -123,6 +125,7 @@ pub(super) fn view(spec: &MasqueradeSpec) -> RuleView {
         nat_type,
         port_parity,
         exclude_destinations,
+        timeouts,
     } = spec;
     let excluded: Vec<String> = exclude_destinations.iter().map(IpNet::to_string).collect();
     RuleView {
@@ -151,5 +154,6 @@ pub(super) fn view(spec: &MasqueradeSpec) -> RuleView {
         nat_type: Some(*nat_type),
         port_parity: Some(*port_parity),
         exclude_destinations: (!excluded.is_empty()).then_some(excluded),
+        timeouts: timeouts.unusual(),
     }
 }

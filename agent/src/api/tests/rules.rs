@@ -246,6 +246,39 @@ async fn destinations_that_a_masquerade_leaves_alone_are_shown_as_they_are() {
 }
 
 #[tokio::test]
+async fn how_long_flows_may_be_idle_is_said_for_a_rule_and_shown_where_it_is_not_as_usual() {
+    let lab = Lab::new().await;
+    let masquerade = |timeouts: Value| json!({ "source_network": "192.168.100.0/24", "output_interface": "ens3", "timeouts": timeouts });
+    for bad in [
+        json!({ "udp": 4 }),
+        json!({ "udp": 604_801 }),
+        json!({ "udp": "soon" }),
+        json!({ "sctp": 30 }),
+        json!([30]),
+        json!(30),
+        json!("{"),
+    ] {
+        lab.post("/nat/masquerade", masquerade(bad)).await.refused(422, "INVALID_FIELD");
+    }
+    assert!(rules(&lab).await.1.is_empty());
+    lab.post("/nat/masquerade", masquerade(json!({ "udp": 30, "icmp": "10" }))).await.done(true);
+    let whole = json!({ "tcp_established": 7440, "tcp_transitory": 240, "udp": 30, "icmp": 10 });
+    assert_eq!(rules(&lab).await.1[0]["timeouts"], whole);
+    lab.post("/nat/masquerade", masquerade(whole.clone())).await.done(false);
+    lab.post("/nat/masquerade", masquerade(Value::String(whole.to_string()))).await.done(false);
+    // Without them it is the same rule, changed.
+    lab.post("/nat/masquerade", masquerade(json!({}))).await.done(true);
+    let (_, masquerades) = rules(&lab).await;
+    assert_eq!((masquerades.len(), masquerades[0].get("timeouts")), (1, None));
+
+    let forward = json!({ "external_port": 53, "internal_ip": "192.168.100.10", "internal_port": 53,
+                          "protocol": "udp", "timeouts": { "udp": 20 } });
+    lab.post("/nat/forward", forward.clone()).await.done(true);
+    lab.post("/nat/forward", forward).await.done(false);
+    assert_eq!(rules(&lab).await.0[0]["timeouts"]["udp"], 20);
+}
+
+#[tokio::test]
 async fn masquerade_is_deleted_by_id_in_path_query_and_body() {
     let lab = Lab::new().await;
     for (path, body) in

@@ -1,5 +1,7 @@
 //! Forwards and masquerades: who owns a port, which rules are in the data plane.
 
+use telecluster_common::maps::Timeouts;
+
 use super::*;
 
 #[tokio::test]
@@ -161,6 +163,7 @@ async fn slots_that_the_kernel_uses_are_never_given_away() {
         nat: NatType::Restricted,
         parity: false,
         except: Vec::new(),
+        timeouts: Timeouts::RFC,
     };
     fake.dataplane.edit(|nat| drop(nat.rules.insert(crate::kernel::dataplane::Slot(0), foreign)));
     let engine = fake.start(Options::default()).await.unwrap();

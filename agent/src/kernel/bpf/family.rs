@@ -12,7 +12,7 @@ use telecluster_common::{
     family::Address,
     maps::{
         Forward, ForwardKey, MAX_BLOCKS, MAX_RULES, Masquerade, MasqueradeKey, Range, RangeKey, Rule,
-        SourceKey, Uplink, rule,
+        SourceKey, Timeouts, Uplink, rule,
     },
 };
 
@@ -136,23 +136,27 @@ impl<A: Octets> FamilyMaps<A> {
 
     /// Adds to each slot the rule that the maps hold for it.
     pub(super) fn list(&self, rules: &[Rule], found: &mut BTreeMap<Slot, Option<NatRule>>) -> Result<()> {
-        let flags_of = |slot: u32| rules.get(slot as usize).map_or(0, |rule| rule.flags);
+        let said = |slot: u32| {
+            rules.get(slot as usize).map_or((0, Timeouts::RFC), |rule| (rule.flags, rule.timeouts))
+        };
         let mut parts = self.forwards()?;
         for entry in self.masquerades.iter() {
             let (key, Plain(value)) = entry.map_err(|error| failed("list the masquerade rules", &error))?;
             let source = network(&key);
             let uplink = key.data().0.uplink;
-            let flags = flags_of(value.rule);
+            let (flags, timeouts) = said(value.rule);
             let nat = NatType::from_flags(flags);
             let parity = flags & rule::PARITY != 0;
             let except = parts.remove(&Slot(value.rule)).map(Parts::into_networks).unwrap_or_default();
             let whole = (flags & rule::EXCEPT != 0) != except.is_empty();
             let rule = source.filter(|_| whole);
-            let rule = rule.map(|source| NatRule::Masquerade { uplink, source, nat, parity, except });
+            let rule =
+                rule.map(|source| NatRule::Masquerade { uplink, source, nat, parity, except, timeouts });
             found.insert(Slot(value.rule), rule);
         }
         for (slot, parts) in parts {
-            found.insert(slot, parts.rule(flags_of(slot.0)));
+            let (flags, timeouts) = said(slot.0);
+            found.insert(slot, parts.rule(flags, timeouts));
         }
         Ok(())
     }
@@ -369,7 +373,7 @@ impl<A: Octets> FamilyMaps<A> {
 pub(super) fn entries<A: Octets>(slot: Slot, generation: u32, rule: &NatRule) -> Vec<Entry<A>> {
     match rule {
         NatRule::Forward { .. } => forwards::entries(slot, generation, rule),
-        NatRule::Masquerade { uplink, source, nat: _, parity: _, except } => {
+        NatRule::Masquerade { uplink, source, nat: _, parity: _, except, timeouts: _ } => {
             let Some(address) = A::from_ip(source.network()) else {
                 return Vec::new();
             };

@@ -12,7 +12,7 @@ use std::{
 use aya::maps::lpm_trie::Key;
 use ipnet::IpNet;
 use telecluster_common::{
-    maps::{Forward, ForwardKey, Range, RangeKey, SourceKey, rule},
+    maps::{Forward, ForwardKey, Range, RangeKey, SourceKey, Timeouts, rule},
     tcp::proto,
 };
 
@@ -44,6 +44,7 @@ pub(super) fn entries<A: Octets>(slot: Slot, generation: u32, rule: &NatRule) ->
         transports,
         sources,
         hairpin: _,
+        timeouts: _,
     } = rule
     else {
         return Vec::new();
@@ -151,7 +152,7 @@ impl<A: Octets> Parts<A> {
     }
 
     /// The forward, when that is one: all of its transports have the same ports without a gap, and lead to one place.
-    pub(super) fn rule(self, flags: u32) -> Option<NatRule> {
+    pub(super) fn rule(self, flags: u32, timeouts: Timeouts) -> Option<NatRule> {
         let mut targets = self.targets.into_iter();
         let (Some(Target { uplink, external, internal, shift }), None) = (targets.next(), targets.next())
         else {
@@ -175,6 +176,7 @@ impl<A: Octets> Parts<A> {
             transports: self.ports.into_keys().collect(),
             sources: self.sources.into_iter().collect(),
             hairpin: flags & rule::HAIRPIN != 0,
+            timeouts,
         })
     }
 }
@@ -210,6 +212,7 @@ mod tests {
             transports: vec![Transport::Tcp, Transport::Udp],
             sources: sources.iter().map(|net| net.parse().unwrap()).collect(),
             hairpin: true,
+            timeouts: Timeouts { udp: 30, ..Timeouts::RFC },
         }
     }
 
@@ -228,7 +231,7 @@ mod tests {
                 Entry::Masquerade(..) => panic!("a forward is no masquerade"),
             }
         }
-        parts.rule(rule.flags())
+        parts.rule(rule.flags(), rule.timeouts())
     }
 
     #[test]

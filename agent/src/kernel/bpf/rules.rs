@@ -141,12 +141,13 @@ impl RuleMaps {
 fn holds<A: Octets>(maps: &FamilyMaps<A>, slots: &Slots, slot: Slot, rule: &NatRule) -> Result<bool> {
     let present = slots.get(slot)?;
     let entries = entries(slot, present.generation, rule);
-    let same = (present.uplink, present.flags) == (rule.uplink(), rule.flags());
+    let same =
+        (present.uplink, present.flags, present.timeouts) == (rule.uplink(), rule.flags(), rule.timeouts());
     Ok(same && entries.iter().all(|entry| maps.holds(entry)))
 }
 
 fn put<A: Octets>(maps: &mut FamilyMaps<A>, slots: &mut Slots, slot: Slot, rule: &NatRule) -> Result<()> {
-    let generation = slots.begin(slot, rule.uplink(), rule.flags())?;
+    let generation = slots.begin(slot, rule)?;
     let entries = entries(slot, generation, rule);
     for (done, entry) in entries.iter().enumerate() {
         if let Err(error) = maps.insert(entry) {

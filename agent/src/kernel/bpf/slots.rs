@@ -9,7 +9,7 @@ use super::{
 };
 use crate::kernel::{
     KernelError,
-    dataplane::{Counters, Slot},
+    dataplane::{Counters, NatRule, Slot},
 };
 
 type Result<T, E = KernelError> = std::result::Result<T, E>;
@@ -43,10 +43,11 @@ impl Slots {
     }
 
     /// Begins a rule: counters at 0, and a generation that no flow has. Returns it.
-    pub(super) fn begin(&mut self, slot: Slot, uplink: u32, flags: u32) -> Result<u32> {
+    pub(super) fn begin(&mut self, slot: Slot, rule: &NatRule) -> Result<u32> {
         let generation = self.get(slot)?.generation.wrapping_add(1);
         self.reset_counters(slot)?;
-        self.set(slot, Rule { generation, used: 1, uplink, flags, ..UNUSED })?;
+        let (uplink, flags, timeouts) = (rule.uplink(), rule.flags(), rule.timeouts());
+        self.set(slot, Rule { generation, used: 1, uplink, flags, timeouts })?;
         Ok(generation)
     }
 

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use telecluster_common::maps::Timeouts;
 
 use crate::kernel::dataplane::{NatRule, NatType, Slot, Transport};
 
@@ -32,6 +33,7 @@ pub(super) fn rule(slot: Slot, placed: &Placed, network: Option<&IpNet>) -> Stri
             transports,
             sources: _,
             hairpin,
+            timeouts,
         } => {
             let external_ip = external_ip.map_or_else(|| ANY.to_owned(), |ip| ip.to_string());
             let transports = transports.iter().map(|transport| transport.name()).collect::<Vec<_>>();
@@ -40,14 +42,15 @@ pub(super) fn rule(slot: Slot, placed: &Placed, network: Option<&IpNet>) -> Stri
                 false => format!("{external_port}-{external_port_end}"),
             };
             format!(
-                "forward,{external_ip},{ports},{internal_ip},{internal_port},{}{}{network}",
+                "forward{},{external_ip},{ports},{internal_ip},{internal_port},{}{}{network}",
+                times(*timeouts),
                 transports.join("+"),
                 if *hairpin { "" } else { ",outside" },
             )
         }
-        NatRule::Masquerade { uplink: _, source, nat, parity, except: _ } => {
+        NatRule::Masquerade { uplink: _, source, nat, parity, except: _, timeouts } => {
             let parity = if *parity { "parity" } else { ANY };
-            format!("masquerade,{source},{},{parity}{network}", nat_type(*nat))
+            format!("masquerade{},{source},{},{parity}{network}", times(*timeouts), nat_type(*nat))
         }
     };
     format!("-m comment --comment \"{MARK}{},{uplink},{rule}\"", slot.0)
@@ -64,7 +67,9 @@ pub(super) fn slot_of(text: &str) -> Option<Slot> {
 pub(super) fn rule_of(text: &str) -> Option<Placed> {
     let (_, rest) = value(text)?.split_once(',')?;
     let (uplink, rest) = rest.split_once(',')?;
-    let fields: Vec<&str> = rest.split(',').collect();
+    let (kind, rest) = rest.split_once(',')?;
+    let (kind, timeouts) = timed(kind)?;
+    let fields: Vec<&str> = [kind].into_iter().chain(rest.split(',')).collect();
     let rule = match fields[..] {
         ["forward", external_ip, ports, internal_ip, internal_port, transports, ref more @ ..] => {
             let (hairpin, sources) = match more {
@@ -88,6 +93,7 @@ pub(super) fn rule_of(text: &str) -> Option<Placed> {
                 transports: transports.split('+').map(transport).collect::<Option<_>>()?,
                 sources: sources.iter().map(|net| net.parse().ok()).collect::<Option<_>>()?,
                 hairpin,
+                timeouts,
             }
         }
         ["masquerade", source, nat, parity, ref except @ ..] if except.len() <= 1 => NatRule::Masquerade {
@@ -98,6 +104,7 @@ pub(super) fn rule_of(text: &str) -> Option<Placed> {
                 .find(|kind| nat_type(*kind) == nat)?,
             parity: parity == "parity",
             except: except.iter().map(|net| net.parse().ok()).collect::<Option<_>>()?,
+            timeouts,
         },
         _ => return None,
     };
@@ -134,6 +141,22 @@ fn value(text: &str) -> Option<&str> {
     rest.split(['"', ' ']).next()
 }
 
+/// Behind the kind of a rule: how long its flows may be idle, when that is not as usual.
+fn times(timeouts: Timeouts) -> String {
+    let Timeouts { tcp_open, tcp_change, udp, icmp } = timeouts;
+    if timeouts == Timeouts::RFC { String::new() } else { format!("+{tcp_open}+{tcp_change}+{udp}+{icmp}") }
+}
+
+/// The kind of a rule, and what [`times`] has put behind it.
+fn timed(kind: &str) -> Option<(&str, Timeouts)> {
+    let Some((kind, times)) = kind.split_once('+') else {
+        return Some((kind, Timeouts::RFC));
+    };
+    let times: Vec<u32> = times.split('+').map(|time| time.parse().ok()).collect::<Option<_>>()?;
+    let [tcp_open, tcp_change, udp, icmp] = times[..] else { return None };
+    Some((kind, Timeouts { tcp_open, tcp_change, udp, icmp }))
+}
+
 const fn nat_type(nat: NatType) -> &'static str {
     match nat {
         NatType::Restricted => "restricted",
@@ -151,6 +174,9 @@ mod tests {
     use super::*;
     use crate::kernel::netfilter::lines::tests::{forward, masquerade};
 
+    const LONGEST: Timeouts =
+        Timeouts { tcp_open: 604_800, tcp_change: 604_800, udp: 604_800, icmp: 604_800 };
+
     fn there_and_back(mut placed: Placed) {
         match &mut placed.rule {
             NatRule::Forward { uplink, .. } | NatRule::Masquerade { uplink, .. } => *uplink = 0,
@@ -159,11 +185,12 @@ mod tests {
             NatRule::Forward { sources, .. } => sources.clone(),
             NatRule::Masquerade { except, .. } => except.clone(),
         };
-        let text = format!("-i ens3 {} -j DNAT", rule(Slot(12), &placed, sources.first()));
-        assert_eq!(slot_of(&text), Some(Slot(12)));
+        let text = format!("-i ens3 {} -j DNAT", rule(Slot(Slot::COUNT - 1), &placed, sources.first()));
+        assert_eq!(slot_of(&text), Some(Slot(Slot::COUNT - 1)));
         assert_eq!(rule_of(&text), Some(placed.clone()));
         assert_eq!(rule_of(&text.replace('"', "")), Some(placed), "without quotes");
-        assert!(text.len() < 256, "xt_comment has room for 256");
+        let comment = MARK.len() + value(&text).unwrap().len();
+        assert!(comment < 256, "xt_comment has room for 256 with the end of the text: {comment}");
     }
 
     #[test]
@@ -178,6 +205,7 @@ mod tests {
                 nat: NatType::Symmetric,
                 parity: true,
                 except: vec!["172.16.0.0/12".parse().unwrap()],
+                timeouts: LONGEST,
             },
             uplink: "br-ex".to_owned(),
         });
@@ -192,6 +220,7 @@ mod tests {
                 transports: vec![Transport::Tcp, Transport::Udp],
                 sources: vec!["2001:db8:1111:2222:3333:4444:5555:6666/128".parse().unwrap()],
                 hairpin: false,
+                timeouts: LONGEST,
             },
             uplink: "a-name-of-15-by".to_owned(),
         });

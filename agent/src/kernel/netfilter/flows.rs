@@ -94,6 +94,7 @@ impl<'a> Owners<'a> {
                 transports,
                 sources: _,
                 hairpin: _,
+                timeouts: _,
             } => {
                 let offset = at_port.wrapping_sub(*external_port);
                 external_ip.is_none_or(|ip| ip == at_ip)

@@ -127,7 +127,7 @@ pub(super) fn lines(family: Family, rules: &Rules) -> Lines {
     for (slot, placed) in in_order(family, rules) {
         match &placed.rule {
             NatRule::Forward { .. } => forward(slot, placed, &mut add),
-            NatRule::Masquerade { uplink: _, source, nat, parity: _, except } => {
+            NatRule::Masquerade { uplink: _, source, nat, parity: _, except, timeouts: _ } => {
                 let (uplink, mark) = (&placed.uplink, comment::rule(slot, placed, None));
                 let random = match nat {
                     // The kernel keeps the port where it can; only the destination sets flows apart.
@@ -180,6 +180,7 @@ fn forward(slot: Slot, placed: &Placed, add: &mut impl FnMut(Chain, Option<Slot>
         transports,
         sources,
         hairpin: _,
+        timeouts: _,
     } = &placed.rule
     else {
         return;
@@ -254,6 +255,8 @@ fn calls(family: Family, lines: &Lines) -> Vec<Line> {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use telecluster_common::maps::Timeouts;
+
     use super::*;
     use crate::kernel::dataplane::Transport;
 
@@ -269,6 +272,7 @@ pub(super) mod tests {
                 transports: vec![Transport::Tcp],
                 sources: Vec::new(),
                 hairpin: true,
+                timeouts: Timeouts::RFC,
             },
             uplink: "ens3".to_owned(),
         }
@@ -281,6 +285,7 @@ pub(super) mod tests {
             nat: NatType::Restricted,
             parity: false,
             except: Vec::new(),
+            timeouts: Timeouts::RFC,
         };
         Placed { rule, uplink: "ens3".to_owned() }
     }

@@ -27,7 +27,7 @@ use std::{
 };
 
 use nix::errno::Errno;
-use telecluster_common::drop::DropReason;
+use telecluster_common::{drop::DropReason, maps::Timeouts};
 
 use self::{flows::Owners, lines::Placed, settings::Lifetimes, tables::Tables};
 use super::{
@@ -157,6 +157,13 @@ impl DataPlane for NetfilterDataPlane {
                 "iptables has no full_cone: only the very sockets that an inside socket has sent to may answer",
             ),
             NatRule::Masquerade { parity: true, .. } => Some("iptables does not keep the parity of ports"),
+            NatRule::Masquerade { timeouts, .. } | NatRule::Forward { timeouts, .. }
+                if *timeouts != Timeouts::RFC =>
+            {
+                Some(
+                    "iptables has no timeouts for a rule: flows may be idle for as long as nf_conntrack's settings say",
+                )
+            }
             NatRule::Masquerade { .. } | NatRule::Forward { .. } => None,
         }
     }
