@@ -219,6 +219,33 @@ fn what_iptables_cannot_do_is_refused_or_warned_of() {
     assert!(made["data"]["warnings"][0].as_str().is_some_and(|text| text.contains("full_cone")), "{made}");
 }
 
+/// They were kept apart by programs, which the worker takes away: somebody has to know.
+#[test]
+fn vlans_that_iptables_leaves_unfiltered_are_in_the_health() {
+    let mut lab = Lab::on("ebpf");
+    let worker = lab.start();
+    lab.post("/bridge/create", &json!({"name": "br-vm"})).ok();
+    lab.post("/veth/create", &json!({"name1": "vm1", "name2": "vm1p", "bridge1": "br-vm"})).ok();
+    let vlan = json!({"bridge_name": "br-vm", "port_name": "vm1", "vlan_id": 100, "tagged": false});
+    lab.post("/vlan/add-to-bridge", &vlan).ok();
+    let health = lab.get("/health");
+    assert_eq!(health["status"], "healthy", "{health}");
+    worker.stop();
+    lab.set_dataplane("iptables");
+    let worker = lab.start();
+    let health = lab.get("/health");
+    assert_eq!(health["status"], "degraded", "{health}");
+    let problems = health["problems"].to_string();
+    assert!(problems.contains("vm1") && problems.contains("iptables"), "{problems}");
+    let metrics = lab.call("GET", "/metrics", None).body;
+    let text = metrics.as_str().unwrap_or_default();
+    assert!(text.lines().any(|line| line == "telecluster_drifted_objects{} 1"), "{text}");
+    worker.stop();
+    lab.set_dataplane("ebpf");
+    let _worker = lab.start();
+    eventually("they are not kept apart again", || lab.get("/health")["status"] == "healthy");
+}
+
 #[test]
 fn another_data_plane_takes_everything_of_the_one_before_away() {
     let mut lab = Lab::on("ebpf");

@@ -170,7 +170,7 @@ impl Engine {
             switching: self.shared.switching(&observed).await?,
             bridges: observed.links.iter().filter(|link| link.is_bridge()).count(),
             interfaces: observed.links.len(),
-            drift: self.shared.state().problems(),
+            drift: self.shared.drift(&observed).await?,
         })
     }
 }
@@ -187,6 +187,21 @@ fn xdp_by_name(report: XdpReport, observed: &Observed) -> XdpMeasured {
 }
 
 impl Shared {
+    /// What is not as it was told to be, and cannot be put right.
+    async fn drift(&self, observed: &Observed) -> Result<Vec<(String, String)>> {
+        let mut problems = self.state().problems();
+        if !self.state().port_vlans.is_empty() {
+            let present = self.switch_ports().await?;
+            problems.extend(bridge_vlan::unfiltered(
+                &self.state(),
+                observed,
+                &present,
+                self.dataplane.backend(),
+            ));
+        }
+        Ok(problems)
+    }
+
     fn no_fast_path(&self) -> Option<String> {
         match self.dataplane.fast_path() {
             FastPath::Open => None,

@@ -274,6 +274,33 @@ pub fn desired(state: &State, observed: &Observed) -> BTreeMap<u32, SwitchPort> 
     wanted
 }
 
+/// Ports whose VLANs are stored and which are in their bridge, but whose frames nobody filters so: keys with what is
+/// wrong. `present`: what the data plane does.
+pub fn unfiltered(
+    state: &State,
+    observed: &Observed,
+    present: &BTreeMap<u32, SwitchPort>,
+    backend: &str,
+) -> Vec<(String, String)> {
+    let wanted = desired(state, observed);
+    let ports = state.port_vlans.values().filter_map(|vlans| {
+        let wanted = wanted.get(&observed.link(&vlans.port)?.index)?;
+        let filtered = present
+            .get(&wanted.index)
+            .is_some_and(|found| (found.native, &found.tagged) == (wanted.native, &wanted.tagged));
+        (!filtered).then(|| {
+            let why = match backend {
+                "iptables" => "they are kept apart by eBPF programs, and this worker runs with iptables",
+                _ => "the log says why",
+            };
+            let problem =
+                format!("the VLANs of {} in {} are not kept apart: {why}", vlans.port, vlans.bridge);
+            (format!("vlan/{}", vlans.port), problem)
+        })
+    });
+    ports.collect()
+}
+
 /// A link as a port of a bridge that forwards.
 fn switch_port(link: &Link, bridge: &Link, vlans: Option<&PortVlans>) -> SwitchPort {
     let host = link.index == bridge.index;
