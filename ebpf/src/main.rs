@@ -27,7 +27,7 @@ use telecluster_common::{
         Next, Verdict, established,
         fast::{lan_in, lan_out},
         first, fragment, icmp_error, make, refuse, translate,
-        turn::{is_for_uplink, is_turned_by, turn_in, turn_out},
+        turn::{is_for_uplink, is_own_error, is_turned_by, turn_in, turn_out},
     },
     packet::{Packet as _, note},
     tables::Host as _,
@@ -109,12 +109,18 @@ pub fn tc_turn_in(ctx: TcContext) -> i32 {
     }
 }
 
-/// Egress of such an interface: the other half of what has turned back.
+/// Egress of such an interface: the other half of what has turned back, and the kernel's own errors about it.
 #[classifier]
 pub fn tc_turn_out(ctx: TcContext) -> i32 {
     let (mut skb, kernel) = (Skb::new(&ctx), Kernel::new(&ctx));
     let Some(slot) = note::turned_by(skb.note()) else {
-        return NEXT;
+        return if is_own_error::<_, _, A4>(&mut skb, &kernel) {
+            go_on(&ctx, stage::ICMP4_OUT)
+        } else if is_own_error::<_, _, A6>(&mut skb, &kernel) {
+            go_on(&ctx, stage::ICMP6_OUT)
+        } else {
+            NEXT
+        };
     };
     skb.set_note(note::NONE);
     if skb.carries(A4::ETHERTYPE) && is_turned_by::<_, A4>(&kernel, slot) {

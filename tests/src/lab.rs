@@ -23,6 +23,7 @@ use std::{
 };
 
 use nix::{
+    libc,
     mount::{MsFlags, mount},
     sched::{CloneFlags, setns, unshare},
     sys::{
@@ -211,6 +212,22 @@ fn output(command: &mut Command, label: &str) -> String {
 #[track_caller]
 pub fn send_raw(socket: &Socket, frame: &Frame) {
     socket.send_to(&frame.bytes()[14..], &SocketAddr::new(frame.dst, 0).into()).expect("send a packet");
+}
+
+/// What the socket sends reaches the next router and no further, and it wants to be told so.
+pub fn hopless(socket: &UdpSocket, family: impl Into<IpAddr>) {
+    let (level, hops, errors) = match family.into() {
+        IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TTL, libc::IP_RECVERR),
+        IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, libc::IPV6_RECVERR),
+    };
+    for option in [hops, errors] {
+        let one: libc::c_int = 1;
+        let length = libc::socklen_t::try_from(size_of_val(&one)).expect("four");
+        // SAFETY: the pointer and the length are those of `one`.
+        let result =
+            unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const one).cast(), length) };
+        assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    }
 }
 
 /// What the worker answered.

@@ -16,7 +16,8 @@ use std::{
 
 use serde_json::{Value, json};
 use telecluster_tests::lab::{
-    GATEWAY, GATEWAY6, INSIDE, INSIDE_NET6, INSIDE6, Lab, Netns, OUTSIDE, WAN, WAN6, eventually, rule_id,
+    GATEWAY, GATEWAY6, INSIDE, INSIDE_NET6, INSIDE6, Lab, Netns, OUTSIDE, WAN, WAN6, eventually, hopless,
+    rule_id,
 };
 
 const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(192, 168, 100, 11);
@@ -274,5 +275,48 @@ fn datagrams_longer_than_the_mtu_turn_back_too() {
                 true
             });
         }
+    }
+}
+
+/// The router is between the two halves: what its own errors embed is a packet as nobody has sent it.
+#[test]
+fn an_error_of_the_router_itself_is_about_what_was_sent_and_from_where_it_was_sent_to() {
+    let hosts = Hosts::new();
+    let lab = &hosts.lab;
+    let _worker = lab.start();
+    lab.masquerade();
+    for (server, wan) in [(IpAddr::from(INSIDE), IpAddr::from(WAN)), (INSIDE6.into(), WAN6.into())] {
+        forward(lab, 8080, (server, 80), &json!({}));
+        serving(lab.inside.listen((server, 80)));
+        for (why, host, ipv4, ipv6) in hosts.clients() {
+            // no hops left: only what is about this very socket is told to it
+            let client = host.udp((if server.is_ipv4() { ipv4 } else { ipv6 }, 0));
+            client.connect((wan, 8080)).expect("connect");
+            hopless(&client, server);
+            client.set_read_timeout(Some(PAUSE)).expect("set a timeout");
+            eventually(&format!("{why} is not told by {wan}"), || {
+                let told = |result: std::io::Result<usize>| {
+                    result.is_err_and(|error| error.kind() == std::io::ErrorKind::HostUnreachable)
+                };
+                told(client.send(b"how far?")) || told(client.recv(&mut [0; 16]))
+            });
+        }
+        // too narrow: a connection stalls unless its sender is told
+        lab.router.ip(&format!("route add {server} dev br-lab mtu 1300"));
+        for (why, host, _, _) in hosts.clients() {
+            let mut stream = host.connect((wan, 8080)).unwrap_or_else(|error| panic!("{why}: {error}"));
+            let mut reader = stream.try_clone().expect("duplicate");
+            reader.read_exact(&mut [0; 64]).expect("who I am");
+            let sent = vec![7; 100_000];
+            thread::scope(|scope| {
+                scope.spawn(|| stream.write_all(&sent).expect("send"));
+                let mut back = vec![0; sent.len()];
+                reader.read_exact(&mut back).unwrap_or_else(|error| panic!("{why}: {error}"));
+                assert!(back == sent, "{why}: other bytes");
+            });
+        }
+    }
+    for host in [&hosts.neighbour, &hosts.stranger, &lab.inside] {
+        assert_eq!(host.snmp("Icmp", "InCsumErrors"), 0);
     }
 }

@@ -2,13 +2,13 @@
 
 use std::{
     io::ErrorKind,
-    net::UdpSocket,
+    net::{IpAddr, UdpSocket},
     thread,
     time::{Duration, Instant},
 };
 
 use telecluster_tests::{
-    lab::{INSIDE, Lab, OUTSIDE, PATIENCE, WAN},
+    lab::{INSIDE, INSIDE6, Lab, OUTSIDE, OUTSIDE6, PATIENCE, WAN, WAN6, eventually, hopless},
     on_each_data_plane,
 };
 
@@ -16,6 +16,7 @@ on_each_data_plane!(
     a_closed_port_outside_is_told_to_the_inside_host,
     a_closed_port_behind_a_forward_is_told_to_the_client,
     a_smaller_mtu_inside_is_told_to_the_client_of_a_forward,
+    a_client_of_a_forward_is_told_that_its_hops_are_used_up,
 );
 
 /// Sends to a port where nobody listens until the error has come back.
@@ -67,4 +68,30 @@ fn a_smaller_mtu_inside_is_told_to_the_client_of_a_forward(lab: &Lab) {
         client.send_to(&[7; 1400], (WAN, 5353)).expect("send");
         thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// The worker's host makes the error, about the packet as it is behind the translation.
+fn a_client_of_a_forward_is_told_that_its_hops_are_used_up(lab: &Lab) {
+    lab.ipv6();
+    let _worker = lab.start();
+    for (server, outside, wan) in [
+        (IpAddr::from(INSIDE), IpAddr::from(OUTSIDE), IpAddr::from(WAN)),
+        (INSIDE6.into(), OUTSIDE6.into(), WAN6.into()),
+    ] {
+        let body = serde_json::json!({
+            "external_port": 5353, "internal_ip": server, "internal_port": 53, "protocol": "udp",
+        });
+        lab.post("/nat/forward", &body).ok();
+        let client = lab.outside.udp((outside, 6000));
+        client.connect((wan, 5353)).expect("connect");
+        hopless(&client, outside);
+        client.set_read_timeout(Some(Duration::from_millis(200))).expect("set a timeout");
+        eventually("it is not told", || {
+            let told = |result: std::io::Result<usize>| {
+                result.is_err_and(|error| error.kind() == ErrorKind::HostUnreachable)
+            };
+            told(client.send(b"how far?")) || told(client.recv(&mut [0; 16]))
+        });
+    }
+    assert_eq!(lab.outside.snmp("Icmp", "InCsumErrors"), 0);
 }

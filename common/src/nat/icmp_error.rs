@@ -112,6 +112,11 @@ where
 {
     let now = tables.now();
     if let Some(flow) = tables.flow(&work.key) {
+        // About what has turned back, see `turn::is_own_error`.
+        let interface = match interface {
+            0 => tables.rule(flow.rule()).map_or(0, |rule| rule.uplink),
+            known => known,
+        };
         if !life::is_alive(tables, flow, work.key.proto, interface, now) {
             return false;
         }

@@ -13,8 +13,14 @@
 //!
 //! From the one hook to the other the packet carries a note with the slot of the rule that turned it.
 
-use super::{Next, Verdict, whole, work::Maker};
-use crate::{drop::DropReason, family::Address, maps::Direction, packet::Packet, tables::Tables};
+use super::{Next, Verdict, icmp_error, whole, work::Maker};
+use crate::{
+    drop::DropReason,
+    family::Address,
+    maps::Direction,
+    packet::{Packet, Transport},
+    tables::Tables,
+};
 
 const ETHERNET: usize = 14;
 
@@ -76,6 +82,46 @@ where
     work.turned = 1;
     work.maker = Maker { rule: slot, generation: rule.generation };
     rule.used != 0
+}
+
+/// Whether this is an ICMP error of the router's own (the hops are used up, the way is too narrow). What it embeds is a packet
+/// between the two halves, and may be one that has turned back: [`super::icmp_error`] then finds the flow, and with it the uplink.
+/// For the sender it has to be about what he has sent, from the address that he has sent it to.
+#[inline(always)]
+pub fn is_own_error<P, T, A>(packet: &mut P, tables: &T) -> bool
+where
+    P: Packet,
+    T: Tables<A>,
+    A: Address,
+{
+    let offset = ETHERNET + size_of::<A::Header>();
+    if packet.came_in_through() != 0 || !packet.carries(A::ETHERTYPE) {
+        return false;
+    }
+    packet.make_linear(offset + size_of::<Transport>());
+    let Some(header) = packet.at::<A::Header>(ETHERNET) else {
+        return false;
+    };
+    // SAFETY: `at` checked the bounds; nothing else holds the packet.
+    let ((protocol, len), src) = unsafe { (A::embedded(header.as_ref()), A::src(header.as_ref())) };
+    // The kernel puts no options and no extension headers into its own.
+    if protocol != A::ICMP || len != size_of::<A::Header>() {
+        return false;
+    }
+    let Some(icmp) = packet.at::<Transport>(offset) else {
+        return false;
+    };
+    // SAFETY: as above.
+    let [kind, _code] = unsafe { icmp.as_ref() }.first;
+    let Some(mut work) = tables.work() else {
+        return false;
+    };
+    // SAFETY: this CPU's own, and nobody else's while this packet is looked at.
+    let work = unsafe { work.as_mut() };
+    work.interface = 0;
+    work.turned = 1;
+    icmp_error::take_down(work, src, offset);
+    A::is_error(kind)
 }
 
 /// The half that makes the uplink's address the source, of a packet that [`is_turned_by`] has found.
