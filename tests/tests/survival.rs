@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use telecluster_tests::{
-    lab::{Lab, Worker},
+    lab::{Lab, Worker, eventually},
     traffic::Traffic,
 };
 
@@ -57,4 +57,19 @@ fn programs_are_replaced_again_and_again_and_no_packet_is_lost() {
     let datagrams = traffic.finish();
     counted(&lab, datagrams);
     drop(worker);
+}
+
+/// Killed before the programs were taken off that nobody needs any more: the next worker does it.
+#[test]
+fn a_worker_that_was_killed_after_its_last_rule_leaves_no_program_behind() {
+    let lab = Lab::new();
+    let worker = lab.start();
+    lab.masquerade();
+    let links = || lab.sh("ls /sys/fs/bpf/telecluster/links");
+    let with_rules = links();
+    assert!(with_rules.contains("lan"), "at interfaces towards inside hosts too: {with_rules}");
+    lab.post("/nat/flush-nat", &serde_json::json!({})).ok();
+    worker.murder();
+    let _worker = lab.start();
+    eventually("programs stay where no rule needs them", || links().trim().is_empty());
 }

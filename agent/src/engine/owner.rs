@@ -8,6 +8,7 @@ mod unfinished;
 mod vlans;
 
 use std::{
+    collections::BTreeSet,
     net::IpAddr,
     sync::{Arc, PoisonError},
     time::Duration,
@@ -86,7 +87,22 @@ impl Owner {
         self.forget_transient(&observed).await?;
         self.restore_filter().await;
         self.look_again = self.look().await;
+        self.take_off_left_over();
         Ok(())
+    }
+
+    /// Takes off what an earlier run has left at interfaces towards inside hosts: one that was killed between the removal of
+    /// its last rule and the look that comes after. The books begin without any, so that no plan would; with rules, the
+    /// look makes them those that are wanted and no others.
+    fn take_off_left_over(&self) {
+        if !self.nat.rules().is_empty() {
+            return;
+        }
+        let dataplane = &self.shared.dataplane;
+        let taken_off = dataplane.set_ports(&[]).and_then(|()| dataplane.set_turns(&BTreeSet::new()));
+        if let Err(error) = taken_off {
+            warn!(%error, "what an earlier run has left stays where it is");
+        }
     }
 
     /// What was not to outlive a reboot is forgotten when it did not.
