@@ -366,7 +366,9 @@ fn whatever_changes_no_packet_comes_out_where_it_must_not() {
         let mut due = began;
         let mut next = State::CALM;
         for turn in 1.. {
-            if began.elapsed() > Duration::from_secs(seconds) {
+            // On a machine that is busy with other things, for as long as it takes until something was fast meanwhile.
+            let over = began.elapsed().saturating_sub(Duration::from_secs(seconds));
+            if !over.is_zero() && (shortened > 0 || over > PATIENCE) {
                 break;
             }
             next = next.changed(&mut dice);
