@@ -422,6 +422,10 @@ fn read_pin(name: &str) -> Option<((Role, u32), Mechanism)> {
 pub(super) fn interface_name(index: u32) -> Result<String, KernelError> {
     let operation = || format!("find the interface with index {index}");
     let name = if_indextoname(index).map_err(|errno| KernelError::errno(operation(), errno as i32))?;
+    // That of no interface is empty: nix (0.31) takes the null pointer of `if_indextoname(3)` for success.
+    if name.is_empty() {
+        return Err(KernelError::errno(operation(), Errno::ENODEV as i32));
+    }
     name.into_string().map_err(|_| KernelError::other(operation(), "its name is no text"))
 }
 
@@ -458,6 +462,11 @@ fn detach_filter(name: &str, hook: &Hook) -> Result<(), KernelError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_interface_that_is_gone_has_no_name() {
+        assert_eq!(interface_name(u32::MAX >> 1).unwrap_err().errno, Some(Errno::ENODEV as i32));
+    }
 
     #[test]
     fn every_pin_tells_its_role_and_interface() {
