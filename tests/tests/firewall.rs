@@ -159,6 +159,28 @@ fn rules_are_there_again_after_a_restart_and_after_a_flush_by_somebody_else() {
     lab.call("DELETE", &format!("/nat/firewall/{other}"), None).ok();
 }
 
+/// It tells nobody of a change.
+#[test]
+fn rules_that_somebody_flushes_with_the_old_iptables_are_there_again() {
+    let lab = Lab::new();
+    lab.sh("mount --bind /usr/sbin/xtables-legacy-multi /usr/sbin/xtables-nft-multi");
+    assert!(lab.sh("iptables --version").contains("legacy"));
+    let rules = || lab.sh("iptables-save -t filter");
+    let worker = lab.start();
+    let id = add(&lab, &forward_drop(7001));
+    let is_there = || rules().contains("--dport 7001 ");
+    assert!(is_there(), "{}", rules());
+    lab.sh("iptables -F");
+    eventually("the rule is back", is_there);
+    lab.call("DELETE", &format!("/nat/firewall/{id}"), None).ok();
+    // And of one that comes when there has been none for a while.
+    add(&lab, &forward_drop(7001));
+    worker.murder();
+    let _worker = lab.start();
+    lab.sh("iptables -F");
+    eventually("the rule is back after a restart", is_there);
+}
+
 #[test]
 fn the_caller_keeps_his_way_to_the_worker() {
     let lab = Lab::new();

@@ -5,17 +5,21 @@
 //! the lock of other programs (`-w`).
 
 mod script;
-mod watch;
+pub(super) mod watch;
 
 use std::{
     collections::BTreeMap,
     io::Write as _,
+    ops::ControlFlow,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use nix::errno::Errno;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
+use tracing::warn;
 
 use self::script::Actual;
 pub(super) use self::script::Family;
@@ -34,12 +38,29 @@ const LOCK_SECONDS: &str = "5";
 pub struct Iptables {
     /// For tests: where the programs are instead.
     directory: Option<PathBuf>,
+    watch: Arc<Watch>,
+}
+
+/// Who is told of changes.
+#[derive(Debug, Default)]
+struct Watch {
+    listener: Mutex<Option<mpsc::Sender<()>>>,
+    look: Mutex<Look>,
+}
+
+/// The tables of the old iptables, which tell nobody.
+#[derive(Debug, Default)]
+struct Look {
+    /// There are rules to look after.
+    wanted: bool,
+    /// A thread does.
+    runs: bool,
 }
 
 impl Iptables {
     /// Looks for the programs in one directory only.
     pub fn in_directory(directory: impl Into<PathBuf>) -> Self {
-        Self { directory: Some(directory.into()) }
+        Self { directory: Some(directory.into()), ..Self::default() }
     }
 
     /// What happens to forwarded IPv4 packets that no rule names: `ACCEPT`, `DROP`. `None` without iptables.
@@ -131,6 +152,41 @@ impl Iptables {
     }
 }
 
+impl Iptables {
+    /// Where the old iptables has the rules, somebody has to look; where it has none, nobody does.
+    fn look_after(&self, rules: &[FilterRule]) {
+        let mut look = lock(&self.watch.look);
+        look.wanted = !rules.is_empty();
+        if look.runs || !look.wanted || !watch::has_legacy_tables() {
+            return;
+        }
+        let Some(listener) = lock(&self.watch.listener).clone() else { return };
+        let watch = Arc::clone(&self.watch);
+        let wanted = move || {
+            let mut look = lock(&watch.look);
+            look.runs = look.wanted;
+            look.runs
+        };
+        match watch::legacy("firewall-look", wanted, teller(listener)) {
+            Ok(()) => look.runs = true,
+            Err(error) => {
+                warn!(%error, "what others do to the firewall rules is seen at the next change only")
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn teller(listener: mpsc::Sender<()>) -> impl FnMut() -> ControlFlow<()> + Send + 'static {
+    move || match listener.try_send(()) {
+        Ok(()) | Err(TrySendError::Full(())) => ControlFlow::Continue(()),
+        Err(TrySendError::Closed(())) => ControlFlow::Break(()),
+    }
+}
+
 impl PacketFilter for Iptables {
     fn change(&self, before: &[FilterRule], after: &[FilterRule]) -> Result<(), KernelError> {
         let mut done: Vec<Family> = Vec::new();
@@ -146,6 +202,7 @@ impl PacketFilter for Iptables {
             }
             done.push(family);
         }
+        self.look_after(after);
         Ok(())
     }
 
@@ -154,11 +211,17 @@ impl PacketFilter for Iptables {
         for family in families() {
             changed |= self.settle(family, rules)?;
         }
+        self.look_after(rules);
         Ok(changed)
     }
 
     fn events(&self) -> Result<mpsc::Receiver<()>, KernelError> {
-        watch::watch()
+        // One message in the channel says it all: look again.
+        let (sender, receiver) = mpsc::channel(1);
+        let tell = teller(sender.clone());
+        watch::nf_tables("firewall-watch", Duration::ZERO, tell)?;
+        *lock(&self.watch.listener) = Some(sender);
+        Ok(receiver)
     }
 
     fn matched(&self) -> Result<BTreeMap<String, Matched>, KernelError> {

@@ -77,9 +77,7 @@ impl NetfilterDataPlane {
         let attached = tables.rules().values().map(|placed| placed.rule.uplink()).collect();
         let host = Host { attached, addresses: HostAddresses::default() };
         let tables = Arc::new(Mutex::new(tables));
-        if !legacy {
-            watch::watch(Arc::clone(&tables))?;
-        }
+        watch::watch(Arc::clone(&tables), legacy)?;
         Ok(Self { tables, iptables, legacy, host: Mutex::new(host) })
     }
 

@@ -1,28 +1,16 @@
 //! Puts our chains right when somebody has changed them.
-//!
-//! nf_tables tells of every change; the old iptables (`iptables-legacy`) tells nobody, so there the worker looks with
-//! every garbage collection.
 
 use std::{
-    os::fd::AsFd as _,
+    ops::ControlFlow,
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
-use netlink_sys::protocols::NETLINK_NETFILTER;
-use nix::{
-    errno::Errno,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-};
-use tracing::{error, warn};
-
-use crate::kernel::{
-    KernelError,
-    fastpath::{NFTABLES_EVENTS, drain, listen},
-};
+use tracing::warn;
 
 use super::tables::Tables;
+use crate::kernel::{KernelError, iptables::watch};
 
 /// Changes come in bursts: one look is enough for all that come within this time.
 const DEBOUNCE: Duration = Duration::from_millis(50);
@@ -30,22 +18,10 @@ const DEBOUNCE: Duration = Duration::from_millis(50);
 const PATIENCE: (usize, Duration) = (8, Duration::from_secs(10));
 
 /// Starts a thread in this one's network namespace that looks after every change, for as long as the process lives.
-pub(super) fn watch(tables: Arc<Mutex<Tables>>) -> Result<(), KernelError> {
-    let events = listen(NETLINK_NETFILTER, [NFTABLES_EVENTS])?;
-    let run = move || {
-        let mut repairs: Vec<Instant> = Vec::new();
-        loop {
-            let mut ready = [PollFd::new(events.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut ready, PollTimeout::NONE) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => {
-                    return error!(%errno, "nf_tables' events have ended: a flush of the rules goes unnoticed");
-                }
-            }
-            thread::sleep(DEBOUNCE);
-            if !drain(&events, |_| true) || !look(&tables) {
-                continue;
-            }
+pub(super) fn watch(tables: Arc<Mutex<Tables>>, legacy: bool) -> Result<(), KernelError> {
+    let mut repairs: Vec<Instant> = Vec::new();
+    let changed = move || {
+        if look(&tables) {
             let (most, within) = PATIENCE;
             repairs.retain(|when| when.elapsed() < within);
             repairs.push(Instant::now());
@@ -53,12 +29,12 @@ pub(super) fn watch(tables: Arc<Mutex<Tables>>) -> Result<(), KernelError> {
                 thread::sleep(within);
             }
         }
+        ControlFlow::Continue(())
     };
-    thread::Builder::new()
-        .name("iptables-watch".to_owned())
-        .spawn(run)
-        .map(drop)
-        .map_err(|error| KernelError::other("start the watch over iptables", error.to_string()))
+    match legacy {
+        true => watch::legacy("iptables-watch", || true, changed),
+        false => watch::nf_tables("iptables-watch", DEBOUNCE, changed),
+    }
 }
 
 /// One look; whether anything had to be put right.
