@@ -1,0 +1,111 @@
+//! ICMP errors about what was translated, and about what was not.
+
+use telecluster_common::{drop::DropReason, maps::Direction};
+
+use super::{Cast, Vector, dropped, forward, inward, out, untouched};
+use crate::frame::{Frame, SYN, UDP, icmp, icmp_error, tcp, udp, udp_without_checksum};
+
+pub(super) fn icmp_error_vectors(cast: Cast) -> Vec<Vector> {
+    let Cast { uplink, inside, other_inside, remote, stranger: router, echo, .. } = cast;
+    let header = if inside.is_ipv4() { 20 } else { 40 };
+    let masquerade = || cast.masquerade();
+    // (what left, as inside sent it, as outside saw it)
+    let packets: Vec<(Frame, Frame)> = vec![
+        (udp((inside, 40000), (remote, 53), b"query"), udp((uplink, 40000), (remote, 53), b"query")),
+        (
+            udp_without_checksum((inside, 40001), (remote, 53), b"query"),
+            udp_without_checksum((uplink, 40001), (remote, 53), b"query"),
+        ),
+        (tcp((inside, 40002), (remote, 80), SYN, b""), tcp((uplink, 40002), (remote, 80), SYN, b"")),
+        (icmp(inside, remote, echo, 7, b"abc"), icmp(uplink, remote, echo, 7, b"abc")),
+    ];
+    let mut about_ours = Vec::new();
+    for (sent, seen) in &packets {
+        about_ours.push(out(sent, seen));
+        for kind in errors(cast) {
+            // eight bytes of transport header are the least (RFC 792), everything is the most
+            for embed in [header + 8, 1500] {
+                for from in [remote, router] {
+                    about_ours.push(inward(
+                        &icmp_error(from, uplink, kind, seen, embed),
+                        &icmp_error(from, inside, kind, sent, embed),
+                    ));
+                }
+            }
+        }
+    }
+    let dns = (other_inside, 5353);
+    let (client, external) = ((remote, 50000), (uplink, 53));
+    let (query, seen_inside) = (udp(client, external, b"q"), udp(client, dns, b"q"));
+    let mut about_theirs = vec![inward(&query, &seen_inside)];
+    for kind in errors(cast) {
+        // from the server, and from the host itself, which could not pass it on
+        for (from, appears) in [(other_inside, uplink), (uplink, uplink)] {
+            about_theirs.push(out(
+                &icmp_error(from, remote, kind, &seen_inside, 1500),
+                &icmp_error(appears, remote, kind, &query, 1500),
+            ));
+        }
+    }
+    let kind = errors(cast)[0];
+    let unknown = udp((uplink, 1), (remote, 2), b"q");
+    let unknown_inside = udp((remote, 2), (inside, 1), b"q");
+    let about_error = icmp_error(uplink, remote, kind, &unknown, 1500);
+    vec![
+        Vector {
+            name: "errors about what has left find their way inside, however much they embed",
+            rules: vec![masquerade()],
+            steps: about_ours,
+        },
+        Vector {
+            name: "errors about an answer leave with the address that it came to",
+            rules: vec![masquerade()],
+            steps: cast
+                .udp_exchange(40000, b"q")
+                .into_iter()
+                .chain([out(
+                    &icmp_error(inside, remote, kind, &udp((remote, 53), (inside, 40000), b"q"), 1500),
+                    &icmp_error(uplink, remote, kind, &udp((remote, 53), (uplink, 40000), b"q"), 1500),
+                )])
+                .collect(),
+        },
+        Vector {
+            name: "errors about what was forwarded leave with the address that it came to",
+            rules: vec![masquerade(), forward(UDP, 53, dns)],
+            steps: about_theirs,
+        },
+        Vector {
+            name: "errors about nothing of ours are the host's, or do not leave",
+            rules: vec![masquerade()],
+            steps: vec![
+                untouched(Direction::In, icmp_error(router, uplink, kind, &unknown, 1500).bytes()),
+                untouched(Direction::In, icmp_error(router, uplink, kind, &unknown, header).bytes()),
+                untouched(Direction::In, icmp_error(router, uplink, kind, &about_error, 1500).bytes()),
+                untouched(Direction::Out, icmp_error(uplink, remote, kind, &unknown_inside, 1500).bytes()),
+                dropped(
+                    icmp_error(inside, remote, kind, &unknown_inside, 1500).bytes(),
+                    DropReason::Protocol,
+                ),
+            ],
+        },
+    ]
+}
+
+/// Type, code and what follows, of every ICMP error that embeds a packet: host, port and network unreachable, too big,
+/// source quench, time exceeded, parameter problem.
+fn errors(cast: Cast) -> Vec<(u8, u8, [u8; 4])> {
+    let (none, mtu) = ([0; 4], [0, 0, 5, 20]);
+    if cast.inside.is_ipv4() {
+        vec![
+            (3, 3, none),
+            (3, 1, none),
+            (3, 4, mtu),
+            (3, 13, none),
+            (4, 0, none),
+            (11, 0, none),
+            (12, 0, [20, 0, 0, 0]),
+        ]
+    } else {
+        vec![(1, 4, none), (1, 1, none), (2, 0, mtu), (3, 0, none), (4, 1, [0, 0, 0, 6])]
+    }
+}

@@ -1,0 +1,176 @@
+//! What leaves under the uplink's address, and its answers.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use telecluster_common::maps::Direction;
+
+use super::{Cast, IPV4, IPV6, Rule, Step, Vector, inward, out, untouched};
+use crate::frame::{ACK, FIN, Frame, RST, SYN, icmp, icmp_error, tcp, udp, udp_without_checksum};
+
+pub(super) fn masquerade_vectors(cast: Cast) -> Vec<Vector> {
+    let masquerade = || cast.masquerade();
+    let external = |port| (cast.uplink, port);
+    let (inside, remote) = ((cast.inside, 40000), (cast.remote, 443));
+    let handshake = [
+        out(&tcp(inside, remote, SYN, b""), &tcp(external(40000), remote, SYN, b"")),
+        inward(&tcp(remote, external(40000), SYN | ACK, b""), &tcp(remote, inside, SYN | ACK, b"")),
+        out(&tcp(inside, remote, ACK, b"GET"), &tcp(external(40000), remote, ACK, b"GET")),
+    ];
+    let ending = [
+        inward(&tcp(remote, external(40000), FIN | ACK, b""), &tcp(remote, inside, FIN | ACK, b"")),
+        out(&tcp(inside, remote, FIN | ACK, b""), &tcp(external(40000), remote, FIN | ACK, b"")),
+        inward(&tcp(remote, external(40000), ACK, b""), &tcp(remote, inside, ACK, b"")),
+    ];
+    let reset = [
+        inward(&tcp(remote, external(40000), RST, b""), &tcp(remote, inside, RST, b"")),
+        out(&tcp(inside, remote, ACK, b"x"), &tcp(external(40000), remote, ACK, b"x")),
+    ];
+    let without = |src, dst| udp_without_checksum(src, dst, b"q");
+    let ping = |src, dst, kind| icmp(src, dst, kind, 77, b"abc");
+    let time =
+        |src: IpAddr, dst: IpAddr, kind| icmp(src, dst, kind, 78, &[1, 2, 3, 4, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let mut vectors = vec![
+        Vector {
+            name: "a masqueraded datagram goes out with the uplink's address and its answer comes back",
+            rules: vec![masquerade()],
+            steps: cast.udp_exchange(40000, b"query").to_vec(),
+        },
+        Vector {
+            name: "a datagram without checksum stays without",
+            rules: vec![masquerade()],
+            steps: vec![
+                out(&without(inside, remote), &without(external(40000), remote)),
+                inward(&without(remote, external(40000)), &without(remote, inside)),
+            ],
+        },
+        Vector {
+            name: "a masqueraded TCP connection opens, carries data and ends",
+            rules: vec![masquerade()],
+            steps: handshake.iter().chain(&ending).cloned().collect(),
+        },
+        Vector {
+            name: "a reset from outside does not end a connection at once",
+            rules: vec![masquerade()],
+            steps: handshake.iter().chain(&reset).cloned().collect(),
+        },
+        Vector {
+            name: "a ping goes out and its answer comes back, by identifier",
+            rules: vec![masquerade()],
+            steps: vec![
+                out(&ping(cast.inside, cast.remote, cast.echo), &ping(cast.uplink, cast.remote, cast.echo)),
+                inward(
+                    &ping(cast.remote, cast.uplink, cast.echo_reply),
+                    &ping(cast.remote, cast.inside, cast.echo_reply),
+                ),
+            ],
+        },
+        Vector {
+            name: "a question for the time goes out and its answer comes back, by identifier",
+            rules: vec![IPV4.masquerade()],
+            steps: vec![
+                out(&time(IPV4.inside, IPV4.remote, 13), &time(IPV4.uplink, IPV4.remote, 13)),
+                inward(&time(IPV4.remote, IPV4.uplink, 14), &time(IPV4.remote, IPV4.inside, 14)),
+                // nobody has asked that
+                untouched(Direction::In, icmp(IPV4.remote, IPV4.uplink, 14, 79, &[0; 12]).bytes()),
+            ],
+        },
+        Vector {
+            name: "the flows of a removed rule stop at once",
+            rules: vec![masquerade()],
+            steps: cast
+                .udp_exchange(40000, b"q")
+                .into_iter()
+                .chain([
+                    Step::Remove(0),
+                    untouched(Direction::Out, udp(inside, (cast.remote, 53), b"q").bytes()),
+                    untouched(Direction::In, udp((cast.remote, 53), external(40000), b"q").bytes()),
+                ])
+                .collect(),
+        },
+    ];
+    // every checksum value turns up, the zero that UDP must write as all ones among them
+    let sweep = (0..=u8::MAX).flat_map(|byte| {
+        let sport = 30000 + u16::from(byte);
+        cast.udp_exchange(sport, &[byte, byte.wrapping_mul(167), 0x5a, byte.rotate_left(3)])
+    });
+    vectors.push(Vector {
+        name: "checksums are right whatever they were",
+        rules: vec![masquerade()],
+        steps: sweep.collect(),
+    });
+    vectors
+}
+
+/// Destinations that a masquerade leaves alone, and the others.
+pub(super) fn except_vectors(cast: Cast) -> Vec<Vector> {
+    let Cast { inside, remote, stranger, uplink, .. } = cast;
+    let Rule::Masquerade { source, nat, .. } = cast.masquerade() else { return Vec::new() };
+    let rule = |except: IpAddr| Rule::Masquerade { source, nat, except: vec![IpNet::from(except)] };
+    let from = (inside, 40000);
+    let whole = udp(from, (remote, 53), &[7; 64]);
+    let about = udp((remote, 53), from, b"q");
+    let unreachable = if inside.is_ipv4() { (3, 3, [0; 4]) } else { (1, 4, [0; 4]) };
+    let mut left_alone: Vec<Step> = [
+        udp(from, (remote, 53), b"q"),
+        tcp(from, (remote, 443), SYN, b""),
+        tcp(from, (remote, 443), ACK, b"of a connection that nobody has seen"),
+        icmp(inside, remote, cast.echo, 7, b"ping"),
+        icmp_error(inside, remote, unreachable, &about, 1500),
+        Frame::new(inside, remote, 50, vec![0; 16]),
+    ]
+    .iter()
+    .map(|frame| untouched(Direction::Out, frame.bytes()))
+    .collect();
+    left_alone.extend(whole.fragments(7, 32).iter().map(|part| untouched(Direction::Out, part.bytes())));
+    left_alone.push(untouched(Direction::In, udp((remote, 53), from, b"a").bytes()));
+    let translated = out(&udp(from, (stranger, 53), b"q"), &udp((uplink, 40000), (stranger, 53), b"q"));
+    let rules = vec![rule(remote)];
+    vec![
+        Vector {
+            name: "what goes to an excluded destination keeps its inside address",
+            rules: rules.clone(),
+            steps: left_alone,
+        },
+        Vector {
+            name: "other destinations than the excluded ones are translated",
+            rules,
+            steps: vec![translated],
+        },
+    ]
+}
+
+/// What may stand between the IP header and the transport header.
+pub(super) fn options_vectors() -> Vec<Vector> {
+    let options = [0x94, 0x04, 0, 0]; // router alert (RFC 2113)
+    let long = [1; 40]; // as many no-operations as fit
+    let translated = |cast: Cast, port, with: &dyn Fn(Frame) -> Frame| {
+        let remote = (cast.remote, 443);
+        out(&with(udp((cast.inside, port), remote, b"q")), &with(udp((cast.uplink, port), remote, b"q")))
+    };
+    let [hop_by_hop, routing, destination] = [0, 43, 60];
+    vec![
+        Vector {
+            name: "options do not hide the ports behind them",
+            rules: vec![IPV4.masquerade()],
+            steps: vec![
+                translated(IPV4, 40000, &|frame| frame.options(&options)),
+                translated(IPV4, 40001, &|frame| frame.options(&long)),
+            ],
+        },
+        Vector {
+            name: "extension headers do not hide the ports behind them",
+            rules: vec![IPV6.masquerade()],
+            steps: vec![
+                translated(IPV6, 40000, &|frame| frame.extension(hop_by_hop)),
+                translated(IPV6, 40001, &|frame| {
+                    frame
+                        .extension(destination)
+                        .extension(routing)
+                        .extension(destination)
+                        .extension(hop_by_hop)
+                }),
+            ],
+        },
+    ]
+}
