@@ -53,6 +53,7 @@ fn damaged_frames_meet_the_same_fate_on_the_host_and_in_the_kernel() {
             kernel.put(slot, rule);
         }
         let (host, kernel) = (std::cell::RefCell::new(host), std::cell::RefCell::new(kernel));
+        let began = std::time::Instant::now();
         let test = |(which, changes, cut, out): (Index, Vec<(Index, u8)>, Option<Index>, bool)| {
             let mut frame = which.get(&frames).clone();
             for (place, byte) in changes {
@@ -65,6 +66,9 @@ fn damaged_frames_meet_the_same_fate_on_the_host_and_in_the_kernel() {
                 frame.truncate(least + cut.index(frame.len() + 1 - least));
             }
             let direction = if out { Direction::Out } else { Direction::In };
+            // Time goes by for both: what parts of packets have said is forgotten after some seconds.
+            let elapsed = u64::try_from(began.elapsed().as_nanos()).expect("not that long");
+            host.borrow().tables.clock.set(elapsed);
             let mut expected = host.borrow_mut().run(direction, &frame);
             let mut found = kernel.borrow_mut().run(direction, &frame);
             forget_chosen_port(&frame, &mut expected.1, &mut found.1);
