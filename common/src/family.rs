@@ -78,6 +78,9 @@ pub trait Address: Copy + Eq + Hash + Debug {
     /// How many routers may still pass it on: TTL, hop limit.
     fn hops_left(header: &Self::Header) -> u8;
 
+    /// The traffic class that routes may ask for (DSCP, in the upper six of eight bits).
+    fn class(header: &Self::Header) -> u32;
+
     /// Counts one router.
     fn hop(header: &mut Self::Header);
 
@@ -174,6 +177,11 @@ impl Address for [u8; 4] {
     #[inline(always)]
     fn hops_left(header: &Ipv4Hdr) -> u8 {
         header.ttl
+    }
+
+    #[inline(always)]
+    fn class(header: &Ipv4Hdr) -> u32 {
+        u32::from(header.tos & 0xfc)
     }
 
     #[inline(always)]
@@ -314,6 +322,11 @@ impl Address for [u8; 16] {
     #[inline(always)]
     fn hops_left(header: &Ipv6Hdr) -> u8 {
         header.hop_limit
+    }
+
+    #[inline(always)]
+    fn class(header: &Ipv6Hdr) -> u32 {
+        u32::from((header.vcf[0] << 4 | header.vcf[1] >> 4) & 0xfc)
     }
 
     #[inline(always)]

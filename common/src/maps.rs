@@ -20,11 +20,11 @@ pub const MAX_BLOCKS: u32 = 65536;
 pub const MAX_PORTS: u32 = 8192;
 
 /// Version of everything in this file. A pinned map of another version is not touched.
-pub const SCHEMA: u32 = 7;
+pub const SCHEMA: u32 = 8;
 
 /// Places of the programs in the `stage` map, to which those on the hooks go on.
 pub mod stage {
-    pub const COUNT: u32 = 32;
+    pub const COUNT: u32 = 48;
 
     pub const NAT4_IN: u32 = 0;
     pub const NAT4_OUT: u32 = 1;
@@ -56,6 +56,8 @@ pub mod stage {
     pub const FRAGMENT6_OUT: u32 = 27;
     pub const REFUSE4: u32 = 28;
     pub const REFUSE6: u32 = 29;
+    pub const DEPART4: u32 = 30;
+    pub const DEPART6: u32 = 31;
 }
 
 /// Places of the programs in the `xdp_stage` map, to which those on the hooks of drivers go on.
@@ -470,6 +472,32 @@ pub struct Epoch {
     pub current: u32,
     /// The last number that was not 0.
     pub last: u32,
+    /// 1 while nothing but hosts and traffic class decides where a packet goes, see [`crate::nat`].
+    pub alike: u32,
+}
+
+/// Pairs of hosts that are known at once: the size of `pair4` and of `pair6`.
+pub const MAX_PAIRS: u32 = 32768;
+
+/// Key of `pair4` and `pair6`: what the kernel's routes are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(C, align(4))]
+pub struct PairKey<A> {
+    pub src: A,
+    pub dst: A,
+    /// Index of the interface whose addresses answer where packets come in.
+    pub from: u32,
+    /// DSCP, in the upper six of eight bits.
+    pub class: u32,
+}
+
+/// Value of `pair4` and `pair6`: what a flow between them has learned, as in [`Flow`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C, align(4))]
+pub struct Pair {
+    pub hop: u32,
+    pub stamp: u32,
+    pub lease: u32,
 }
 
 /// Value of `hop`: where the packets of many flows go next, see [`crate::nat::fast`].
@@ -504,6 +532,7 @@ pub struct Port {
 const _: () = {
     assert!(size_of::<Hop>() == 32);
     assert!(size_of::<Port>() == 16);
+    assert!(size_of::<PairKey<A4>>() == 16 && size_of::<PairKey<A6>>() == 40);
     assert!(size_of::<FlowKey<A4>>() == 16);
     assert!(size_of::<Flow<A4>>() == 64);
     assert!(size_of::<FlowKey<A6>>() == 40);

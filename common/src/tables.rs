@@ -6,8 +6,8 @@ use crate::{
     family::Address,
     maps::{
         Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented,
-        Masquerade, Moved, PaceKey, PlaceKey, PlacedPort, REMOTES, Range, RangeKey, Rule, SourceKey,
-        TICK_BITS, Uplink,
+        Masquerade, Moved, PaceKey, Pair, PairKey, PlaceKey, PlacedPort, REMOTES, Range, RangeKey, Rule,
+        SourceKey, TICK_BITS, Uplink,
     },
     nat::work::{Prefixed, Work},
 };
@@ -308,6 +308,11 @@ pub trait Tables<A: Address>: Host {
 
     /// Inserts or replaces; the one that was used least lately goes for it.
     fn set_fragmented(&self, key: &FragmentKey<A>, fragmented: &Fragmented);
+
+    fn pair(&self, key: &PairKey<A>) -> Option<Pair>;
+
+    /// As [`Tables::set_fragmented`].
+    fn set_pair(&self, key: &PairKey<A>, pair: &Pair);
 
     fn forward(&self, key: &ForwardKey<A>) -> Option<Forward<A>>;
 

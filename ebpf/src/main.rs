@@ -24,9 +24,9 @@ use telecluster_common::{
     family::Address,
     maps::{Direction, stage},
     nat::{
-        Next, Verdict, established,
-        fast::{lan_in, lan_out},
-        first, fragment, icmp_error, make, refuse, translate,
+        Departure, Next, Verdict, depart, established,
+        fast::lan_out,
+        first, fragment, icmp_error, lan_in, make, refuse, translate,
         turn::{is_for_uplink, is_own_error, is_turned_by, turn_in, turn_out},
     },
     packet::{Packet as _, note},
@@ -68,7 +68,7 @@ pub fn tc_lan_in(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(&ctx);
     skb.set_note(note::NONE);
     if skb.carries(A4::ETHERTYPE) {
-        act(&ctx, lan_in::<_, _, A4>(&mut skb, &Kernel::new(&ctx)))
+        leave(&ctx, lan_in::<_, _, A4>(&mut skb, &Kernel::new(&ctx)), stage::FIRST4_OUT, stage::DEPART4)
     } else if skb.carries(A6::ETHERTYPE) {
         go_on(&ctx, stage::LAN6_IN)
     } else {
@@ -296,7 +296,29 @@ pub fn tc_next6_out(ctx: TcContext) -> i32 {
 /// IPv6 towards the outside, where it comes in.
 #[classifier]
 pub fn tc_lan6_in(ctx: TcContext) -> i32 {
-    act(&ctx, lan_in::<_, _, A6>(&mut Skb::new(&ctx), &Kernel::new(&ctx)))
+    let departure = lan_in::<_, _, A6>(&mut Skb::new(&ctx), &Kernel::new(&ctx));
+    leave(&ctx, departure, stage::FIRST6_OUT, stage::DEPART6)
+}
+
+#[inline(always)]
+fn leave(ctx: &TcContext, departure: Departure, first: u32, whole: u32) -> i32 {
+    match departure {
+        Departure::Done(verdict) => act(ctx, verdict),
+        Departure::First => go_on(ctx, first),
+        Departure::Whole => go_on(ctx, whole),
+    }
+}
+
+/// Towards the outside, where it comes in: a packet that says something about its flow.
+#[classifier]
+pub fn tc_depart4(ctx: TcContext) -> i32 {
+    act(&ctx, depart::<_, _, A4>(&mut Skb::new(&ctx), &Kernel::new(&ctx)))
+}
+
+/// The same for IPv6.
+#[classifier]
+pub fn tc_depart6(ctx: TcContext) -> i32 {
+    act(&ctx, depart::<_, _, A6>(&mut Skb::new(&ctx), &Kernel::new(&ctx)))
 }
 
 /// IPv6 to the inside, where it leaves.

@@ -9,9 +9,9 @@ use telecluster_common::{
     drop::DropReason,
     maps::{
         Binding, EndpointKey, Epoch, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented, HOPS, Hop,
-        MAX_BLOCKS, MAX_FRAGMENTED, MAX_PACED, MAX_PLACED, MAX_PORTS, MAX_RULES, MAX_WAITING_ROOMS,
-        Masquerade, MasqueradeKey, Moved, PaceKey, PlaceKey, PlacedPort, Port, Range, RangeKey, Rule,
-        RuleStat, SourceKey, Uplink, stage, xdp_stage,
+        MAX_BLOCKS, MAX_FRAGMENTED, MAX_PACED, MAX_PAIRS, MAX_PLACED, MAX_PORTS, MAX_RULES,
+        MAX_WAITING_ROOMS, Masquerade, MasqueradeKey, Moved, PaceKey, Pair, PairKey, PlaceKey, PlacedPort,
+        Port, Range, RangeKey, Rule, RuleStat, SourceKey, Uplink, stage, xdp_stage,
     },
     nat::work::Work,
 };
@@ -139,6 +139,13 @@ pub static EPOCH: Array<Epoch, 1> = Array::new();
 
 #[btf_map(name = "hop")]
 pub static HOP: Array<Hop, { HOPS as usize }> = Array::new();
+
+/// Hosts between which packets have been forwarded lately.
+#[btf_map(name = "pair4")]
+pub static PAIR4: LruHashMap<PairKey<A4>, Pair, { MAX_PAIRS as usize }> = LruHashMap::new();
+
+#[btf_map(name = "pair6")]
+pub static PAIR6: LruHashMap<PairKey<A6>, Pair, { MAX_PAIRS as usize }> = LruHashMap::new();
 
 #[btf_map(name = "port")]
 pub static PORT: HashMap<u32, Port, { MAX_PORTS as usize }> = HashMap::new();

@@ -16,8 +16,8 @@ use aya_ebpf::{
 use telecluster_common::{
     maps::{
         Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented,
-        Masquerade, MasqueradeKey, Moved, PaceKey, PlaceKey, PlacedPort, Port, RangeKey, Rule, SourceKey,
-        Uplink,
+        Masquerade, MasqueradeKey, Moved, PaceKey, Pair, PairKey, PlaceKey, PlacedPort, Port, RangeKey, Rule,
+        SourceKey, Uplink,
     },
     nat::{
         fast::{HopRef, Ways, stamp},
@@ -29,8 +29,9 @@ use telecluster_common::{
 
 use crate::maps::{
     BINDING4, BINDING6, EPOCH, FLOW4, FLOW6, FORWARD4, FORWARD6, FRAGMENT4, FRAGMENT6, HALF_NEXT, HALF4,
-    HALF6, HOP, LOCAL4, LOCAL6, MASQUERADE4, MASQUERADE6, MOVED4, MOVED6, PACE4, PACE6, PLACED4, PLACED6,
-    PORT, RANGE4, RANGE6, RULE, RULE_STAT, SOURCE4, SOURCE6, UPLINK4, UPLINK6, WAITING_ROOM, WORK4, WORK6,
+    HALF6, HOP, LOCAL4, LOCAL6, MASQUERADE4, MASQUERADE6, MOVED4, MOVED6, PACE4, PACE6, PAIR4, PAIR6,
+    PLACED4, PLACED6, PORT, RANGE4, RANGE6, RULE, RULE_STAT, SOURCE4, SOURCE6, UPLINK4, UPLINK6,
+    WAITING_ROOM, WORK4, WORK6,
 };
 
 const EEXIST: i32 = -17;
@@ -144,6 +145,11 @@ impl Ways for Kernel {
     }
 
     #[inline(always)]
+    fn are_alike(&self) -> bool {
+        EPOCH.get(0).is_some_and(|epoch| epoch.alike != 0)
+    }
+
+    #[inline(always)]
     fn hop(&self, slot: u32) -> Option<HopRef> {
         // SAFETY: map memory stays mapped while the program runs.
         NonNull::new(HOP.get_ptr_mut(slot)?).map(|hop| unsafe { HopRef::new(hop) })
@@ -165,7 +171,7 @@ impl Ways for Kernel {
 /// The tables of one family: the same code over its own maps. `$family` is its place in `half_next`.
 macro_rules! tables {
     ($address:ty, $prefix:literal, $flow:ident, $half:ident, $family:literal, $work:ident, $binding:ident, $moved:ident,
-     $fragment:ident, $pace:ident, $placed:ident, $forward:ident, $range:ident, $source:ident, $masquerade:ident, $uplink:ident, $local:ident,
+     $fragment:ident, $pace:ident, $placed:ident, $pair:ident, $forward:ident, $range:ident, $source:ident, $masquerade:ident, $uplink:ident, $local:ident,
      $tuple:expr) => {
         impl Tables<$address> for Kernel {
             #[inline(always)]
@@ -293,6 +299,18 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn pair(&self, key: &PairKey<$address>) -> Option<Pair> {
+                // SAFETY: read at once, as a flow is.
+                unsafe { $pair.get(key) }.copied()
+            }
+
+            #[inline(always)]
+            fn set_pair(&self, key: &PairKey<$address>, pair: &Pair) {
+                // Without an entry the next flow takes the kernel's way.
+                let _ = $pair.insert(key, pair, 0);
+            }
+
+            #[inline(always)]
             fn forward(&self, key: &ForwardKey<$address>) -> Option<Forward<$address>> {
                 // SAFETY: read at once; the agent replaces entries whole, and an old one is as good as a new one.
                 unsafe { $forward.get(key) }.copied()
@@ -354,6 +372,7 @@ tables!(
     FRAGMENT4,
     PACE4,
     PLACED4,
+    PAIR4,
     FORWARD4,
     RANGE4,
     SOURCE4,
@@ -374,6 +393,7 @@ tables!(
     FRAGMENT6,
     PACE6,
     PLACED6,
+    PAIR6,
     FORWARD6,
     RANGE6,
     SOURCE6,

@@ -15,8 +15,8 @@ use telecluster_common::{
     family::Address,
     maps::{
         Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented,
-        Masquerade, Moved, PaceKey, PlaceKey, PlacedPort, Port, Range, RangeKey, Rule as RuleSlot, RuleStat,
-        SourceKey, Timeouts, Uplink, rule,
+        Masquerade, Moved, PaceKey, Pair, PairKey, PlaceKey, PlacedPort, Port, Range, RangeKey,
+        Rule as RuleSlot, RuleStat, SourceKey, Timeouts, Uplink, rule,
     },
     nat::{
         Next, Verdict, established,
@@ -289,6 +289,10 @@ impl Ways for HostTables {
         0
     }
 
+    fn are_alike(&self) -> bool {
+        false
+    }
+
     fn hop(&self, _slot: u32) -> Option<HopRef> {
         None
     }
@@ -387,6 +391,12 @@ impl<A: Side> Tables<A> for HostTables {
     fn set_fragmented(&self, key: &FragmentKey<A>, fragmented: &Fragmented) {
         A::of(self).fragmented.borrow_mut().insert(*key, *fragmented);
     }
+
+    fn pair(&self, _key: &PairKey<A>) -> Option<Pair> {
+        None
+    }
+
+    fn set_pair(&self, _key: &PairKey<A>, _pair: &Pair) {}
 
     fn moved(&self, key: &EndpointKey<A>) -> Option<Moved<A>> {
         A::of(self).moved.borrow().get(key).copied()

@@ -9,15 +9,16 @@
 //! so often a packet takes the kernel's way again, so that nothing stays wrong when nobody raises the epoch any more.
 //!
 //! What does not look like most packets takes the kernel's way always: IP options, a TTL that ends, a packet that
-//! does not fit, TCP segments that open or close, ICMP.
+//! does not fit, ICMP; and TCP segments that open or close, unless nobody but the kernel's routes would see them
+//! ([`Ways::are_alike`]).
 
 use core::ptr::NonNull;
 
-use super::{Verdict, commit, life, rewrite};
+use super::{Verdict, commit, pair};
 use crate::{
     drop::DropReason,
     family::Address,
-    maps::{Direction, FlowKey, HOPS, Hop, Port, TICK_BITS, ticks},
+    maps::{Direction, FlowKey, HOPS, Hop, Pair, Port, TICK_BITS, ticks},
     packet::{ChecksumFix, Headers, LinkHeader, Packet, Parsed, note, parse},
     tables::{FlowRef, Host, Tables},
     tcp::{FlowState, proto},
@@ -50,6 +51,9 @@ pub mod stamp {
 pub trait Ways: Host {
     /// The present epoch; 0: every packet takes the kernel's way.
     fn epoch(&self) -> u32;
+
+    /// Whether nothing but hosts and traffic class decides where a packet goes, see [`pair`](super::pair).
+    fn are_alike(&self) -> bool;
 
     fn hop(&self, slot: u32) -> Option<HopRef>;
 
@@ -143,17 +147,34 @@ where
     if !is_fast(flow.stamp(), flow.lease(), epoch, now) {
         return None;
     }
-    if headers.protocol == proto::TCP {
-        if flow.state() != FlowState::Established as u8 {
-            return None;
-        }
-    } else if headers.protocol != proto::UDP {
+    // Else the kernel's own tracking sees how a connection opens and closes.
+    let tracked = headers.protocol == proto::TCP && flow.state() != FlowState::Established as u8;
+    if tracked && !tables.are_alike() {
+        return None;
+    }
+    leads(tables, flow.hop(), headers, shape, from)
+}
+
+/// Where an entry of the table of hops leads a packet, unless that is one which the kernel has to see.
+#[inline(always)]
+pub(super) fn leads<T, A>(
+    tables: &T,
+    slot: u32,
+    headers: &Headers<'_, A>,
+    shape: Shape,
+    from: u32,
+) -> Option<Hop>
+where
+    T: Ways,
+    A: Address,
+{
+    if headers.protocol != proto::TCP && headers.protocol != proto::UDP {
         return None;
     }
     if headers.has_options() || A::hops_left(headers.ip) <= 1 {
         return None;
     }
-    let hop = tables.hop(flow.hop())?.of_epoch(epoch)?;
+    let hop = tables.hop(slot)?.of_epoch(tables.epoch())?;
     let len = if shape.segment == 0 { shape.network_len } else { headers.header_len() + shape.segment };
     (hop.from == from && len <= hop.mtu).then_some(hop)
 }
@@ -197,49 +218,6 @@ pub(super) fn address<P: Packet>(packet: &mut P, hop: &Hop) -> bool {
     true
 }
 
-/// From the inside, at a port of the LAN: what is on a fast flow leaves through the uplink at once.
-#[inline(always)]
-pub fn lan_in<P, T, A>(packet: &mut P, tables: &T) -> Verdict
-where
-    P: Packet,
-    T: Tables<A> + Ways,
-    A: Address,
-{
-    shorten(packet, tables).unwrap_or(Verdict::Pass)
-}
-
-#[inline(always)]
-fn shorten<P, T, A>(packet: &mut P, tables: &T) -> Option<Verdict>
-where
-    P: Packet,
-    T: Tables<A> + Ways,
-    A: Address,
-{
-    let port = tables.port(packet.interface())?;
-    if tables.epoch() == 0 || !is_for(packet, port.mac) {
-        return None;
-    }
-    let (packets, shape) = (packet.segments(), Shape::of(packet));
-    let headers = match parse::<P, A>(packet) {
-        Parsed::Other | Parsed::Flowless { .. } | Parsed::Fragment | Parsed::IcmpError { .. } => return None,
-        Parsed::Flow(headers) => headers,
-    };
-    let key = headers.key(Direction::Out);
-    let flow = tables.flow(&key)?;
-    let now = tables.now();
-    let hop = way(tables, flow, &headers, shape, port.owner, now)?;
-    if !life::is_alive(tables, flow, key.proto, hop.interface, now)
-        || life::is_noteworthy(flow, headers.tcp_bits, now)
-    {
-        return None;
-    }
-    tables.touch(flow, now, packets, shape.network_len);
-    tables.count(flow.rule(), Direction::Out, packets, shape.network_len);
-    A::hop(headers.ip);
-    let fix = rewrite(headers, flow);
-    Some(send(packet, &hop, fix))
-}
-
 /// The last steps of a packet on the fast path: link addresses, checksum, and away.
 #[inline(always)]
 pub(super) fn send<P: Packet>(packet: &mut P, hop: &Hop, fix: ChecksumFix) -> Verdict {
@@ -276,11 +254,11 @@ where
         Parsed::Flow(headers) => headers,
     };
     // Translated already: what would answer it tells the flow.
-    let answers = headers.key(Direction::In).reversed();
+    let (answers, class) = (headers.key(Direction::In).reversed(), A::class(headers.ip));
     let Some(out) = tables.flow(&answers) else { return };
     let key = out.peer_of(&answers);
     if let Some(flow) = tables.flow(&key) {
-        learn(packet, tables, &key, flow, Sight::Unsure);
+        learn(packet, tables, &key, flow, class, Sight::Unsure);
     }
 }
 
@@ -295,8 +273,14 @@ pub(super) enum Sight {
 
 /// Writes down where this packet of the flow leaves, as the kernel has decided it.
 #[inline(always)]
-pub(super) fn learn<P, T, A>(packet: &mut P, tables: &T, key: &FlowKey<A>, flow: FlowRef<A>, sight: Sight)
-where
+pub(super) fn learn<P, T, A>(
+    packet: &mut P,
+    tables: &T,
+    key: &FlowKey<A>,
+    flow: FlowRef<A>,
+    class: u32,
+    sight: Sight,
+) where
     P: Packet,
     T: Tables<A> + Ways,
     A: Address,
@@ -313,14 +297,25 @@ where
     let wanted = Hop { stamp: 0, interface, from, mtu, link };
     let Some(slot) = slot_of(tables, &wanted, epoch) else { return };
 
-    let known = flow.stamp() == epoch && flow.hop() == slot;
+    let hosts = pair::of(key, flow, from, class);
+    let mut known = flow.stamp() == epoch && flow.hop() == slot;
+    if !known && sight == Sight::Unsure && tables.are_alike() {
+        // Another flow of its hosts may have been seen there.
+        known = tables.pair(&hosts).is_some_and(|pair| pair.stamp == epoch && pair.hop == slot);
+    }
     flow.set_hop(slot);
     if !known && sight == Sight::Unsure {
         flow.set_lease(lease::SEEN);
         flow.set_stamp(epoch);
+        if tables.are_alike() {
+            tables.set_pair(&hosts, &Pair { hop: slot, stamp: epoch, lease: lease::SEEN });
+        }
         return;
     }
     let until = tick(tables.now()).wrapping_add(LEASE).max(lease::WAITING + 1);
+    if tables.are_alike() {
+        tables.set_pair(&hosts, &Pair { hop: slot, stamp: epoch, lease: until });
+    }
     if key.proto != proto::TCP {
         flow.set_lease(until);
         flow.set_stamp(epoch);

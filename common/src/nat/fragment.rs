@@ -7,7 +7,10 @@
 //! second at most. What the queue has no room for is lost: a flood of orphans costs other orphans their place, and no more
 //! time than the queue lets through.
 
-use super::{Next, Verdict, flowless, icmp_error, life, work::Work};
+use super::{
+    Next, Verdict, flowless, icmp_error, life,
+    work::{Way, Work},
+};
 use crate::{
     drop::DropReason,
     family::Address,
@@ -90,11 +93,13 @@ where
         unused: [0; 3],
     };
     tables.set_fragmented(&work.fragment, &work.fragmented);
+    // The others have no ports to be told by, and take the kernel's way: so does this one.
+    work.way = Way::KERNEL;
     let Some(flow) = life::find(tables, work, interface, now) else {
         return Next::First;
     };
     life::advance(tables, work, flow, now);
-    Next::Done(super::finish(packet, tables, work, flow, direction, now))
+    Next::Done(super::here(packet, tables, work, flow, direction, now))
 }
 
 /// Any other one, which has no ports.

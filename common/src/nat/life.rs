@@ -119,8 +119,12 @@ where
     A: Address,
 {
     *peer = flow.peer_of(key);
+    let unanswered = flow.flags() & (flag::OPENER | flag::ANSWERED) == flag::OPENER;
     tables.remove(key);
-    tables.remove(peer);
+    // Of what goes out, the other direction is made by the first answer.
+    if !(unanswered && key.direction == Direction::Out as u8) {
+        tables.remove(peer);
+    }
 }
 
 /// Whether a packet says something about its flow that has to be written down. Nearly always not.

@@ -7,12 +7,14 @@
 //! the hook stays small. What it cannot do, [`translate`] does whole, in a program of its own.
 
 mod binding;
+mod depart;
 pub mod fast;
 mod fragment;
 mod icmp_error;
 mod life;
 mod limit;
 mod open;
+mod pair;
 mod refuse;
 pub mod turn;
 pub mod work;
@@ -20,6 +22,7 @@ pub mod xdp;
 
 pub use self::{
     binding::{HOLD_DOWN, VXLAN},
+    depart::{Departure, depart, lan_in},
     fragment::fragment,
     icmp_error::icmp_error,
     refuse::refuse,
@@ -38,7 +41,7 @@ use crate::{
 
 use self::{
     fast::{Shape, Sight, Ways},
-    work::Work,
+    work::{Way, Work},
 };
 
 /// What becomes of a packet.
@@ -85,12 +88,13 @@ where
         let fix = rewrite(headers, flow);
         return Some(fast::send(packet, &hop, fix));
     }
+    let class = A::class(headers.ip);
     let fix = rewrite(headers, flow);
     if fast::is_wanted(tables, flow, key.proto, now) {
         match direction {
             // It leaves elsewhere: there its way is written down.
             Direction::In => packet.set_note(note::LEARN),
-            Direction::Out => fast::learn(packet, tables, &key, flow, Sight::Sure),
+            Direction::Out => fast::learn(packet, tables, &key, flow, class, Sight::Sure),
         }
     }
     Some(commit(packet, fix))
@@ -113,7 +117,7 @@ pub enum Next {
 pub fn translate<P, T, A>(packet: &mut P, tables: &T, direction: Direction) -> Next
 where
     P: Packet,
-    T: Tables<A>,
+    T: Tables<A> + Ways,
     A: Address,
 {
     let Some(mut work) = tables.work() else {
@@ -122,6 +126,8 @@ where
     // SAFETY: this CPU's own, and nobody else's while this packet is looked at.
     let work = unsafe { work.as_mut() };
     work.interface = packet.interface();
+    work.from = work.interface;
+    work.way = if direction == Direction::In { Way::ONWARD } else { Way::KERNEL };
     work.turned = 0;
     whole(packet, tables, work, direction)
 }
@@ -131,7 +137,7 @@ where
 fn whole<P, T, A>(packet: &mut P, tables: &T, work: &mut Work<A>, direction: Direction) -> Next
 where
     P: Packet,
-    T: Tables<A>,
+    T: Tables<A> + Ways,
     A: Address,
 {
     let interface = work.interface();
@@ -152,6 +158,7 @@ where
         return Next::First;
     };
     life::advance(tables, work, flow, now);
+    look(packet, tables, work, flow, direction);
     Next::Done(finish(packet, tables, work, flow, direction, now))
 }
 
@@ -170,7 +177,8 @@ where
     let work = unsafe { work.as_mut() };
     let now = tables.now();
     let interface = work.interface();
-    open::decide(tables, work, direction, interface, now).err()
+    let verdict = open::decide(tables, work, direction, interface, now).err()?;
+    Some(on_the_spot(work, verdict))
 }
 
 /// Makes the flow that [`first`] has decided on, and translates its packet.
@@ -178,7 +186,7 @@ where
 pub fn make<P, T, A>(packet: &mut P, tables: &T, direction: Direction) -> Verdict
 where
     P: Packet,
-    T: Tables<A>,
+    T: Tables<A> + Ways,
     A: Address,
 {
     let Some(mut work) = tables.work() else {
@@ -189,14 +197,68 @@ where
     let now = tables.now();
     let interface = work.interface();
     match open::establish(tables, work, interface, now) {
-        Ok(flow) => finish(packet, tables, work, flow, direction, now),
-        Err(verdict) => verdict,
+        Ok(flow) => {
+            pair::follow(tables, work, flow, direction, now);
+            look(packet, tables, work, flow, direction);
+            finish(packet, tables, work, flow, direction, now)
+        }
+        Err(verdict) => on_the_spot(work, verdict),
     }
 }
 
-/// Counts the packet and rewrites it.
+/// Who would leave past the kernel and may not takes its way: there the uplink decides once more, and answers.
+#[inline(always)]
+fn on_the_spot<A: Address>(work: &Work<A>, verdict: Verdict) -> Verdict {
+    if work.way() == Way::DEPARTS { Verdict::Pass } else { verdict }
+}
+
+/// Lets the way of a flow's first packet, in either direction, be written down now and then.
+#[inline(always)]
+fn look<P, T, A>(packet: &mut P, tables: &T, work: &Work<A>, flow: FlowRef<A>, direction: Direction)
+where
+    P: Packet,
+    T: Tables<A> + Ways,
+    A: Address,
+{
+    if !pair::is_worth_a_look(tables, work, flow) {
+        return;
+    }
+    match direction {
+        Direction::In => packet.set_note(note::LEARN),
+        Direction::Out => fast::learn(packet, tables, &work.key, flow, work.class, Sight::Sure),
+    }
+}
+
+/// Counts the packet and rewrites it, and sends it on at once when that is known to be right.
 #[inline(always)]
 fn finish<P, T, A>(
+    packet: &mut P,
+    tables: &T,
+    work: &Work<A>,
+    flow: FlowRef<A>,
+    direction: Direction,
+    now: u64,
+) -> Verdict
+where
+    P: Packet,
+    T: Tables<A> + Ways,
+    A: Address,
+{
+    let way = work.way();
+    if way != Way::KERNEL {
+        if let Some(verdict) = at_once(packet, tables, work, flow, direction, now) {
+            return verdict;
+        }
+        if way == Way::DEPARTS {
+            return Verdict::Pass;
+        }
+    }
+    here(packet, tables, work, flow, direction, now)
+}
+
+/// The same where it goes on the kernel's way.
+#[inline(always)]
+fn here<P, T, A>(
     packet: &mut P,
     tables: &T,
     work: &Work<A>,
@@ -222,6 +284,34 @@ where
     commit(packet, fix)
 }
 
+/// The same where it goes the way of its flow, if that may be used; else nothing has happened.
+#[inline(always)]
+fn at_once<P, T, A>(
+    packet: &mut P,
+    tables: &T,
+    work: &Work<A>,
+    flow: FlowRef<A>,
+    direction: Direction,
+    now: u64,
+) -> Option<Verdict>
+where
+    P: Packet,
+    T: Tables<A> + Ways,
+    A: Address,
+{
+    if !tables.are_alike() {
+        return None;
+    }
+    let (packets, shape) = (packet.segments(), Shape::of(packet));
+    let headers = headers_at::<P, A>(packet, work.transport_offset(), work.key.proto)?;
+    let hop = fast::way(tables, flow, &headers, shape, work.from, now)?;
+    tables.touch(flow, now, packets, shape.network_len);
+    tables.count(flow.rule(), direction, packets, shape.network_len);
+    A::hop(headers.ip);
+    let fix = rewrite(headers, flow);
+    Some(fast::send(packet, &hop, fix))
+}
+
 /// What the rest needs to know of the packet, put where all ways through its headers meet.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "an offset in a packet's headers")]
@@ -230,6 +320,7 @@ fn take_down<A: Address>(work: &mut Work<A>, headers: &Headers<'_, A>, direction
     work.sender = work.key.src;
     work.transport_offset = headers.transport_offset as u32;
     work.tcp_bits = u32::from(headers.tcp_bits);
+    work.class = A::class(headers.ip);
 }
 
 /// Without a flow: the host's business, except that nothing may leave with an inside address, unless it goes where the

@@ -13,7 +13,12 @@
 //!
 //! From the one hook to the other the packet carries a note with the slot of the rule that turned it.
 
-use super::{Next, Verdict, icmp_error, whole, work::Maker};
+use super::{
+    Next, Verdict,
+    fast::Ways,
+    icmp_error, whole,
+    work::{Maker, Way},
+};
 use crate::{
     drop::DropReason,
     family::Address,
@@ -48,6 +53,7 @@ where
     // SAFETY: this CPU's own, and nobody else's while this packet is looked at.
     let work = unsafe { work.as_mut() };
     work.interface = uplink;
+    work.way = Way::KERNEL;
     work.turned = 1;
     uplink != 0
 }
@@ -57,7 +63,7 @@ where
 pub fn turn_in<P, T, A>(packet: &mut P, tables: &T) -> Next
 where
     P: Packet,
-    T: Tables<A>,
+    T: Tables<A> + Ways,
     A: Address,
 {
     half(packet, tables, Direction::In)
@@ -79,6 +85,7 @@ where
     // SAFETY: as above.
     let work = unsafe { work.as_mut() };
     work.interface = rule.uplink;
+    work.way = Way::KERNEL;
     work.turned = 1;
     work.maker = Maker { rule: slot, generation: rule.generation };
     rule.used != 0
@@ -129,7 +136,7 @@ where
 pub fn turn_out<P, T, A>(packet: &mut P, tables: &T) -> Next
 where
     P: Packet,
-    T: Tables<A>,
+    T: Tables<A> + Ways,
     A: Address,
 {
     half(packet, tables, Direction::Out)
@@ -139,7 +146,7 @@ where
 fn half<P, T, A>(packet: &mut P, tables: &T, direction: Direction) -> Next
 where
     P: Packet,
-    T: Tables<A>,
+    T: Tables<A> + Ways,
     A: Address,
 {
     let Some(mut work) = tables.work() else {

@@ -9,8 +9,8 @@ use crate::{
     checksum,
     family::Address,
     maps::{
-        Binding, EndpointKey, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented, Moved, PlaceKey,
-        RangeKey, SourceKey,
+        Binding, EndpointKey, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented, Moved, Pair,
+        PlaceKey, RangeKey, SourceKey,
     },
     packet::Piece,
 };
@@ -67,6 +67,14 @@ pub struct Work<A> {
     pub interface: u32,
     /// 1 when the packet is between two inside hosts, see [`super::turn`].
     pub turned: u32,
+    /// Index of the interface whose addresses answer where the packet came in.
+    pub from: u32,
+    /// How it may leave: [`Way`].
+    pub way: u32,
+    /// What is known of its hosts, when it departs.
+    pub pair: Pair,
+    /// Its traffic class.
+    pub class: u32,
     /// Where the packet's transport header is.
     pub transport_offset: u32,
     /// 0 unless TCP.
@@ -82,6 +90,18 @@ pub struct Prefixed<K> {
     /// How many bits of it count.
     pub bits: u32,
     pub key: K,
+}
+
+/// How a packet may leave: [`Work::way`].
+pub(super) struct Way;
+
+impl Way {
+    /// As the kernel decides.
+    pub(super) const KERNEL: u32 = 0;
+    /// From the uplink to an inside host, at once if that is known to be right.
+    pub(super) const ONWARD: u32 = 1;
+    /// From a port of the LAN out through the uplink, at once; else it is left as it is, and meets the uplink's own hook.
+    pub(super) const DEPARTS: u32 = 2;
 }
 
 /// What has come of the search for a port: [`Work::search`].
@@ -127,6 +147,13 @@ impl<A: Address> Work<A> {
     pub fn is_turned(&self) -> bool {
         // SAFETY: a reference is readable.
         unsafe { (&raw const self.turned).read_volatile() != 0 }
+    }
+
+    /// How the packet may leave, as memory has it.
+    #[inline(always)]
+    pub fn way(&self) -> u32 {
+        // SAFETY: a reference is readable.
+        unsafe { (&raw const self.way).read_volatile() }
     }
 
     /// The TCP flags, as memory has them.

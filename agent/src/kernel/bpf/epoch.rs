@@ -20,6 +20,8 @@ struct Inner {
     map: Array<MapData, Plain<Value>>,
     /// Why every packet takes the kernel's way.
     closed: Option<String>,
+    /// Why the first packet of each flow does.
+    unlike: Option<String>,
 }
 
 impl fmt::Debug for Epoch {
@@ -34,6 +36,7 @@ impl Epoch {
         let inner = Inner {
             map: super::object::take(object, "epoch")?,
             closed: Some("not looked at yet".to_owned()),
+            unlike: Some("not looked at yet".to_owned()),
         };
         Ok(Self(Mutex::new(inner)))
     }
@@ -43,15 +46,21 @@ impl Epoch {
         let mut inner = self.inner();
         match notice {
             Notice::Changed => {}
-            Notice::Netfilter(verdict) => {
-                let closed = verdict.err();
+            Notice::Deciders { filter, alike } => {
+                let (closed, unlike) = (filter.err(), alike.err());
                 if closed != inner.closed {
                     match &closed {
                         None => info!("flows may take the fast path"),
                         Some(why) => info!(why, "every packet takes the kernel's way"),
                     }
                 }
-                inner.closed = closed;
+                if closed.is_none() && unlike != inner.unlike {
+                    match &unlike {
+                        None => info!("so may their first packets, between hosts that know each other"),
+                        Some(why) => info!(why, "first packets take the kernel's way"),
+                    }
+                }
+                (inner.closed, inner.unlike) = (closed, unlike);
             }
         }
         if let Err(error) = inner.raise() {
@@ -67,8 +76,8 @@ impl Epoch {
         self.inner().closed.clone().map_or(FastPath::Open, FastPath::Closed)
     }
 
-    pub(super) fn current(&self) -> Result<u32, KernelError> {
-        Ok(self.inner().read()?.current)
+    pub(super) fn current(&self) -> Result<Value, KernelError> {
+        self.inner().read()
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -82,15 +91,15 @@ impl Inner {
     }
 
     fn raise(&mut self) -> Result<(), KernelError> {
-        let next = after(self.read()?, self.closed.is_none());
+        let next = after(self.read()?, self.closed.is_none(), self.unlike.is_none());
         self.map.set(0, Plain(next), 0).map_err(|error| failed("raise the epoch", &error))
     }
 }
 
 /// No number is used twice, closed or not, and 0 never: it would be the stamp of a flow that has learned nothing.
-fn after(before: Value, open: bool) -> Value {
+fn after(before: Value, open: bool, alike: bool) -> Value {
     let last = before.last.checked_add(1).unwrap_or(1);
-    Value { current: if open { last } else { 0 }, last }
+    Value { current: if open { last } else { 0 }, last, alike: u32::from(open && alike) }
 }
 
 #[cfg(test)]
@@ -99,11 +108,12 @@ mod tests {
 
     #[test]
     fn a_number_is_not_used_again_after_the_path_was_closed() {
-        let first = after(Value::default(), true);
-        let closed = after(first, false);
-        let second = after(closed, true);
+        let first = after(Value::default(), true, false);
+        let closed = after(first, false, true);
+        let second = after(closed, true, true);
         assert_eq!((first.current, closed.current), (1, 0));
         assert_ne!(second.current, first.current);
-        assert_eq!(after(Value { current: u32::MAX, last: u32::MAX }, true).current, 1);
+        assert_eq!((first.alike, closed.alike, second.alike), (0, 0, 1));
+        assert_eq!(after(Value { current: u32::MAX, last: u32::MAX, alike: 0 }, true, false).current, 1);
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use aya::maps::MapData;
 use nix::time::{ClockId, clock_gettime};
 use telecluster_common::{
-    maps::{Direction, Flow as Record, FlowKey, Rule, TICK_BITS, flag, ticks},
+    maps::{Direction, Epoch, Flow as Record, FlowKey, Rule, TICK_BITS, flag, ticks},
     nat::fast::is_fast,
     tcp::{FlowState, proto, timeout},
 };
@@ -53,7 +53,7 @@ impl Table {
     }
 
     /// Every live flow.
-    fn list<A: Octets>(&self, rules: &[Rule], epoch: u32, now: u64) -> Result<Vec<Flow>, KernelError> {
+    fn list<A: Octets>(&self, rules: &[Rule], epoch: Epoch, now: u64) -> Result<Vec<Flow>, KernelError> {
         let mut join = Join::<A>::default();
         self.for_each(|key: &FlowKey<A>, record: &Record<A>| {
             if let Some(rule) = rule_of(key, record, rules, now, 0) {
@@ -99,7 +99,7 @@ impl FlowTables {
     }
 
     /// Every live flow. `rules`: what is in each slot; `epoch`: what ways are learned under.
-    pub(super) fn list(&self, rules: &[Rule], epoch: u32) -> Result<Vec<Flow>, KernelError> {
+    pub(super) fn list(&self, rules: &[Rule], epoch: Epoch) -> Result<Vec<Flow>, KernelError> {
         let now = now()?;
         let mut flows = self.ipv4.list::<[u8; 4]>(rules, epoch, now)?;
         flows.extend(self.ipv6.list::<[u8; 16]>(rules, epoch, now)?);
@@ -169,7 +169,7 @@ impl<A> Default for Join<A> {
 }
 
 impl<A: Octets> Join<A> {
-    fn add(&mut self, key: &FlowKey<A>, record: &Record<A>, rule: &Rule, epoch: u32, now: u64) {
+    fn add(&mut self, key: &FlowKey<A>, record: &Record<A>, rule: &Rule, epoch: Epoch, now: u64) {
         let [src, dst, to_src, to_dst] = [
             (key.src, key.sport),
             (key.dst, key.dport),
@@ -205,9 +205,11 @@ impl<A: Octets> Join<A> {
             flow.counters.packets_in += record.packets;
             flow.counters.bytes_in += record.bytes;
         }
-        // A direction that nobody uses takes no way at all; a connection that ends takes the kernel's.
+        // A direction that nobody uses takes no way at all; a connection that ends takes the kernel's, if that may track it.
         let ends = key.proto == proto::TCP && record.state != FlowState::Established as u8;
-        flow.fast &= record.packets == 0 || (!ends && is_fast(record.stamp, record.lease, epoch, now));
+        let may_be_fast = !ends || epoch.alike != 0;
+        flow.fast &=
+            record.packets == 0 || (may_be_fast && is_fast(record.stamp, record.lease, epoch.current, now));
         flow.proven |= record.flags & flag::PROVEN != 0;
         let age = (now / 1_000_000_000).saturating_sub(u64::from(record.created));
         flow.age = flow.age.max(Duration::from_secs(age));
@@ -278,7 +280,7 @@ mod tests {
         for order in [[Direction::In, Direction::Out], [Direction::Out, Direction::In]] {
             let mut join = Join::default();
             for direction in order {
-                join.add(&key(direction), &record(direction), &rule(1), 0, 15 * SECOND);
+                join.add(&key(direction), &record(direction), &rule(1), Epoch::default(), 15 * SECOND);
             }
             let [flow] = &join.flows[..] else { panic!("{:?}", join.flows) };
             assert_eq!(flow.inside, socket(INSIDE, 4000));

@@ -15,9 +15,9 @@ use telecluster_common::{
     drop::DropReason,
     maps::{
         Binding, EndpointKey, Epoch, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented, HOPS, Hop,
-        MAX_BLOCKS, MAX_FRAGMENTED, MAX_PACED, MAX_PLACED, MAX_PORTS, MAX_RULES, MAX_WAITING_ROOMS,
-        Masquerade, MasqueradeKey, Moved, PaceKey, PlaceKey, PlacedPort, Port, Range, RangeKey, Rule,
-        RuleStat, SCHEMA, SourceKey, Uplink, stage, xdp_stage,
+        MAX_BLOCKS, MAX_FRAGMENTED, MAX_PACED, MAX_PAIRS, MAX_PLACED, MAX_PORTS, MAX_RULES,
+        MAX_WAITING_ROOMS, Masquerade, MasqueradeKey, Moved, PaceKey, Pair, PairKey, PlaceKey, PlacedPort,
+        Port, Range, RangeKey, Rule, RuleStat, SCHEMA, SourceKey, Uplink, stage, xdp_stage,
     },
     nat::work::Work,
     tables::Limits,
@@ -44,7 +44,7 @@ pub const PROGRAM_NAMES: [&str; 9] = [
 ];
 
 /// The programs that those go on to, with their places in the `stage` map.
-const STAGES: [(&str, u32); 30] = [
+const STAGES: [(&str, u32); 32] = [
     ("tc_nat4_in", stage::NAT4_IN),
     ("tc_nat4_out", stage::NAT4_OUT),
     ("tc_nat6_in", stage::NAT6_IN),
@@ -71,6 +71,8 @@ const STAGES: [(&str, u32); 30] = [
     ("tc_fragment6_out", stage::FRAGMENT6_OUT),
     ("tc_refuse4", stage::REFUSE4),
     ("tc_refuse6", stage::REFUSE6),
+    ("tc_depart4", stage::DEPART4),
+    ("tc_depart6", stage::DEPART6),
     ("tc_turn4_in", stage::TURN4_IN),
     ("tc_turn4_out", stage::TURN4_OUT),
     ("tc_turn6_in", stage::TURN6_IN),
@@ -110,7 +112,7 @@ pub(super) enum Entries {
 type A4 = [u8; 4];
 type A6 = [u8; 16];
 
-const LAYOUTS: [Layout; 40] = [
+const LAYOUTS: [Layout; 42] = [
     layout::<FlowKey<A4>, Flow<A4>>("flow4", MapType::Hash, Entries::Flows),
     layout::<FlowKey<A6>, Flow<A6>>("flow6", MapType::Hash, Entries::Flows),
     layout::<EndpointKey<A4>, Binding<A4>>("binding4", MapType::Hash, Entries::Bindings),
@@ -154,6 +156,8 @@ const LAYOUTS: [Layout; 40] = [
     layout::<u32, u64>("drop_stat", MapType::PerCpuArray, Entries::Fixed(DropReason::COUNT)),
     layout::<u32, Epoch>("epoch", MapType::Array, Entries::Fixed(1)),
     layout::<u32, Hop>("hop", MapType::Array, Entries::Fixed(HOPS)),
+    layout::<PairKey<A4>, Pair>("pair4", MapType::LruHash, Entries::Fixed(MAX_PAIRS)),
+    layout::<PairKey<A6>, Pair>("pair6", MapType::LruHash, Entries::Fixed(MAX_PAIRS)),
     layout::<u32, Port>("port", MapType::Hash, Entries::Fixed(MAX_PORTS)),
     layout::<u32, u32>("stage", MapType::ProgramArray, Entries::Fixed(stage::COUNT)),
     layout::<u32, u32>("xdp_stage", MapType::ProgramArray, Entries::Fixed(xdp_stage::COUNT)),

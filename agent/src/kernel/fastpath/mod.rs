@@ -8,9 +8,11 @@
 //! | [`changes`] | has anything changed that packets are forwarded by? |
 //! | [`netfilter`] | has the host rules of its own, which must see every packet? |
 //! | [`docker`] | are they Docker's, and would they say the same about the next packet? |
+//! | [`alike`] | does anything but addresses decide where a packet goes? |
 //!
 //! While the worker is not running nobody answers them; that is what the short leases of fast flows are for.
 
+mod alike;
 mod changes;
 mod docker;
 pub(super) mod netfilter;
@@ -36,9 +38,14 @@ use super::KernelError;
 pub enum Notice {
     /// Something that packets are forwarded by: what was learned before does not hold any more.
     Changed,
-    /// Whether the host's packet filter leaves forwarded packets alone, and if not, why not. Everything that was
-    /// learned before does not hold any more.
-    Netfilter(Result<(), String>),
+    /// What the host has that may decide about forwarded packets. Everything that was learned before does not hold any
+    /// more.
+    Deciders {
+        /// Whether flows under way may pass the host's packet filter by, and if not, why not.
+        filter: Result<(), String>,
+        /// Whether nothing but addresses and traffic class decides where a packet goes, and if not, what else.
+        alike: Result<(), String>,
+    },
 }
 
 /// What becomes of the fast path when the host has filter rules of its own.
@@ -73,13 +80,17 @@ const RECEIVE_BUFFER: usize = 1 << 20;
 pub fn watch(policy: Policy, tell: impl Fn(Notice) + Send + 'static) -> Result<(), KernelError> {
     let routes = listen(NETLINK_ROUTE, ROUTE_EVENTS.map(|group| group as u32))?;
     let filters = listen(NETLINK_NETFILTER, [NFTABLES_EVENTS])?;
-    tell(Notice::Netfilter(allowed(policy)));
+    let (rules, policies) = alike::events()?;
+    tell(deciders(policy));
     let run = move || {
         let mut changes = Changes::default();
         loop {
             let mut ready = [
                 PollFd::new(routes.as_fd(), PollFlags::POLLIN),
                 PollFd::new(filters.as_fd(), PollFlags::POLLIN),
+                PollFd::new(rules.as_fd(), PollFlags::POLLIN),
+                // without IPsec: the one before, once more
+                PollFd::new(policies.as_ref().unwrap_or(&rules).as_fd(), PollFlags::POLLIN),
             ];
             match poll(&mut ready, PollTimeout::NONE) {
                 Ok(_) | Err(Errno::EINTR) => {}
@@ -87,12 +98,18 @@ pub fn watch(policy: Policy, tell: impl Fn(Notice) + Send + 'static) -> Result<(
                     return error!(%errno, "the kernel's events have ended: no flow is fast any more");
                 }
             }
-            let [routes_ready, filters_ready] = ready.map(|fd| fd.any().unwrap_or(false));
+            let [routes_ready, filters_ready, rules_ready, policies_ready] =
+                ready.map(|fd| fd.any().unwrap_or(false));
             if routes_ready && drain(&routes, |message| changes.matters(message)) {
                 tell(Notice::Changed);
             }
-            if filters_ready && drain(&filters, |_| true) {
-                tell(Notice::Netfilter(allowed(policy)));
+            let decides = [
+                filters_ready && drain(&filters, |_| true),
+                rules_ready && drain(&rules, |_| true),
+                policies_ready && policies.as_ref().is_some_and(|policies| drain(policies, |_| true)),
+            ];
+            if decides.contains(&true) {
+                tell(deciders(policy));
             }
         }
     };
@@ -103,11 +120,12 @@ pub fn watch(policy: Policy, tell: impl Fn(Notice) + Send + 'static) -> Result<(
         .map_err(|error| KernelError::other("start the fast path's watch", error.to_string()))
 }
 
-fn allowed(policy: Policy) -> Result<(), String> {
-    match policy {
+fn deciders(policy: Policy) -> Notice {
+    let filter = match policy {
         Policy::Respect => netfilter::clear(),
         Policy::Bypass => Ok(()),
-    }
+    };
+    Notice::Deciders { filter, alike: alike::alike() }
 }
 
 pub(super) fn listen<const N: usize>(protocol: isize, groups: [u32; N]) -> Result<Socket, KernelError> {

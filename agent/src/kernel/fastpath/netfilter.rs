@@ -68,24 +68,41 @@ pub(super) struct Chain {
     pub(super) uses: u32,
 }
 
-/// Whether forwarded packets meet no rule of the host; else which, in words.
+/// Whether flows under way may pass by the host's rules; else which may not be passed by, in words.
 pub(super) fn clear() -> Result<(), String> {
+    let chains = readable_chains()?;
+    let Some(first) = chains.iter().find(|chain| in_the_way(chain)) else { return Ok(()) };
+    if !docker::is_here(&chains) {
+        return Err(has_rules(first));
+    }
+    let rules = list(nft::GET_RULE, nft::NEW_RULE, docker::rule).map_err(|error| unread(&error))?;
+    let liberal = fs::read_to_string(LIBERAL).is_ok_and(|value| value.trim() == "1");
+    let mut passed = chains.iter().filter(|chain| in_the_way(chain));
+    passed.find_map(|chain| docker::obstacle(chain, &rules, liberal)).map_or(Ok(()), Err)
+}
+
+/// Whether forwarded packets meet no rule of the host; else which, in words.
+pub(super) fn absent() -> Result<(), String> {
+    readable_chains()?.iter().find(|chain| in_the_way(chain)).map_or(Ok(()), |chain| Err(has_rules(chain)))
+}
+
+/// Every chain, where there are none that cannot be read.
+fn readable_chains() -> Result<Vec<Chain>, String> {
     for path in LEGACY {
         // Absent: this kernel has no such thing.
         if let Some(table) = fs::read_to_string(path).unwrap_or_default().lines().next() {
             return Err(format!("the table {table} of iptables-legacy is loaded"));
         }
     }
-    let unread = |error| format!("the host's nftables rules cannot be read: {error}");
-    let chains = chains().map_err(unread)?;
-    let Some(first) = chains.iter().find(|chain| in_the_way(chain)) else { return Ok(()) };
-    if !docker::is_here(&chains) {
-        return Err(format!("chain {} of the host's nftables table {} has rules", first.name, first.table));
-    }
-    let rules = list(nft::GET_RULE, nft::NEW_RULE, docker::rule).map_err(unread)?;
-    let liberal = fs::read_to_string(LIBERAL).is_ok_and(|value| value.trim() == "1");
-    let mut passed = chains.iter().filter(|chain| in_the_way(chain));
-    passed.find_map(|chain| docker::obstacle(chain, &rules, liberal)).map_or(Ok(()), Err)
+    chains().map_err(|error| unread(&error))
+}
+
+fn unread(error: &std::io::Error) -> String {
+    format!("the host's nftables rules cannot be read: {error}")
+}
+
+fn has_rules(chain: &Chain) -> String {
+    format!("chain {} of the host's nftables table {} has rules", chain.name, chain.table)
 }
 
 /// Whether any chain of nf_tables bears such a name. One that cannot be read may.
