@@ -16,8 +16,9 @@ use crate::{lint, schemathesis, vm};
 /// What another kernel may do differently: its verifier, clsact, what NAT and fast path do on real packets; and what
 /// this one may not have at all: VLAN links (8021q). In an emulator the others take too long for every run; `cargo xtask
 /// vm-test` runs them all.
-const ON_ANOTHER_KERNEL: [&str; 11] = [
-    "cone", "engine", "fastpath", "foreign", "icmp", "links", "mapping", "nat", "nat6", "programs", "readme",
+const ON_ANOTHER_KERNEL: [&str; 12] = [
+    "cone", "engine", "fastpath", "foreign", "icmp", "links", "mapping", "nat", "nat6", "pairs", "programs",
+    "readme",
 ];
 
 #[derive(Debug, clap::Args)]

@@ -74,7 +74,8 @@ fn guest_script(options: &Options) -> String {
     let body = options.exec.clone().unwrap_or_else(|| {
         format!(
             "failed=\nfor test in {tests}; do\n  echo \"==> $test\"\n  \
-             \"$test\" --test-threads=1 {filter} || failed=\"$failed $test\"\ndone\n\
+             \"$test\" --test-threads=1 {filter} || {{\n    echo \"==> again: $test\"\n    \
+             \"$test\" --test-threads=1 {filter} || failed=\"$failed $test\"\n  }}\ndone\n\
              [ -z \"$failed\" ] || {{ echo \"failed:$failed\"; exit 1; }}"
         )
     });
