@@ -50,9 +50,12 @@ pub async fn start(config: &Config) -> Result<Engine> {
             let dataplane = Arc::new(dataplane);
             let drivers = bpf::watch_drivers(Arc::clone(&dataplane), &config.xdp)?;
             fastpath::watch(config.netfilter, move |notice| {
+                let something = notice != fastpath::Notice::Quiet;
                 epoch.hear(notice);
-                // It has been told already when there is no room.
-                let _ = drivers.try_send(());
+                if something {
+                    // It has been told already when there is no room.
+                    let _ = drivers.try_send(());
+                }
             })?;
             dataplane
         }

@@ -472,7 +472,8 @@ pub struct Epoch {
     pub current: u32,
     /// The last number that was not 0.
     pub last: u32,
-    /// 1 while nothing but hosts and traffic class decides where a packet goes, see [`crate::nat`].
+    /// Until when nothing but hosts and traffic class decides where a packet goes, in ticks of 2^20 ns since boot; 0: there
+    /// is more. The agent moves it on while it is there to hear of changes.
     pub alike: u32,
 }
 

@@ -20,7 +20,7 @@ use telecluster_common::{
         SourceKey, Uplink,
     },
     nat::{
-        fast::{HopRef, Ways, stamp},
+        fast::{HopRef, Ways, is_ahead, stamp},
         work::{Prefixed, Work},
     },
     tables::{BindingRef, Claim, FlowRef, Host, Limits, RangeRef, Tables},
@@ -146,7 +146,7 @@ impl Ways for Kernel {
 
     #[inline(always)]
     fn are_alike(&self) -> bool {
-        EPOCH.get(0).is_some_and(|epoch| epoch.alike != 0)
+        EPOCH.get(0).is_some_and(|epoch| is_ahead(epoch.alike, self.now()))
     }
 
     #[inline(always)]

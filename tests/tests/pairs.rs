@@ -172,3 +172,25 @@ fn new_flows_are_within_their_limits() {
     let metrics = lab.get("/metrics");
     assert!(metrics.as_str().is_some_and(|text| text.contains(r#"reason="port_quota""#)), "{metrics}");
 }
+
+#[test]
+fn a_rule_that_comes_when_the_worker_is_dead_is_obeyed_by_new_flows_before_long() {
+    let lab = Lab::new();
+    let worker = lab.start();
+    lab.masquerade();
+    let (server, other) = (lab.outside.udp((OUTSIDE, 5300)), lab.outside.udp((OUTSIDE, 5301)));
+    until_the_kernel_sees_none(&lab, || asks(&lab.inside, &server, (OUTSIDE, 5300)));
+    worker.murder();
+    lab.router.sh("nft add table inet foreign");
+    lab.router.sh("nft add chain inet foreign c { type filter hook forward priority 0; }");
+    lab.router.sh("nft add rule inet foreign c udp dport 5301 drop");
+    other.set_read_timeout(Some(Duration::from_millis(100))).expect("set a timeout");
+    let mut refused = 0;
+    // Those to the other port keep their hosts known to each other.
+    eventually("the rule is passed by", || {
+        asks(&lab.inside, &server, (OUTSIDE, 5300));
+        lab.inside.udp((INSIDE, 0)).send_to(b"new", (OUTSIDE, 5301)).expect("send");
+        refused = if other.recv(&mut [0; 64]).is_err() { refused + 1 } else { 0 };
+        refused == FLOWS
+    });
+}

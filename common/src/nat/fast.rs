@@ -198,6 +198,13 @@ pub const fn is_fast(stamp: u32, lease: u32, epoch: u32, now: u64) -> bool {
     epoch != 0 && stamp == epoch && runs(lease, now)
 }
 
+/// Whether a time in ticks that is not 0 is still to come.
+#[inline(always)]
+#[expect(clippy::cast_possible_wrap, reason = "a difference on a clock that wraps")]
+pub const fn is_ahead(until: u32, now: u64) -> bool {
+    until != 0 && until.wrapping_sub(tick(now)) as i32 > 0
+}
+
 #[inline(always)]
 const fn runs(lease: u32, now: u64) -> bool {
     lease > lease::WAITING && lease.wrapping_sub(tick(now)) <= LEASE

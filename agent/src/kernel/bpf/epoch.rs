@@ -7,11 +7,14 @@ use std::{
 };
 
 use aya::maps::{Array, MapData};
-use telecluster_common::maps::Epoch as Value;
+use telecluster_common::maps::{Epoch as Value, TICK_BITS, ticks};
 use tracing::{info, warn};
 
 use super::{Plain, failed, object::Object};
 use crate::kernel::{KernelError, dataplane::FastPath, fastpath::Notice};
+
+/// For how long packets are taken to be alike when nobody listens any more whether they are: 16 s.
+const ALIKE: u32 = ticks(16);
 
 /// The `epoch` map, shared with the thread that hears of changes.
 pub struct Epoch(Mutex<Inner>);
@@ -45,6 +48,12 @@ impl Epoch {
     pub fn hear(&self, notice: Notice) {
         let mut inner = self.inner();
         match notice {
+            Notice::Quiet => {
+                if let Err(error) = inner.go_on() {
+                    warn!(%error, "first packets will take the kernel's way");
+                }
+                return;
+            }
             Notice::Changed => {}
             Notice::Deciders { filter, alike } => {
                 let (closed, unlike) = (filter.err(), alike.err());
@@ -91,15 +100,35 @@ impl Inner {
     }
 
     fn raise(&mut self) -> Result<(), KernelError> {
-        let next = after(self.read()?, self.closed.is_none(), self.unlike.is_none());
+        let next = after(self.read()?, self.closed.is_none(), self.alike_until()?);
         self.map.set(0, Plain(next), 0).map_err(|error| failed("raise the epoch", &error))
+    }
+
+    /// The same epoch, for longer.
+    fn go_on(&mut self) -> Result<(), KernelError> {
+        let mut next = self.read()?;
+        if next.alike != 0 {
+            next.alike = self.alike_until()?;
+            self.map.set(0, Plain(next), 0).map_err(|error| failed("prolong the epoch", &error))?;
+        }
+        Ok(())
+    }
+
+    /// In ticks; 0 when packets are not alike.
+    fn alike_until(&self) -> Result<u32, KernelError> {
+        if self.unlike.is_some() {
+            return Ok(0);
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "ticks wrap")]
+        let now = (super::flows::now()? >> TICK_BITS) as u32;
+        Ok(now.wrapping_add(ALIKE).max(1))
     }
 }
 
 /// No number is used twice, closed or not, and 0 never: it would be the stamp of a flow that has learned nothing.
-fn after(before: Value, open: bool, alike: bool) -> Value {
+fn after(before: Value, open: bool, alike: u32) -> Value {
     let last = before.last.checked_add(1).unwrap_or(1);
-    Value { current: if open { last } else { 0 }, last, alike: u32::from(open && alike) }
+    Value { current: if open { last } else { 0 }, last, alike: if open { alike } else { 0 } }
 }
 
 #[cfg(test)]
@@ -108,12 +137,12 @@ mod tests {
 
     #[test]
     fn a_number_is_not_used_again_after_the_path_was_closed() {
-        let first = after(Value::default(), true, false);
-        let closed = after(first, false, true);
-        let second = after(closed, true, true);
+        let first = after(Value::default(), true, 0);
+        let closed = after(first, false, 7);
+        let second = after(closed, true, 7);
         assert_eq!((first.current, closed.current), (1, 0));
         assert_ne!(second.current, first.current);
-        assert_eq!((first.alike, closed.alike, second.alike), (0, 0, 1));
-        assert_eq!(after(Value { current: u32::MAX, last: u32::MAX, alike: 0 }, true, false).current, 1);
+        assert_eq!((first.alike, closed.alike, second.alike), (0, 0, 7));
+        assert_eq!(after(Value { current: u32::MAX, last: u32::MAX, alike: 0 }, true, 0).current, 1);
     }
 }

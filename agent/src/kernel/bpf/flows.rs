@@ -6,7 +6,7 @@ use aya::maps::MapData;
 use nix::time::{ClockId, clock_gettime};
 use telecluster_common::{
     maps::{Direction, Epoch, Flow as Record, FlowKey, Rule, TICK_BITS, flag, ticks},
-    nat::fast::is_fast,
+    nat::fast::{is_ahead, is_fast},
     tcp::{FlowState, proto, timeout},
 };
 
@@ -207,7 +207,7 @@ impl<A: Octets> Join<A> {
         }
         // A direction that nobody uses takes no way at all; a connection that ends takes the kernel's, if that may track it.
         let ends = key.proto == proto::TCP && record.state != FlowState::Established as u8;
-        let may_be_fast = !ends || epoch.alike != 0;
+        let may_be_fast = !ends || is_ahead(epoch.alike, now);
         flow.fast &=
             record.packets == 0 || (may_be_fast && is_fast(record.stamp, record.lease, epoch.current, now));
         flow.proven |= record.flags & flag::PROVEN != 0;

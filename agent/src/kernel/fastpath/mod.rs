@@ -17,7 +17,11 @@ mod changes;
 mod docker;
 pub(super) mod netfilter;
 
-use std::{os::fd::AsFd as _, thread};
+use std::{
+    os::fd::AsFd as _,
+    thread,
+    time::{Duration, Instant},
+};
 
 use netlink_sys::{
     Socket, SocketAddr,
@@ -25,7 +29,7 @@ use netlink_sys::{
 };
 use nix::{
     errno::Errno,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
+    poll::{PollFd, PollFlags, poll},
 };
 use rtnetlink::MulticastGroup;
 use tracing::{error, warn};
@@ -38,6 +42,8 @@ use super::KernelError;
 pub enum Notice {
     /// Something that packets are forwarded by: what was learned before does not hold any more.
     Changed,
+    /// Nothing, for a while: what is known holds.
+    Quiet,
     /// What the host has that may decide about forwarded packets. Everything that was learned before does not hold any
     /// more.
     Deciders {
@@ -72,6 +78,9 @@ const ROUTE_EVENTS: [MulticastGroup; 9] = [
     MulticastGroup::Nexthop,
 ];
 
+/// How often the programs hear that somebody still listens, in milliseconds: several times before they stop to believe it.
+const AWAKE: u16 = 5000;
+
 /// Bursts of events must fit; when they do not, everything counts as changed.
 const RECEIVE_BUFFER: usize = 1 << 20;
 
@@ -84,6 +93,7 @@ pub fn watch(policy: Policy, tell: impl Fn(Notice) + Send + 'static) -> Result<(
     tell(deciders(policy));
     let run = move || {
         let mut changes = Changes::default();
+        let mut told = Instant::now();
         loop {
             let mut ready = [
                 PollFd::new(routes.as_fd(), PollFlags::POLLIN),
@@ -92,7 +102,7 @@ pub fn watch(policy: Policy, tell: impl Fn(Notice) + Send + 'static) -> Result<(
                 // without IPsec: the one before, once more
                 PollFd::new(policies.as_ref().unwrap_or(&rules).as_fd(), PollFlags::POLLIN),
             ];
-            match poll(&mut ready, PollTimeout::NONE) {
+            match poll(&mut ready, AWAKE) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => {
                     return error!(%errno, "the kernel's events have ended: no flow is fast any more");
@@ -110,6 +120,10 @@ pub fn watch(policy: Policy, tell: impl Fn(Notice) + Send + 'static) -> Result<(
             ];
             if decides.contains(&true) {
                 tell(deciders(policy));
+            }
+            if told.elapsed() >= Duration::from_millis(u64::from(AWAKE)) {
+                told = Instant::now();
+                tell(Notice::Quiet);
             }
         }
     };
