@@ -70,7 +70,7 @@ base() {
     ln -sf "../bin/$tool" "$root/sbin/$tool"
   done
   # What iptables knows of matches and targets it loads by name.
-  for plugin in libxt_standard libxt_comment libxt_tcp libxt_udp libxt_MASQUERADE libxt_DNAT libxt_NAT \
+  for plugin in libxt_standard libxt_comment libxt_tcp libxt_udp libxt_MASQUERADE libxt_DNAT libxt_SNAT libxt_NAT \
     libxt_addrtype libxt_conntrack libipt_REJECT libip6t_REJECT; do
     for file in /usr/lib/*/xtables/$plugin.so; do if [ -f "$file" ]; then add "$file" "${file#/}"; fi; done
   done

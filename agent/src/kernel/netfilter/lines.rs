@@ -12,7 +12,10 @@ use crate::kernel::{
     iptables::Family,
 };
 
-use super::comment;
+use super::{
+    comment,
+    hairpin::{self, Uplinks},
+};
 
 /// A rule with its uplink by name: iptables knows no other.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +56,12 @@ impl Table {
 pub(super) enum Chain {
     Prerouting,
     Postrouting,
+    /// Of inside hosts' packets for an address of an uplink: see [`hairpin`].
+    TurnIn,
+    /// Of the host's own packets for one.
+    TurnOwn,
+    /// What has turned, where it leaves.
+    TurnOut,
     /// Of translated packets, which counters are theirs.
     Count,
     /// Packets of forwards, from outside.
@@ -66,9 +75,12 @@ pub(super) enum Chain {
 }
 
 impl Chain {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::Prerouting,
         Self::Postrouting,
+        Self::TurnIn,
+        Self::TurnOwn,
+        Self::TurnOut,
         Self::Count,
         Self::DnatIn,
         Self::DnatOut,
@@ -81,6 +93,9 @@ impl Chain {
         match self {
             Self::Prerouting => "TELECLUSTER-PREROUTING",
             Self::Postrouting => "TELECLUSTER-POSTROUTING",
+            Self::TurnIn => "TELECLUSTER-TURN-IN",
+            Self::TurnOwn => "TELECLUSTER-TURN-OWN",
+            Self::TurnOut => "TELECLUSTER-TURN-OUT",
             Self::Count => "TELECLUSTER-COUNT",
             Self::DnatIn => "TELECLUSTER-DNAT-IN",
             Self::DnatOut => "TELECLUSTER-DNAT-OUT",
@@ -91,7 +106,7 @@ impl Chain {
 
     pub(super) const fn table(self) -> Table {
         match self {
-            Self::Prerouting | Self::Postrouting => Table::Nat,
+            Self::Prerouting | Self::Postrouting | Self::TurnIn | Self::TurnOwn | Self::TurnOut => Table::Nat,
             Self::Count | Self::DnatIn | Self::DnatOut | Self::SnatIn | Self::SnatOut => Table::Mangle,
         }
     }
@@ -99,8 +114,9 @@ impl Chain {
     /// The kernel's chains that jump to it, once each.
     pub(super) const fn callers(self) -> &'static [&'static str] {
         match self {
-            Self::Prerouting => &["PREROUTING"],
-            Self::Postrouting => &["POSTROUTING"],
+            Self::Prerouting | Self::TurnIn => &["PREROUTING"],
+            Self::Postrouting | Self::TurnOut => &["POSTROUTING"],
+            Self::TurnOwn => &["OUTPUT"],
             // A packet passes one of them on its way, whether it is forwarded, for the host, or the host's.
             Self::Count => &["FORWARD", "INPUT", "OUTPUT"],
             Self::DnatIn | Self::DnatOut | Self::SnatIn | Self::SnatOut => &[],
@@ -121,12 +137,12 @@ pub(super) struct Line {
 pub(super) type Lines = BTreeMap<Chain, Vec<Line>>;
 
 /// What the chains of a family should hold.
-pub(super) fn lines(family: Family, rules: &Rules) -> Lines {
+pub(super) fn lines(family: Family, rules: &Rules, uplinks: &Uplinks) -> Lines {
     let mut lines = Lines::new();
     let mut add = |chain, slot, text| lines.entry(chain).or_default().push(Line { slot, text });
     for (slot, placed) in in_order(family, rules) {
         match &placed.rule {
-            NatRule::Forward { .. } => forward(slot, placed, &mut add),
+            NatRule::Forward { .. } => forward(slot, placed, uplinks, &mut add),
             NatRule::Masquerade { uplink: _, source, nat, parity: _, except, timeouts: _ } => {
                 let (uplink, mark) = (&placed.uplink, comment::rule(slot, placed, None));
                 let random = match nat {
@@ -151,6 +167,7 @@ pub(super) fn lines(family: Family, rules: &Rules) -> Lines {
             }
         }
     }
+    hairpin::spare_outside(&mut lines, uplinks);
     let calls = calls(family, &lines);
     if !calls.is_empty() {
         lines.insert(Chain::Count, calls);
@@ -169,7 +186,20 @@ fn in_order(family: Family, rules: &Rules) -> Vec<(Slot, &Placed)> {
     ordered
 }
 
-fn forward(slot: Slot, placed: &Placed, add: &mut impl FnMut(Chain, Option<Slot>, String)) {
+/// The ports of a forward, as iptables is told of them.
+pub(super) struct Ports {
+    /// The inside server with its ports.
+    pub(super) to: String,
+    pub(super) outside: String,
+    pub(super) inside: String,
+}
+
+fn forward(
+    slot: Slot,
+    placed: &Placed,
+    uplinks: &Uplinks,
+    add: &mut impl FnMut(Chain, Option<Slot>, String),
+) {
     let NatRule::Forward {
         uplink: _,
         external_ip,
@@ -187,14 +217,16 @@ fn forward(slot: Slot, placed: &Placed, add: &mut impl FnMut(Chain, Option<Slot>
     };
     let uplink = &placed.uplink;
     let internal_end = internal_port.wrapping_add(external_port_end.wrapping_sub(*external_port));
-    let (to, outside, inside) = if external_port == external_port_end {
+    let ports = if external_port == external_port_end {
         let to = SocketAddr::new(*internal_ip, *internal_port).to_string();
-        (to, external_port.to_string(), internal_port.to_string())
+        Ports { to, outside: external_port.to_string(), inside: internal_port.to_string() }
     } else {
         // The port of the first one is what the others are counted from.
         let to = format!("{}-{internal_end}/{external_port}", SocketAddr::new(*internal_ip, *internal_port));
-        (to, format!("{external_port}:{external_port_end}"), format!("{internal_port}:{internal_end}"))
+        let outside = format!("{external_port}:{external_port_end}");
+        Ports { to, outside, inside: format!("{internal_port}:{internal_end}") }
     };
+    let Ports { to, outside, inside } = &ports;
     let allowed = match &sources[..] {
         [] => vec![None],
         some => some.iter().map(Some).collect(),
@@ -225,6 +257,7 @@ fn forward(slot: Slot, placed: &Placed, add: &mut impl FnMut(Chain, Option<Slot>
         add(Chain::DnatIn, Some(slot), format!("-i {uplink} {flow}"));
         add(Chain::DnatOut, Some(slot), format!("-o {uplink} {flow}"));
     }
+    hairpin::forward(slot, placed, &ports, uplinks, add);
 }
 
 /// Sends a packet to the counters that may be its own: to those of one direction of one kind of rule.
@@ -297,7 +330,7 @@ pub(super) mod tests {
     #[test]
     fn a_forward_takes_only_packets_for_the_host_itself() {
         let rules = Rules::from([(Slot(7), forward(2222, None))]);
-        let lines = lines(Family::V4, &rules);
+        let lines = lines(Family::V4, &rules, &Uplinks::new());
         assert_eq!(
             texts(&lines, Chain::Prerouting),
             ["-i ens3 -p tcp -m addrtype --dst-type LOCAL -m tcp --dport 2222 \
@@ -322,7 +355,7 @@ pub(super) mod tests {
             (Slot(2), forward(22, None)),
             (Slot(3), forward(22, Some("203.0.113.1"))),
         ]);
-        let lines = lines(Family::V4, &rules);
+        let lines = lines(Family::V4, &rules, &Uplinks::new());
         let slots = |chain: Chain| lines[&chain].iter().filter_map(|line| line.slot).collect::<Vec<_>>();
         assert_eq!(slots(Chain::Postrouting), [Slot(1), Slot(0)]);
         assert_eq!(slots(Chain::SnatIn), [Slot(1), Slot(0)]);
@@ -335,7 +368,7 @@ pub(super) mod tests {
         if let NatRule::Masquerade { except, .. } = &mut placed.rule {
             except.push("10.0.0.0/8".parse().unwrap());
         }
-        let lines = lines(Family::V4, &Rules::from([(Slot(3), placed)]));
+        let lines = lines(Family::V4, &Rules::from([(Slot(3), placed)]), &Uplinks::new());
         assert_eq!(
             texts(&lines, Chain::Postrouting),
             [
@@ -350,8 +383,10 @@ pub(super) mod tests {
     #[test]
     fn a_family_without_rules_has_no_chains() {
         let rules = Rules::from([(Slot(0), masquerade("fd00::/64"))]);
-        assert!(lines(Family::V4, &rules).is_empty());
-        assert!(texts(&lines(Family::V6, &rules), Chain::Count)[0].starts_with("-p ipv6-icmp"));
+        assert!(lines(Family::V4, &rules, &Uplinks::new()).is_empty());
+        assert!(
+            texts(&lines(Family::V6, &rules, &Uplinks::new()), Chain::Count)[0].starts_with("-p ipv6-icmp")
+        );
     }
 
     #[test]
@@ -361,7 +396,7 @@ pub(super) mod tests {
             *external_port_end = 5009;
             sources.extend(["10.0.0.0/8", "198.51.100.0/24"].map(|net| net.parse::<ipnet::IpNet>().unwrap()));
         }
-        let lines = lines(Family::V4, &Rules::from([(Slot(7), range)]));
+        let lines = lines(Family::V4, &Rules::from([(Slot(7), range)]), &Uplinks::new());
         let [ten, other] = texts(&lines, Chain::Prerouting)[..] else { panic!("{lines:?}") };
         assert_eq!(
             ten,
@@ -384,7 +419,7 @@ pub(super) mod tests {
         if let NatRule::Forward { transports, .. } = &mut both.rule {
             transports.push(Transport::Udp);
         }
-        let lines = lines(Family::V4, &Rules::from([(Slot(0), both)]));
+        let lines = lines(Family::V4, &Rules::from([(Slot(0), both)]), &Uplinks::new());
         assert_eq!(lines[&Chain::Prerouting].len(), 2);
         assert_eq!(lines[&Chain::DnatIn].len(), 2);
     }

@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`lines`], [`comment`] | rules as lines of iptables, and back |
+//! | [`hairpin`] | those for inside hosts that use the uplink's address |
 //! | [`script`] | what `iptables-restore` is told, what `iptables-save` tells |
 //! | [`tables`], [`watch`] | our chains in the kernel: changed, adopted, put right |
 //! | [`conntrack`], [`flows`] | the kernel's connections as flows of our rules |
@@ -13,6 +14,7 @@
 mod comment;
 mod conntrack;
 mod flows;
+mod hairpin;
 mod lines;
 mod script;
 mod settings;
@@ -205,13 +207,16 @@ impl DataPlane for NetfilterDataPlane {
         Ok(tables.rules().iter().map(|(slot, placed)| (*slot, Some(placed.rule.clone()))).collect())
     }
 
-    /// Its forwards are for what comes in by the uplink.
+    /// What comes in by whatever is no uplink may turn.
     fn set_turns(&self, _interfaces: &BTreeSet<u32>) -> Result<(), KernelError> {
         Ok(())
     }
 
-    /// The kernel masquerades to the address that an interface has; they are for telling whose a connection is.
+    /// The kernel masquerades to the address that an interface has; they are for those who use it from inside, and for telling
+    /// whose a connection is.
     fn set_addresses(&self, addresses: &HostAddresses) -> Result<(), KernelError> {
+        let uplinks = hairpin::uplinks(addresses, |index| tables::interface_name(index).ok());
+        self.tables().set_uplinks(uplinks)?;
         self.host().addresses = addresses.clone();
         Ok(())
     }

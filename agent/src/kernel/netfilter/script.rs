@@ -203,23 +203,26 @@ fn edit(body: &mut String, chain: Chain, before: &[Line], after: &[Line]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::kernel::{
         iptables::Family,
-        netfilter::lines::{
-            Rules, lines,
-            tests::{forward, masquerade},
+        netfilter::{
+            hairpin::{Uplinks, tests::ens3},
+            lines::{
+                Rules, lines,
+                tests::{forward, masquerade},
+            },
         },
     };
 
     fn v4(rules: impl IntoIterator<Item = (u32, super::super::lines::Placed)>) -> Lines {
         let rules: Rules = rules.into_iter().map(|(slot, rule)| (Slot(slot), rule)).collect();
-        lines(Family::V4, &rules)
+        lines(Family::V4, &rules, &Uplinks::new())
     }
 
     /// What `iptables-save` would say after a script that built all of it.
-    fn saved(wanted: &Lines) -> String {
+    pub(in crate::kernel::netfilter) fn saved(wanted: &Lines) -> String {
         let mut text = String::new();
         for table in Table::ALL {
             let _ = writeln!(text, "*{}\n:PREROUTING ACCEPT [0:0]", table.name());
@@ -286,6 +289,20 @@ COMMIT
         let place = |what: &str| text.find(what).unwrap_or_else(|| panic!("no {what} in {text}"));
         assert!(place("-D TELECLUSTER-COUNT -m conntrack --ctstate DNAT") < place("-X TELECLUSTER-DNAT-IN"));
         assert!(!text.contains("-D FORWARD"), "{text}");
+    }
+
+    #[test]
+    fn an_address_that_an_uplink_gets_later_adds_lines_and_leaves_the_others() {
+        let rules = Rules::from([(Slot(1), forward(22, None))]);
+        let (before, after) =
+            (lines(Family::V4, &rules, &Uplinks::new()), lines(Family::V4, &rules, &ens3()));
+        let text = change(&before, &after).unwrap();
+        assert!(!text.contains("-D "), "{text}");
+        let place = |what: &str| text.find(what).unwrap_or_else(|| panic!("no {what} in {text}"));
+        assert!(
+            place("-A TELECLUSTER-TURN-OWN -d 203.0.113.1") < place("-I OUTPUT 1 -j TELECLUSTER-TURN-OWN")
+        );
+        assert!(change(&after, &before).unwrap().contains("-D OUTPUT -j TELECLUSTER-TURN-OWN"));
     }
 
     #[test]

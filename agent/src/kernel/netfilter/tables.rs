@@ -16,7 +16,8 @@ use crate::{
 
 use super::{
     comment,
-    lines::{Chain, Placed, Rules, lines},
+    hairpin::{self, Uplinks},
+    lines::{Chain, Lines, Placed, Rules, lines},
     script::{self, Actual},
 };
 
@@ -25,13 +26,16 @@ use super::{
 pub(super) struct Tables {
     iptables: Iptables,
     rules: Rules,
+    /// What inside hosts may send to.
+    uplinks: Uplinks,
     left: BTreeMap<Family, Actual>,
 }
 
 impl Tables {
     /// Adopts what an earlier run has left: rules, counters, and with them the flows.
     pub(super) fn open(iptables: Iptables) -> Result<Self, KernelError> {
-        let mut tables = Self { iptables, rules: Rules::new(), left: BTreeMap::new() };
+        let mut tables =
+            Self { iptables, rules: Rules::new(), uplinks: Uplinks::new(), left: BTreeMap::new() };
         let mut found = BTreeMap::new();
         for family in families() {
             let actual = tables.read(family)?;
@@ -42,6 +46,13 @@ impl Tables {
                 }
             }
             found.insert(family, actual);
+        }
+        for actual in found.values() {
+            let index = |name: &str| if_nametoindex(name).ok();
+            for (index, uplink) in hairpin::found(actual, &tables.rules, index) {
+                let known = tables.uplinks.entry(index).or_insert_with(|| uplink.clone());
+                known.addresses.extend(uplink.addresses);
+            }
         }
         for (family, actual) in found {
             tables.settle(family, actual)?;
@@ -55,9 +66,18 @@ impl Tables {
 
     /// Makes the rules what is given; whole or not at all.
     pub(super) fn change(&mut self, after: Rules) -> Result<(), KernelError> {
+        self.become_as(after, self.uplinks.clone())
+    }
+
+    /// Makes the uplinks what is given; whole or not at all.
+    pub(super) fn set_uplinks(&mut self, after: Uplinks) -> Result<(), KernelError> {
+        self.become_as(self.rules.clone(), after)
+    }
+
+    fn become_as(&mut self, rules: Rules, uplinks: Uplinks) -> Result<(), KernelError> {
         let mut touched = Vec::new();
         for family in families() {
-            let (before, wanted) = (lines(family, &self.rules), lines(family, &after));
+            let (before, wanted) = (self.lines(family), lines(family, &rules, &uplinks));
             if before == wanted {
                 continue;
             }
@@ -73,7 +93,7 @@ impl Tables {
                 return Err(error);
             }
         }
-        self.rules = after;
+        (self.rules, self.uplinks) = (rules, uplinks);
         for family in touched {
             self.left.insert(family, self.read(family)?);
         }
@@ -88,6 +108,11 @@ impl Tables {
                 placed.uplink = name;
             }
         }
+        for (index, uplink) in &mut self.uplinks {
+            if let Ok(name) = interface_name(*index) {
+                uplink.name = name;
+            }
+        }
         let mut repaired = false;
         for family in families() {
             let actual = self.read(family)?;
@@ -100,8 +125,12 @@ impl Tables {
         read(&self.iptables, family)
     }
 
+    fn lines(&self, family: Family) -> Lines {
+        lines(family, &self.rules, &self.uplinks)
+    }
+
     fn undisturbed(&self, family: Family, actual: &Actual) -> bool {
-        script::agrees(actual, &lines(family, &self.rules))
+        script::agrees(actual, &self.lines(family))
             && self.left.get(&family).is_none_or(|left| script::same(left, actual))
     }
 
@@ -110,7 +139,7 @@ impl Tables {
             self.left.insert(family, actual);
             return Ok(false);
         }
-        if let Some(script) = script::rebuild(&actual, &lines(family, &self.rules)) {
+        if let Some(script) = script::rebuild(&actual, &self.lines(family)) {
             self.iptables.restore_with(family, &script)?;
         }
         self.left.insert(family, self.read(family)?);
@@ -208,9 +237,14 @@ fn count(actual: &Actual, sums: &mut BTreeMap<Slot, Counters>) {
             let sum: &mut Counters = sums.entry(slot).or_default();
             let (packets, bytes) = (line.packets, line.bytes);
             let (to_packets, to_bytes) = match chain {
-                Chain::Prerouting => {
+                Chain::Prerouting | Chain::TurnIn => {
                     sum.flows += packets;
                     continue;
+                }
+                // The host's own are translated after mangle's chains, too.
+                Chain::TurnOwn => {
+                    sum.flows += packets;
+                    (&mut sum.packets_in, &mut sum.bytes_in)
                 }
                 // Not translated: none of the rule's.
                 Chain::Postrouting if line.text.ends_with("-j RETURN") => continue,
@@ -220,7 +254,7 @@ fn count(actual: &Actual, sums: &mut BTreeMap<Slot, Counters>) {
                 }
                 Chain::DnatIn | Chain::SnatIn => (&mut sum.packets_in, &mut sum.bytes_in),
                 Chain::DnatOut | Chain::SnatOut => (&mut sum.packets_out, &mut sum.bytes_out),
-                Chain::Count => continue,
+                Chain::TurnOut | Chain::Count => continue,
             };
             *to_packets += packets;
             *to_bytes += bytes;
