@@ -3,6 +3,7 @@
 //! Labels are bounded: by the number of rules, by `FLOW_METRICS_MAX`, by our own routes. Counters get their
 //! `_total` from the encoder.
 
+pub mod exposition;
 mod switching;
 
 use std::{
@@ -29,9 +30,6 @@ use prometheus_client::{
 };
 
 use crate::{engine::Measurements, kernel::dataplane::Flow};
-
-/// What the encoder writes.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
@@ -82,7 +80,8 @@ impl HttpMetrics {
     }
 }
 
-/// Everything as OpenMetrics text, with series of their own for the `top` largest flows.
+/// Everything as OpenMetrics text, with series of their own for the `top` largest flows. [`exposition`] has the other
+/// format.
 pub fn render(
     measured: Measurements,
     top: usize,
@@ -183,8 +182,8 @@ impl Collector for Snapshot {
             "Packets dropped by the programs",
             drops.iter().map(|(reason, count)| (vec![("reason", reason.name().to_owned())], *count)),
         )?;
-        let sent = std::iter::once((Labels::new(), xdp.packets));
-        counters(out, "xdp_packets", "Packets of fast flows that were sent on in drivers", sent)?;
+        let sent = ConstCounter::new(xdp.packets);
+        alone(out, "xdp_packets", "Packets of fast flows that were sent on in drivers", &sent)?;
         let native =
             xdp.ports.iter().map(|(name, native, _)| (vec![("interface", name.clone())], u64::from(*native)));
         gauges(out, "xdp_attached", "Whether the fast path of an interface is in its driver", native)?;
@@ -192,8 +191,8 @@ impl Collector for Snapshot {
         gauges(out, "map_entries", "Entries in use", pressure.iter().map(|p| (map(p.map), p.entries)))?;
         gauges(out, "map_capacity", "Entries that fit", pressure.iter().map(|p| (map(p.map), p.capacity)))?;
 
-        let objects = std::iter::once((Labels::new(), drift.len() as u64));
-        gauges(out, "drifted_objects", "Objects that are not as they were told to be", objects)?;
+        let objects = ConstGauge::new(drift.len() as u64);
+        alone(out, "drifted_objects", "Objects that are not as they were told to be", &objects)?;
 
         let mut states: BTreeMap<(&str, &str), u64> = BTreeMap::new();
         for flow in flows {
@@ -293,6 +292,11 @@ fn gauges(
     Ok(())
 }
 
+/// A family of one series, which has no labels: written as Prometheus writes it, without braces around nothing.
+fn alone(out: &mut DescriptorEncoder<'_>, name: &str, help: &str, series: &impl EncodeMetric) -> fmt::Result {
+    series.encode(out.encode_descriptor(name, &format!("{help}."), None, series.metric_type())?)
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use telecluster_common::{drop::DropReason, tcp::FlowState};
@@ -373,7 +377,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn rendered(measured: Measurements, top: usize) -> String {
+    pub(super) fn rendered(measured: Measurements, top: usize) -> String {
         let http = HttpMetrics::default();
         http.observe(&Method::POST, Some("/bridge/create"), StatusCode::OK, Duration::from_millis(2));
         render(measured, top, &http, Duration::from_secs(7)).unwrap()
@@ -395,7 +399,8 @@ pub(crate) mod tests {
             r#"telecluster_http_requests_total{method="POST",route="/bridge/create",status="200"} 1"#,
             r#"telecluster_http_request_duration_seconds_bucket{le="0.0025",method="POST",route="/bridge/create"} 1"#,
             r#"telecluster_build_info{version="0.1.0",backend="fake"} 1"#,
-            "telecluster_xdp_packets_total{} 5",
+            "telecluster_xdp_packets_total 5",
+            "telecluster_drifted_objects 0",
             r#"telecluster_xdp_attached{interface="ens3"} 1"#,
             "telecluster_uptime_seconds 7.0",
             "telecluster_bridges 1",
@@ -409,6 +414,11 @@ pub(crate) mod tests {
     #[test]
     fn no_name_has_its_suffix_twice() {
         assert!(!rendered(sample(), 500).contains("_total_total"));
+    }
+
+    #[test]
+    fn no_series_has_braces_around_nothing() {
+        assert!(!rendered(sample(), 500).contains("{}"));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{
     Json, Router,
     extract::{Request, State},
-    http::header,
+    http::{HeaderMap, header},
     middleware::{Next, from_fn},
     response::{Html, IntoResponse, Response},
 };
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     error::{Code, Error},
-    metrics,
+    metrics::{self, exposition::Format},
 };
 
 pub fn router() -> OpenApiRouter<App> {
@@ -79,13 +79,22 @@ async fn root() -> Json<Root> {
 }
 
 /// Counters for Prometheus
+///
+/// OpenMetrics where the `Accept` header asks for it, as Prometheus does, else the older text format.
 #[utoipa::path(
     get, path = "/metrics", tag = "root",
-    responses((status = 200, description = "OpenMetrics text", body = String, content_type = "application/openmetrics-text"), Refusals),
+    responses(
+        (status = 200, description = "Series", content(
+            (String = "text/plain"), (String = "application/openmetrics-text"),
+        )),
+        Refusals,
+    ),
 )]
-async fn metrics_text(State(app): State<App>) -> Result<impl IntoResponse, Refusal> {
+async fn metrics_text(State(app): State<App>, headers: HeaderMap) -> Result<impl IntoResponse, Refusal> {
+    let accept = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let format = Format::wanted(&accept.collect::<Vec<_>>().join(","));
     let measurements = app.engine.measurements().await?;
     let text = metrics::render(measurements, app.options.flow_metrics_max, &app.http, app.started.elapsed())
         .map_err(|_| Error::new(Code::Internal, "the metrics cannot be written down"))?;
-    Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text))
+    Ok(([(header::CONTENT_TYPE, format.content_type())], format.write(text)))
 }

@@ -1,7 +1,10 @@
 //! Port forwards, masquerade, flows, and what is measured of them.
 
 use super::*;
-use crate::kernel::{dataplane::Transport, listeners::Listener};
+use crate::{
+    kernel::{dataplane::Transport, listeners::Listener},
+    metrics::exposition::Format,
+};
 
 fn ssh() -> Value {
     json!({
@@ -319,8 +322,13 @@ async fn health_and_metrics_show_what_is_there() {
     let healthy = health.json["status"] == "healthy";
     assert_eq!(health.status, if healthy { 200 } else { 503 }, "{}", health.text);
 
+    let asked =
+        request("GET", "/metrics").header(header::ACCEPT, "application/openmetrics-text;version=1.0.0");
+    let asked = send(&lab.router, asked.body(Body::empty()).unwrap()).await;
+    assert_eq!(asked.headers[header::CONTENT_TYPE], Format::OpenMetrics.content_type());
+    assert!(asked.text.ends_with("# EOF\n"));
     let metrics = lab.get("/metrics").await;
-    assert_eq!(metrics.headers[header::CONTENT_TYPE], crate::metrics::CONTENT_TYPE);
+    assert_eq!(metrics.headers[header::CONTENT_TYPE], Format::Text.content_type());
     let line =
         format!("telecluster_rule_packets_total{{rule_id=\"{id}\",action=\"DNAT\",direction=\"in\"}} 0");
     assert!(metrics.text.contains(&line), "{}", metrics.text);
