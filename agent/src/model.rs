@@ -282,23 +282,38 @@ pub struct ForwardRequest {
     pub enabled: bool,
 }
 
-/// A masquerade rule as it was asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// An inside network whose hosts appear with the address of the uplink.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = CreateMasquerade)]
 pub struct MasqueradeSpec {
-    /// The inside network, host bits cleared.
+    /// CIDR form; host bits are cleared.
+    #[schema(value_type = String, example = "192.168.100.0/24")]
     pub source_network: IpNet,
+    /// The uplink.
+    #[schema(value_type = String, example = "ens3")]
     pub output_interface: LinkName,
+    /// False keeps the rule and translates nothing.
     #[serde(default = "yes")]
+    #[schema(default = true)]
     pub enabled: bool,
+    /// Who may send to a port outside that an inside socket has. `restricted`: every address that it has sent to;
+    /// `full_cone`: everybody; both give one port for all destinations. `symmetric`: a port for each destination, which
+    /// alone may answer.
     #[serde(default)]
+    #[schema(default = "restricted")]
     pub nat_type: NatType,
-    /// An even port stays even, an odd one odd.
+    /// An even port stays even, an odd one odd (RTP and RTCP).
     #[serde(default)]
+    #[schema(default = false)]
     pub port_parity: bool,
-    /// Networks that are reached without translation, in order and none within another.
+    /// Networks that are reached without translation, with the inside address: other sites by a tunnel, say. Host bits are
+    /// cleared; at most 256.
     #[serde(default)]
+    #[schema(value_type = Vec<String>, default = json!([]), example = json!(["10.0.0.0/8"]))]
     pub exclude_destinations: Vec<IpNet>,
+    /// How long its flows may be idle.
     #[serde(default)]
+    #[schema(required = false)]
     pub timeouts: FlowTimeouts,
 }
 

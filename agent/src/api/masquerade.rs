@@ -28,42 +28,13 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(delete_masquerade_by_id))
 }
 
-/// An inside network whose hosts appear with the address of the uplink.
-#[derive(Debug, ToSchema)]
-pub struct CreateMasquerade {
-    /// CIDR form; host bits are cleared.
-    #[schema(value_type = String, example = "192.168.100.0/24")]
-    pub source_network: IpNet,
-    /// The uplink.
-    #[schema(value_type = String, example = "ens3")]
-    pub output_interface: LinkName,
-    /// False keeps the rule and translates nothing.
-    #[schema(required = false, default = true)]
-    pub enabled: bool,
-    /// Who may send to a port outside that an inside socket has. `restricted`: every address that it has sent to;
-    /// `full_cone`: everybody; both give one port for all destinations. `symmetric`: a port for each destination, which
-    /// alone may answer.
-    #[schema(required = false, default = "restricted")]
-    pub nat_type: NatType,
-    /// An even port stays even, an odd one odd (RTP and RTCP).
-    #[schema(required = false, default = false)]
-    pub port_parity: bool,
-    /// Networks that are reached without translation, with the inside address: other sites by a tunnel, say. Host bits are
-    /// cleared; at most 256.
-    #[schema(required = false, value_type = Vec<String>, default = json!([]), example = json!(["10.0.0.0/8"]))]
-    pub exclude_destinations: Vec<IpNet>,
-    /// How long its flows may be idle.
-    #[schema(required = false)]
-    pub timeouts: FlowTimeouts,
-}
-
 const NAT_TYPES: &[(&str, NatType)] = &[
     ("restricted", NatType::Restricted),
     ("full_cone", NatType::FullCone),
     ("symmetric", NatType::Symmetric),
 ];
 
-impl FromFields for CreateMasquerade {
+impl FromFields for MasqueradeSpec {
     fn from_fields(fields: &mut Fields) -> Option<Self> {
         let source_network = fields.required("source_network", values::host_network);
         let output_interface = fields.required("output_interface", values::link_name);
@@ -76,29 +47,6 @@ impl FromFields for CreateMasquerade {
         Some(Self {
             source_network: source_network?,
             output_interface: output_interface?,
-            enabled,
-            nat_type,
-            port_parity,
-            exclude_destinations,
-            timeouts,
-        })
-    }
-}
-
-impl From<CreateMasquerade> for Change {
-    fn from(request: CreateMasquerade) -> Self {
-        let CreateMasquerade {
-            source_network,
-            output_interface,
-            enabled,
-            nat_type,
-            port_parity,
-            exclude_destinations,
-            timeouts,
-        } = request;
-        Self::CreateMasquerade(MasqueradeSpec {
-            source_network,
-            output_interface,
             enabled,
             nat_type,
             port_parity,
@@ -163,16 +111,16 @@ impl WhichMasquerade {
 /// Masquerade an inside network
 #[utoipa::path(
     post, path = "/nat/masquerade", tag = "nat",
-    request_body(content = CreateMasquerade, example = json!({
+    request_body(content = MasqueradeSpec, example = json!({
         "source_network": "192.168.100.0/24", "output_interface": "ens3"
     })),
     responses((status = 200, description = "The rule", body = Answer<RuleView>), Refusals),
 )]
 async fn create_masquerade(
     State(app): State<App>,
-    request: Lenient<CreateMasquerade>,
+    request: Lenient<MasqueradeSpec>,
 ) -> Result<Answer<Object>, Refusal> {
-    app.change(request.value.into(), request.warnings).await
+    app.change(Change::CreateMasquerade(request.value), request.warnings).await
 }
 
 /// Stop masquerading a network
@@ -212,7 +160,7 @@ mod tests {
 
     #[test]
     fn the_document_names_the_fields_that_are_read() {
-        assert_schema_matches::<CreateMasquerade>();
+        assert_schema_matches::<MasqueradeSpec>();
     }
 
     #[test]
