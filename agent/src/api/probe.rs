@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     error::{Code, Error},
-    probe::{self, PingReport, Target, TraceReport},
+    probe::{self, Hop, PingReport, Target, TraceReport},
 };
 
 /// Probes at a time; further ones wait. Each holds a raw socket, which hears all ICMP of the host.
@@ -79,8 +79,7 @@ async fn ping(State(app): State<App>, request: Lenient<Ping>) -> Result<Answer<P
     let Ping { target, count } = request.value;
     let _permit = app.probe_permit().await?;
     let report = probe::ping(&target, count).await;
-    let PingReport { packets_sent, packets_received, .. } = &report;
-    let message = format!("{target}: {packets_received} of {packets_sent} echoes were answered");
+    let message = pinged(&target, &report);
     Ok(answer(message, report.reached(), report, request.warnings))
 }
 
@@ -97,11 +96,29 @@ async fn traceroute(
     let Traceroute { target, max_hops } = request.value;
     let _permit = app.probe_permit().await?;
     let report = probe::trace(&target, max_hops).await;
-    let message = match (report.reached, report.hops.len()) {
-        (true, hops) => format!("{target} is {hops} hops away"),
-        (false, hops) => format!("{target} was not reached within {hops} hops"),
-    };
+    let message = traced(&target, &report);
     Ok(answer(message, report.reached, report, request.warnings))
+}
+
+/// What a ping has shown, or why none was sent.
+fn pinged(target: &Target, report: &PingReport) -> String {
+    match report.packets_sent {
+        0 => report.output.clone(),
+        sent => format!("{target}: {} of {sent} echoes were answered", report.packets_received),
+    }
+}
+
+/// How far the way was followed, or why it was not.
+fn traced(target: &Target, report: &TraceReport) -> String {
+    let hops = |count: usize| if count == 1 { "1 hop".to_owned() } else { format!("{count} hops") };
+    match (report.reached, report.hops.as_slice()) {
+        (false, []) => report.output.clone(),
+        (true, all) => format!("{target} is {} away", hops(all.len())),
+        (false, [.., Hop { hop, address: Some(address), problem: Some(why), .. }]) => {
+            format!("{target} was not reached: at hop {hop}, {address} says: {why}")
+        }
+        (false, all) => format!("{target} was not reached within {}", hops(all.len())),
+    }
 }
 
 impl App {
@@ -127,6 +144,38 @@ mod tests {
     fn the_document_names_the_fields_that_are_read() {
         assert_schema_matches::<Ping>();
         assert_schema_matches::<Traceroute>();
+    }
+
+    fn hop(number: u8, problem: Option<&str>) -> Hop {
+        let address = Some("10.0.0.1".to_owned());
+        Hop { hop: number, address, rtt: vec![Some(1.0)], problem: problem.map(str::to_owned) }
+    }
+
+    #[test]
+    fn a_message_says_how_far_the_way_goes_and_why_it_ends() {
+        let target = Target::new("vm1").unwrap();
+        let said = |reached, hops, output: &str| {
+            let output = output.to_owned();
+            traced(&target, &TraceReport { target: "vm1".into(), address: None, reached, hops, output })
+        };
+        assert_eq!(said(true, vec![hop(1, None)], ""), "vm1 is 1 hop away");
+        assert_eq!(said(true, vec![hop(1, None), hop(2, None)], ""), "vm1 is 2 hops away");
+        assert_eq!(said(false, vec![hop(1, None), hop(2, None)], ""), "vm1 was not reached within 2 hops");
+        assert_eq!(
+            said(false, vec![hop(1, Some("Packet filtered"))], ""),
+            "vm1 was not reached: at hop 1, 10.0.0.1 says: Packet filtered"
+        );
+        assert_eq!(
+            said(false, vec![], "vm1: the name cannot be resolved"),
+            "vm1: the name cannot be resolved"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_name_that_nobody_knows_is_said_to_be_one() {
+        let target = Target::new("192.0.2.1%lo").unwrap();
+        let message = pinged(&target, &probe::ping(&target, 1).await);
+        assert!(message.contains("only a link-local IPv6 address"), "{message}");
     }
 
     #[test]

@@ -76,7 +76,7 @@ pub async fn trace(target: &Target, most: u8) -> TraceReport {
             return nothing(Some(address.ip()), reason(&error));
         }
     }
-    report(target, address.ip(), asked, &probes.answers)
+    report(target, address.ip(), (asked, most), &probes.answers)
 }
 
 /// The echoes of one traceroute. An answer that comes while later hops are asked still counts.
@@ -134,11 +134,17 @@ fn end(answers: &BTreeMap<u16, Answer>) -> Option<u8> {
     answers.iter().find(|(_, answer)| ends(answer)).map(|(sequence, _)| hop_of(*sequence))
 }
 
-fn report(target: &Target, address: IpAddr, asked: u8, answers: &BTreeMap<u16, Answer>) -> TraceReport {
+/// What came of the hops up to `asked`, of `most` that might have been.
+fn report(
+    target: &Target,
+    address: IpAddr,
+    (asked, most): (u8, u8),
+    answers: &BTreeMap<u16, Answer>,
+) -> TraceReport {
     let last = end(answers).unwrap_or(asked);
     let hops: Vec<Hop> = (1..=last).map(|number| hop(number, answers)).collect();
     let reached = answers.values().any(|answer| matches!(answer.heard, Heard::Reply { .. }));
-    let mut output = format!("traceroute to {target} ({address}), {asked} hops max\n");
+    let mut output = format!("traceroute to {target} ({address}), {most} hops max\n");
     for hop in &hops {
         let times: Vec<_> =
             hop.rtt.iter().map(|time| time.map_or_else(|| "*".to_owned(), |ms| format!("{ms} ms"))).collect();
@@ -180,11 +186,12 @@ mod tests {
             (sequence(3, 1), answer("10.0.2.9", Heard::Reply { ttl: None })),
             (sequence(4, 0), answer("10.0.2.9", Heard::Reply { ttl: None })),
         ]);
-        let report = report(&Target::new("h").unwrap(), "10.0.2.9".parse().unwrap(), 6, &answers);
+        let report = report(&Target::new("h").unwrap(), "10.0.2.9".parse().unwrap(), (6, 30), &answers);
         assert!(report.reached);
         let addresses: Vec<_> = report.hops.iter().map(|hop| hop.address.as_deref()).collect();
         assert_eq!(addresses, [Some("10.0.0.1"), None, Some("10.0.2.9")]);
         assert_eq!(report.hops[2].rtt, [None, Some(1.0), None]);
+        assert!(report.output.starts_with("traceroute to h (10.0.2.9), 30 hops max\n"), "{}", report.output);
         assert!(report.output.contains(" 2  *  *  *"), "{}", report.output);
     }
 
@@ -194,7 +201,7 @@ mod tests {
             sequence(1, 2),
             answer("10.0.0.1", Heard::Unreachable("Destination Host Unreachable")),
         )]);
-        let report = report(&Target::new("h").unwrap(), "10.0.2.9".parse().unwrap(), 6, &answers);
+        let report = report(&Target::new("h").unwrap(), "10.0.2.9".parse().unwrap(), (6, 30), &answers);
         assert!(!report.reached);
         assert_eq!(report.hops.len(), 1);
         assert_eq!(report.hops[0].problem.as_deref(), Some("Destination Host Unreachable"));
