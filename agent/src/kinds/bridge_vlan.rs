@@ -76,8 +76,7 @@ pub(super) fn remove(bridge: &str, port: &str, gone: &BTreeSet<u16>, world: Worl
     vlans.tagged.retain(|vlan| !gone.contains(vlan));
     vlans.native = vlans.native.filter(|vlan| !gone.contains(vlan));
     vlans.stations.retain(|station| !gone.contains(&station.vlan));
-    let list: Vec<_> = gone.iter().map(u16::to_string).collect();
-    let message = format!("{port} of bridge {bridge} was taken out of VLAN {}", list.join(", "));
+    let message = format!("{port} of bridge {bridge} was taken out of VLAN {}", spans(gone));
     put(&vlans, message, Subject::PortVlans { bridge: bridge.into(), port: port.into() }, world)
 }
 
@@ -495,11 +494,41 @@ pub fn station_view(station: &Station, observed: &Observed) -> Option<StationVie
 }
 
 fn sentence(vlans: &PortVlans) -> String {
-    let tagged: Vec<_> = vlans.tagged.iter().map(u16::to_string).collect();
+    let tagged = &vlans.tagged;
     match (vlans.native, tagged.is_empty()) {
         (Some(native), true) => format!("VLAN {native}, untagged"),
-        (Some(native), false) => format!("VLAN {native}, untagged, and {}, tagged", tagged.join(", ")),
-        (None, false) => format!("VLAN {}, tagged", tagged.join(", ")),
+        (Some(native), false) => format!("VLAN {native}, untagged, and {}, tagged", spans(tagged)),
+        (None, false) => format!("VLAN {}, tagged", spans(tagged)),
         (None, true) => "no VLAN".to_owned(),
+    }
+}
+
+/// `10, 20-30`, as callers may write it too: a trunk of all VLANs in one word and not in 4,094.
+fn spans(vlans: &BTreeSet<u16>) -> String {
+    let mut spans: Vec<(u16, u16)> = Vec::new();
+    for vlan in vlans {
+        match spans.last_mut() {
+            Some((_, last)) if last.checked_add(1) == Some(*vlan) => *last = *vlan,
+            _ => spans.push((*vlan, *vlan)),
+        }
+    }
+    let text = |(first, last): (u16, u16)| match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    };
+    spans.into_iter().map(text).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vlans_in_a_row_are_one_span() {
+        let text = |vlans: &[u16]| spans(&vlans.iter().copied().collect());
+        assert_eq!(text(&[10, 20, 21, 22, 4094]), "10, 20-22, 4094");
+        assert_eq!(text(&[1, 2]), "1-2");
+        assert_eq!(spans(&(1..=4094).collect()), "1-4094");
+        assert_eq!(text(&[]), "");
     }
 }
