@@ -154,6 +154,11 @@ impl FakeKernel {
         lock(&self.deaf).insert(link.to_owned());
     }
 
+    /// They answer again.
+    pub fn hear(&self, link: &str) {
+        lock(&self.deaf).remove(link);
+    }
+
     /// Tells the listeners that something has changed.
     pub fn notify(&self) {
         lock(&self.listeners).retain(|listener| match listener.try_send(()) {

@@ -204,8 +204,13 @@ pub(super) fn detach(name: &str, world: World<'_>) -> Result<Plan> {
     if !managed(world.state, &Place::Here, link) && !managed(world.state, &Place::Here, master) {
         return Err(not_managed(kind.name(), link));
     }
+    let subject = Subject::Tun(name.to_owned());
+    if managed(world.state, &Place::Here, master) {
+        // With what it brought, if it came as an uplink.
+        return Ok(Plan { subject, ..bridge::remove_port(&master.name, name, world)? });
+    }
     let message = format!("{name} was taken out of bridge {}", master.name);
-    let mut plan = Plan::new(Subject::Tun(name.to_owned()), message);
+    let mut plan = Plan::new(subject, message);
     plan.link(LinkStep::SetMaster { port: name.to_owned(), master: None });
     record_master(&mut plan, world, name, None)?;
     Ok(plan)

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use crate::{
     engine::Change,
+    error::{Code, Error, Result},
     kernel::{
         links::{Address, At, Link, LinkKind, Mac, Observed, Place},
         routes::{Neighbour, Route},
@@ -25,13 +26,20 @@ pub fn at_risk(change: &Change, observed: &Observed, state: &State) -> Vec<(Stri
     let through =
         |link: &Link| gateways(link, observed).into_iter().map(|ip| (link.name.clone(), ip)).collect();
     match change {
-        Change::AddPort { port, .. } | Change::AttachTap { tap: port, .. } => {
+        Change::AddPort { port, .. }
+        | Change::AddPortToVlan { port, .. }
+        | Change::AttachTap { tap: port, .. }
+        | Change::MoveVethToBridge { veth: port, .. } => {
             let link = observed.link(port).filter(|link| link.master.is_none() && !has_record(link, state));
             link.filter(|link| carries_addresses(link)).map(through).unwrap_or_default()
         }
         Change::RemovePort { bridge, port } => {
             let uplink = state.ports.get(port).is_some_and(|spec| spec.uplink.is_some());
             observed.link(bridge).filter(|_| uplink).map(through).unwrap_or_default()
+        }
+        Change::DetachTap { tap } => {
+            let spec = state.ports.get(tap).filter(|spec| spec.uplink.is_some());
+            spec.and_then(|spec| observed.link(spec.bridge.as_str())).map(through).unwrap_or_default()
         }
         Change::DeleteBridge { name, force: true } => {
             let uplink = state.ports.values().any(|spec| spec.bridge == **name && spec.uplink.is_some());
@@ -62,6 +70,19 @@ fn has_record(link: &Link, state: &State) -> bool {
 
 pub(super) fn carries_addresses(link: &Link) -> bool {
     link.addresses.iter().any(|address| address.global)
+}
+
+/// Refuses to take a port from one bridge to another together with the addresses that it brought: these go back to it
+/// first, so that a gateway that is lost on the way is found again.
+pub(super) fn require_empty_handed(world: World<'_>, port: &Link) -> Result<()> {
+    match world.state.ports.get(&port.name) {
+        Some(PortSpec { bridge, uplink: Some(_), .. }) => Err(Error::new(
+            Code::PortInUse,
+            format!("{} is a port of {bridge}, which has its addresses and routes", port.name),
+        )
+        .hint(format!("remove it from {bridge} first: POST /bridge/remove-port"))),
+        Some(PortSpec { uplink: None, .. }) | None => Ok(()),
+    }
 }
 
 /// Moves everything from a port to its bridge, after the port was attached. Does nothing for a link of the

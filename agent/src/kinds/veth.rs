@@ -15,8 +15,8 @@ use crate::{
 };
 
 use super::{
-    attach, managed, mend_master, mend_up, name_taken, not_managed, problems, record_master,
-    require_free_name, require_nothing_on_top, ring_warning, target_bridge,
+    attach, bridge, managed, mend_master, mend_up, name_taken, not_managed, problems, record_master,
+    require_free_name, require_nothing_on_top, ring_warning, target_bridge, uplink,
 };
 
 /// One end of a pair, and the other when it can be seen.
@@ -289,11 +289,18 @@ pub(super) fn delete(name: &str, world: World<'_>) -> Result<Plan> {
 pub(super) fn move_to_bridge(name: &str, bridge_name: &str, world: World<'_>) -> Result<Plan> {
     let pair = find(name, world.observed, world.state)?;
     let bridge = target_bridge(bridge_name, world)?;
-    let message = format!("{name} is a port of bridge {bridge_name}");
-    let mut plan = Plan::new(Subject::Veth(At::here(name)), message);
+    let subject = Subject::Veth(At::here(name));
+    let mut plan = Plan::new(subject.clone(), format!("{name} is a port of bridge {bridge_name}"));
     match &pair.place {
         Place::Here if pair.link.master == Some(bridge.index) => {}
-        Place::Here => attach(&mut plan, world, pair.link, bridge),
+        // With what it carries: it may be the host's own uplink, as in a container.
+        Place::Here if pair.link.master.is_none() => {
+            return Ok(Plan { subject, ..bridge::add_port(bridge_name, name, world)? });
+        }
+        Place::Here => {
+            uplink::require_empty_handed(world, pair.link)?;
+            attach(&mut plan, world, pair.link, bridge);
+        }
         Place::Named(_) => {
             let spec = own(&pair, world)?;
             bring_here(&mut plan, world, &pair, bridge)?;

@@ -36,6 +36,62 @@ async fn an_uplink_brings_its_addresses_routes_and_neighbours_and_takes_them_bac
     assert_eq!(after, before);
 }
 
+/// A veth that somebody else made is the uplink of a container.
+fn container() -> Fake {
+    let fake = Fake::new();
+    fake.kernel.edit(|world| {
+        world.links.iter_mut().filter(|link| link.name == "ens3").for_each(|link| link.kind = LinkKind::Veth);
+    });
+    enrich(&fake);
+    fake
+}
+
+#[tokio::test]
+async fn an_uplink_that_is_a_veth_moves_with_what_it_carries_or_not_at_all() {
+    let fake = container();
+    let engine = fake.start(Options::default()).await.unwrap();
+    for name in ["br-ex", "br-in"] {
+        engine.change(bridge(name)).await.unwrap();
+    }
+    let before = fake.kernel.observe().await.unwrap();
+    let move_to = |bridge: &str| Change::MoveVethToBridge { veth: "ens3".into(), bridge: bridge.into() };
+    engine.change(move_to("br-ex")).await.unwrap();
+    let moved = fake.kernel.observe().await.unwrap();
+    assert!(moved.link("ens3").unwrap().addresses.is_empty());
+    assert_eq!(moved.default_route, Some(moved.link("br-ex").unwrap().index));
+
+    assert_eq!(code(&engine, move_to("br-in")).await.0, Code::PortInUse);
+    assert_eq!(fake.kernel.observe().await.unwrap(), moved);
+
+    engine.change(Change::RemovePort { bridge: "br-ex".into(), port: "ens3".into() }).await.unwrap();
+    assert_eq!(fake.kernel.observe().await.unwrap(), before);
+
+    fake.kernel.deafen("br-ex");
+    assert_eq!(code(&engine, move_to("br-ex")).await.0, Code::GatewayLost);
+    assert_eq!(fake.kernel.observe().await.unwrap(), before);
+}
+
+#[tokio::test]
+async fn an_uplink_that_is_a_tap_gets_back_what_it_brought_when_it_is_detached() {
+    let fake = Fake::new();
+    fake.kernel.edit(|world| {
+        world.links.iter_mut().filter(|link| link.name == "ens3").for_each(|link| link.kind = LinkKind::Tap);
+    });
+    enrich(&fake);
+    let engine = fake.start(Options::default()).await.unwrap();
+    engine.change(bridge("br-ex")).await.unwrap();
+    let before = fake.kernel.observe().await.unwrap();
+    engine.change(Change::AttachTap { tap: "ens3".into(), bridge: "br-ex".into() }).await.unwrap();
+    assert!(fake.kernel.observe().await.unwrap().link("ens3").unwrap().addresses.is_empty());
+    let detach = || Change::DetachTap { tap: "ens3".into() };
+
+    fake.kernel.deafen("ens3");
+    assert_eq!(code(&engine, detach()).await.0, Code::GatewayLost);
+    fake.kernel.hear("ens3");
+    engine.change(detach()).await.unwrap();
+    assert_eq!(fake.kernel.observe().await.unwrap(), before);
+}
+
 #[tokio::test]
 async fn a_gateway_that_no_longer_answers_undoes_everything() {
     let remove = || Change::RemovePort { bridge: "br-ex".into(), port: "ens3".into() };
