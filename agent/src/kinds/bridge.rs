@@ -16,8 +16,9 @@ use crate::{
 };
 
 use super::{
-    address_list, attach, bridge_vlan, managed, mend_addresses, mend_mtu, mend_up, name_taken, not_managed,
-    problems, record_master, require_free_name, require_nothing_on_top, target_bridge, uplink,
+    address_list, attach, bridge_vlan, managed, mend_addresses, mend_mtu, mend_up, name_taken,
+    no_address_to_have, not_managed, problems, record_master, require_free_name, require_nothing_on_top,
+    target_bridge, uplink,
 };
 
 /// Smallest MTU that IPv4 works with (RFC 791), and the largest of a bridge.
@@ -180,8 +181,8 @@ fn normal(spec: &BridgeSpec) -> Result<BridgeSpec> {
         return Err(Error::field("mtu", format!("{mtu} is not within {} and {}", MTU.start(), MTU.end())));
     }
     for address in &spec.addresses {
-        if address.addr().is_multicast() || address.addr().is_unspecified() {
-            return Err(Error::field("addresses", format!("{address} is no address of a host")));
+        if let Some(why) = no_address_to_have(*address) {
+            return Err(Error::field("addresses", why));
         }
     }
     spec.addresses.sort();

@@ -18,6 +18,10 @@ pub mod uplink;
 pub mod veth;
 pub mod vlan_link;
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
 use crate::{
     engine::Change,
     error::{Code, Error, Result},
@@ -218,7 +222,7 @@ fn mend_mtu(plan: &mut Plan, link: &Link, mtu: Option<u32>) {
     }
 }
 
-fn mend_addresses(plan: &mut Plan, link: &Link, addresses: &[ipnet::IpNet]) {
+fn mend_addresses(plan: &mut Plan, link: &Link, addresses: &[IpNet]) {
     for address in addresses {
         if !link.addresses.iter().any(|known| known.net == *address) {
             plan.link(crate::kernel::step::LinkStep::AddAddress {
@@ -282,6 +286,30 @@ fn record_master(plan: &mut Plan, world: World<'_>, port: &str, bridge: Option<&
     Ok(())
 }
 
+/// Why no interface should have an address, for those that the kernel would give it all the same.
+fn no_address_to_have(address: IpNet) -> Option<String> {
+    let ip = address.addr();
+    let why = match (ip, address) {
+        _ if ip.is_unspecified() || ip.is_multicast() => "is no address of a host",
+        _ if ip.is_loopback() => "is a loopback address: whatever is sent to it stays on this host",
+        (IpAddr::V4(ip), _) if ip.octets()[0] == 0 || ip.octets()[0] >= 240 => {
+            "is a reserved or broadcast address"
+        }
+        (IpAddr::V6(ip), _) if ip.to_ipv4_mapped().is_some() => {
+            "is an IPv4 address in IPv6's clothes; write it as IPv4"
+        }
+        // Networks of two hosts and of one have neither (RFC 3021).
+        (_, IpNet::V4(net)) if net.prefix_len() < 31 && net.addr() == net.network() => {
+            "is the network itself and no host in it"
+        }
+        (_, IpNet::V4(net)) if net.prefix_len() < 31 && net.addr() == net.broadcast() => {
+            "is the broadcast address of its network"
+        }
+        (IpAddr::V4(_) | IpAddr::V6(_), _) => return None,
+    };
+    Some(format!("{address} {why}"))
+}
+
 /// What is known to be wrong with a stored object.
 fn problems(state: &State, key: &str) -> Vec<String> {
     state.problem(key).map(str::to_owned).into_iter().collect()
@@ -289,4 +317,30 @@ fn problems(state: &State, key: &str) -> Vec<String> {
 
 fn address_list(link: &Link) -> Vec<String> {
     link.addresses.iter().map(|address| address.net.to_string()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interface_gets_the_address_of_one_host() {
+        for good in ["10.7.0.1/24", "10.7.0.0/31", "10.7.0.1/31", "10.7.0.0/32", "fd00::/64", "fe80::1/64"] {
+            assert_eq!(no_address_to_have(good.parse().unwrap()), None, "{good}");
+        }
+        for (bad, why) in [
+            ("10.7.0.0/24", "the network itself"),
+            ("10.7.0.255/24", "the broadcast address"),
+            ("127.0.0.5/8", "loopback"),
+            ("::1/128", "loopback"),
+            ("0.0.0.0/8", "no address of a host"),
+            ("0.1.2.3/8", "reserved"),
+            ("255.255.255.255/32", "reserved or broadcast"),
+            ("224.0.0.1/24", "no address of a host"),
+            ("::ffff:10.1.1.1/96", "write it as IPv4"),
+        ] {
+            let said = no_address_to_have(bad.parse().unwrap()).unwrap();
+            assert!(said.starts_with(bad) && said.contains(why), "{said}");
+        }
+    }
 }

@@ -17,8 +17,9 @@ use crate::{
 };
 
 use super::{
-    address_list, bridge, managed, mend_addresses, mend_master, mend_mtu, mend_up, name_taken, not_managed,
-    problems, record_master, require_free_name, require_nothing_on_top, target_bridge,
+    address_list, bridge, managed, mend_addresses, mend_master, mend_mtu, mend_up, name_taken,
+    no_address_to_have, not_managed, problems, record_master, require_free_name, require_nothing_on_top,
+    target_bridge,
 };
 
 /// A TUN or TAP by name.
@@ -218,6 +219,9 @@ pub(super) fn detach(name: &str, world: World<'_>) -> Result<Plan> {
 
 pub(super) fn add_address(name: &str, address: IpNet, world: World<'_>) -> Result<Plan> {
     let (link, spec) = own(name, world)?;
+    if let Some(why) = no_address_to_have(address) {
+        return Err(Error::field("ip_address", why));
+    }
     let mut plan = Plan::new(Subject::Tun(name.to_owned()), format!("{name} has the address {address}"));
     if !link.addresses.iter().any(|known| known.net == address) {
         plan.link(LinkStep::AddAddress { link: At::here(name), address });
