@@ -11,7 +11,7 @@ use crate::{
     error::{Code, Error, Result},
     kernel::{
         dataplane::{Counters, HostAddresses, NatRule, Slot},
-        links::{Address, Link, Observed},
+        links::{Address, Link, LinkKind, Observed},
         routes::Route,
         step::LinkStep,
     },
@@ -25,9 +25,16 @@ use super::{forward, lan, masquerade, roles};
 /// Networks that one rule may name.
 pub(super) const MAX_NETWORKS: usize = 256;
 
-/// An interface that a rule names: 404 when it is not there.
+/// An interface that a rule names: 404 when it is not there, 409 when no packet from outside passes it.
 pub(super) fn interface<'a>(name: &str, observed: &'a Observed) -> Result<&'a Link> {
-    observed.link(name).ok_or_else(|| Error::new(Code::LinkNotFound, format!("there is no interface {name}")))
+    let Some(link) = observed.link(name) else {
+        return Err(Error::new(Code::LinkNotFound, format!("there is no interface {name}")));
+    };
+    if link.kind == LinkKind::Loopback {
+        return Err(Error::new(Code::WrongKind, format!("{name} leads to no other host and is no uplink"))
+            .hint("name the interface to the outside"));
+    }
+    Ok(link)
 }
 
 /// The interface that is asked for, else the host's uplink.

@@ -128,6 +128,19 @@ async fn a_disabled_rule_is_stored_and_not_in_the_data_plane() {
 }
 
 #[tokio::test]
+async fn loopback_is_no_uplink() {
+    let (engine, fake) = lab([]).await;
+    let forward = ForwardRequest { interface: Some(name("lo")), ..request(2222, 2) };
+    let (refused, message) = code(&engine, Change::CreateForward(forward)).await;
+    assert_eq!(refused, Code::WrongKind);
+    assert!(message.contains("lo leads to no other host"), "{message}");
+    let Change::CreateMasquerade(spec) = masquerade(true) else { panic!("no masquerade") };
+    let spec = MasqueradeSpec { output_interface: name("lo"), ..spec };
+    assert_eq!(code(&engine, Change::CreateMasquerade(spec)).await.0, Code::WrongKind);
+    assert!(fake.faults.take_steps().is_empty());
+}
+
+#[tokio::test]
 async fn the_workers_own_port_is_not_forwarded() {
     let fake = Fake::new();
     let engine = fake.start(Options { api_port: Some(8000), ..Options::default() }).await.unwrap();
