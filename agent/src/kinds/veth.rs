@@ -170,15 +170,28 @@ fn exists(spec: &VethSpec, ends: &[At; 2], world: World<'_>) -> Result<Option<Pl
         return Err(name_taken(at, link));
     };
     match difference(stored, spec) {
-        None => Ok(Some(Plan::new(
-            Subject::Veth(ends[0].clone()),
-            format!("veth pair {} and {} is there already", spec.name1, spec.name2),
-        ))),
-        Some(difference) => Err(Error::new(
+        Some(difference) if self::difference(stored, &turned(spec)).is_some() => Err(Error::new(
             Code::LinkExists,
             format!("veth pair {} and {} exists with another spec: {difference}", stored.name1, stored.name2),
         )
         .hint("delete it first, or ask for what it is")),
+        _ => Ok(Some(Plan::new(
+            Subject::Veth(ends[0].clone()),
+            format!("veth pair {} and {} is there already", spec.name1, spec.name2),
+        ))),
+    }
+}
+
+/// The same pair, told from its other end.
+fn turned(spec: &VethSpec) -> VethSpec {
+    let VethSpec { name1, name2, bridge1, bridge2, namespace1, namespace2 } = spec.clone();
+    VethSpec {
+        name1: name2,
+        name2: name1,
+        bridge1: bridge2,
+        bridge2: bridge1,
+        namespace1: namespace2,
+        namespace2: namespace1,
     }
 }
 

@@ -104,6 +104,19 @@ async fn names_that_are_taken_are_refused_with_the_difference() {
 }
 
 #[tokio::test]
+async fn a_pair_is_the_same_told_from_either_end() {
+    let (engine, fake) = lab([bridge("br-a"), veth("v1", "v2", Some("br-a"), None, None)]).await;
+    let again = engine.change(veth("v2", "v1", None, Some("br-a"), None)).await.unwrap();
+    assert!(!again.changed);
+    let Object::Veth(shown) = again.object else { panic!("no pair") };
+    assert_eq!((shown.name1.as_str(), shown.bridge1.as_deref()), ("v1", Some("br-a")));
+    let (refused, message) = code(&engine, veth("v2", "v1", Some("br-a"), None, None)).await;
+    assert_eq!(refused, Code::LinkExists);
+    assert!(message.contains("name1 is v1, not v2"), "{message}");
+    assert!(fake.faults.take_steps().is_empty());
+}
+
+#[tokio::test]
 async fn foreign_links_are_shown_and_left_alone() {
     let (engine, fake) = lab([bridge("br-a")]).await;
     for step in [
