@@ -121,14 +121,16 @@ pub fn ours(state: &State, observed: &Observed, link: &Link) -> bool {
 }
 
 fn not_managed(what: &str, link: &Link) -> Error {
-    let why =
-        if link.marked() { "is marked as a worker's but is not in its store" } else { "was not made by it" };
-    Error::new(Code::NotManaged, format!("{what} {} {why}; the worker leaves it alone", link.name))
+    let why = match link.marked() {
+        true => "bears a worker's mark but is not in this worker's store; it is left alone",
+        false => "was not made by the worker, which leaves it alone",
+    };
+    Error::new(Code::NotManaged, format!("{what} {} {why}", link.name))
         .hint("change it with the tool that made it")
 }
 
 fn name_taken(name: &At, link: &Link) -> Error {
-    Error::new(Code::LinkExists, format!("a {} of the name {name} exists already", link.kind.label()))
+    Error::new(Code::LinkExists, format!("a {} link of the name {name} exists already", link.kind.label()))
         .hint("choose another name, or delete that link first")
 }
 

@@ -170,7 +170,11 @@ pub fn steps(changes: &BTreeMap<Slot, Option<NatRule>>, observed: &Observed, nat
 /// A plan that removes rules of any kind.
 pub(super) fn remove(chosen: &[&Rule], world: World<'_>) -> Plan {
     let ids: Vec<_> = chosen.iter().map(|rule| rule.id.clone()).collect();
-    let mut plan = Plan::new(Subject::Gone(ids.clone()), format!("rule {} was removed", ids.join(", ")));
+    let message = match ids.as_slice() {
+        [id] => format!("rule {id} was removed"),
+        ids => format!("rules {} were removed", ids.join(", ")),
+    };
+    let mut plan = Plan::new(Subject::Gone(ids), message);
     let changes: BTreeMap<_, _> = chosen.iter().map(|rule| (rule.slot, None)).collect();
     plan.steps = steps(&changes, world.observed, world.nat);
     // What has become too much is taken off by a later look: the next rule may need it again.
@@ -187,7 +191,11 @@ pub(super) fn remove(chosen: &[&Rule], world: World<'_>) -> Plan {
 /// A plan that removes every rule.
 pub(super) fn flush(world: World<'_>) -> Plan {
     let rules: Vec<&Rule> = world.state.rules.values().collect();
-    Plan { message: format!("{} rules were removed", rules.len()), ..remove(&rules, world) }
+    let message = match rules.len() {
+        1 => "1 rule was removed".to_owned(),
+        count => format!("{count} rules were removed"),
+    };
+    Plan { message, ..remove(&rules, world) }
 }
 
 /// The host's own addresses, and what each uplink translates to.
