@@ -234,6 +234,17 @@ pub enum ForwardProtocol {
     All,
 }
 
+impl ForwardProtocol {
+    /// As the API has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::All => "all",
+        }
+    }
+}
+
 /// A port forward as it was asked for, with its uplink settled.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForwardSpec {

@@ -184,39 +184,16 @@ impl FromFields for WhichForward {
 }
 
 impl WhichForward {
-    /// The selector. With a protocol the rule is looked up: without, every protocol of these ports is meant.
-    async fn selector(self, app: &App) -> Result<ForwardSelector> {
+    fn selector(self) -> Result<ForwardSelector> {
         let Self { rule_id, external_port, internal_ip, internal_port, protocol } = self;
-        if let Some(id) = rule_id {
-            return Ok(ForwardSelector::Id(id));
-        }
-        let (Some(external_port), Some(internal_ip), Some(internal_port)) =
-            (external_port, internal_ip, internal_port)
-        else {
-            return Err(Error::field(
-                "rule_id",
-                "is required, or external_port, internal_ip and internal_port",
-            ));
-        };
-        let Some(protocol) = protocol else {
-            return Ok(ForwardSelector::Ports { external_port, internal_ip, internal_port });
-        };
-        let (name, _) = PROTOCOLS.iter().find(|(_, known)| *known == protocol).unwrap_or(&PROTOCOLS[0]);
-        let inside = internal_ip.to_string();
-        let rules = app.engine.nat_status().await?.port_forwards;
-        let rule = rules.into_iter().find(|rule| {
-            rule.protocol == *name
-                && rule.source_port == Some(external_port)
-                && rule.dest_ip.as_deref() == Some(inside.as_str())
-                && rule.dest_port == Some(internal_port)
-        });
-        match rule {
-            Some(rule) => Ok(ForwardSelector::Id(rule.id)),
-            None => Err(Error::new(
-                Code::RuleNotFound,
-                format!("{name} port {external_port} is not forwarded to {inside}:{internal_port}"),
-            )
-            .hint("GET /nat/status lists the rules")),
+        match (rule_id, external_port, internal_ip, internal_port) {
+            (Some(id), ..) => Ok(ForwardSelector::Id(id)),
+            (None, Some(external_port), Some(internal_ip), Some(internal_port)) => {
+                Ok(ForwardSelector::Ports { external_port, internal_ip, internal_port, protocol })
+            }
+            (None, ..) => {
+                Err(Error::field("rule_id", "is required, or external_port, internal_ip and internal_port"))
+            }
         }
     }
 }
@@ -249,7 +226,7 @@ async fn delete_forward(
     State(app): State<App>,
     request: Lenient<WhichForward>,
 ) -> Result<Answer<Object>, Refusal> {
-    let selector = request.value.selector(&app).await?;
+    let selector = request.value.selector()?;
     app.change(Change::DeleteForward(selector), request.warnings).await
 }
 

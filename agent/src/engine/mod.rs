@@ -33,8 +33,8 @@ use crate::{
     },
     kinds::firewall::Caller,
     model::{
-        BridgeSpec, BridgeView, FlowView, ForwardRequest, MasqueradeSpec, NamespaceName, RuleView, TunSpec,
-        TunView, VethSpec, VethView, VlanLinkSpec, VlanLinkView, VlanProtocol,
+        BridgeSpec, BridgeView, FlowView, ForwardProtocol, ForwardRequest, MasqueradeSpec, NamespaceName,
+        RuleView, TunSpec, TunView, VethSpec, VethView, VlanLinkSpec, VlanLinkView, VlanProtocol,
         bridge_vlan::{FixedStation, PortVlansChange, PortVlansView},
         firewall::{FirewallSpec, FirewallView},
     },
@@ -148,11 +148,13 @@ pub struct NewFirewallRule {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ForwardSelector {
     Id(String),
-    /// Exact match of all three, whatever the protocol.
+    /// Exact match of all that is given.
     Ports {
         external_port: u16,
         internal_ip: IpAddr,
         internal_port: u16,
+        /// `None`: whatever the protocol.
+        protocol: Option<ForwardProtocol>,
     },
 }
 

@@ -270,6 +270,7 @@ fn by_ports(port: u16, last: u8) -> ForwardSelector {
         external_port: port,
         internal_ip: IpAddr::from([10, 1, 0, last]),
         internal_port: 80,
+        protocol: None,
     }
 }
 

@@ -244,14 +244,13 @@ pub(super) fn delete(selector: &ForwardSelector, world: World<'_>) -> Result<Pla
     if chosen.is_empty() {
         let what = match selector {
             ForwardSelector::Id(id) => format!("there is no port forward {id}"),
-            ForwardSelector::Ports { external_port, internal_ip, internal_port } => {
-                format!(
-                    "there is no port forward from {external_port} to {}",
-                    SocketAddr::new(*internal_ip, *internal_port)
-                )
+            ForwardSelector::Ports { external_port, internal_ip, internal_port, protocol } => {
+                let protocol = protocol.map_or(String::new(), |protocol| format!("{} ", protocol.name()));
+                let inside = SocketAddr::new(*internal_ip, *internal_port);
+                format!("there is no forward from {protocol}port {external_port} to {inside}")
             }
         };
-        return Err(Error::new(Code::RuleNotFound, what));
+        return Err(Error::new(Code::RuleNotFound, what).hint("GET /nat/status lists the rules"));
     }
     Ok(rule::remove(&chosen, world))
 }
@@ -260,9 +259,10 @@ fn selects(selector: &ForwardSelector, rule: &Rule) -> bool {
     let RuleSpec::Forward(spec) = &rule.spec else { return false };
     match selector {
         ForwardSelector::Id(id) => rule.id == *id,
-        ForwardSelector::Ports { external_port, internal_ip, internal_port } => {
+        ForwardSelector::Ports { external_port, internal_ip, internal_port, protocol } => {
             (spec.external_port, spec.internal_ip, spec.internal_port)
                 == (*external_port, *internal_ip, *internal_port)
+                && protocol.is_none_or(|protocol| protocol == spec.protocol)
         }
     }
 }
@@ -298,17 +298,12 @@ pub(super) fn view(spec: &ForwardSpec) -> RuleView {
         description,
         enabled,
     } = spec;
-    let protocol = match protocol {
-        ForwardProtocol::Tcp => "tcp",
-        ForwardProtocol::Udp => "udp",
-        ForwardProtocol::All => "all",
-    };
     let sources: Vec<String> = source_cidrs.iter().map(IpNet::to_string).collect();
     let anybody = if internal_ip.is_ipv6() { "::/0" } else { "0.0.0.0/0" };
     RuleView {
         id: String::new(),
         action: RuleAction::Dnat,
-        protocol: protocol.to_owned(),
+        protocol: protocol.name().to_owned(),
         source_ip: if sources.is_empty() { anybody.to_owned() } else { sources.join(",") },
         source_port: Some(*external_port),
         dest_ip: Some(internal_ip.to_string()),
