@@ -49,6 +49,10 @@ impl Client {
         self.post("/nat/forward", &body)
     }
 
+    pub(crate) fn masquerade(&self, network: &str) -> Answered {
+        self.post("/nat/masquerade", &json!({ "source_network": network, "output_interface": "wan0" }))
+    }
+
     fn ask(&self, method: &str, path: &str, body: String) -> Answered {
         let url = format!("http://127.0.0.1:{}{path}", Worker::PORT);
         let request = ureq::http::Request::builder().method(method).uri(&url).body(body).expect("a request");

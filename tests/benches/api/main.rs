@@ -12,12 +12,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::{
+    sys::time::TimeValLike as _,
+    time::{clock_getcpuclockid, clock_gettime},
+};
 use serde_json::{Value, json};
 use telecluster_tests::lab::{Lab, Worker};
 use telecluster_worker::store::{RedbStore, Store as _};
 
 use self::{
-    client::Client,
+    client::{Answered, Client},
     table::{Row, Times},
 };
 
@@ -47,8 +51,12 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let given = |word: &str| arguments.iter().any(|argument| argument == word);
     let scale = if given("--quick") { QUICK } else { WHOLE };
-    let parts: [(&str, Part); 3] =
-        [("links", with_many_links), ("rules", with_many_rules), ("clients", many_clients)];
+    let parts: [(&str, Part); 4] = [
+        ("alone", one_by_one),
+        ("links", with_many_links),
+        ("rules", with_many_rules),
+        ("clients", many_clients),
+    ];
     // Those that are named, or all of them.
     let some = parts.iter().any(|(name, _)| given(name));
     let mut rows = vec![commits()];
@@ -67,6 +75,46 @@ fn commits() -> Row {
         timed(|| store.commit(&[vec![entry]]).expect("a commit")).1
     });
     Row::times("a commit of the store, fsync included, nothing else", &times.collect(), None)
+}
+
+/// What one operator sees on a machine that has next to nothing to do.
+fn one_by_one(scale: &Scale) -> Vec<Row> {
+    const IDLE: Duration = Duration::from_secs(20);
+    let lab = lab();
+    let worker = lab.start_command(&mut command(&lab));
+    say("one rule after the other");
+    let mut rows = lab.router.run(|| {
+        let client = Client::new();
+        // The first rule of an uplink puts the programs there, which is another story.
+        client.forward(0);
+        client.masquerade("10.98.0.0/24");
+        let mut rows = Vec::new();
+        let mut measure = |what: &str, make: &dyn Fn() -> Answered, delete: &str| {
+            let (mut made, mut deleted) = (Times::default(), Times::default());
+            for _ in 0..scale.changes {
+                made.push(make().took);
+                thread::sleep(Duration::from_millis(10));
+                deleted.push(client.delete(delete).took);
+                thread::sleep(Duration::from_millis(10));
+            }
+            rows.push(Row::times(&format!("{what} made, few others there"), &made, limit(5)));
+            rows.push(Row::times(&format!("{what} deleted, few others there"), &deleted, limit(5)));
+        };
+        let ports = "external_port=10001&internal_ip=10.99.0.2&internal_port=22";
+        measure("a forward", &|| client.forward(1), &format!("/nat/forward?{ports}&protocol=tcp"));
+        let network = "source_network=10.99.0.0/24&output_interface=wan0";
+        let masquerade = || client.masquerade("10.99.0.0/24");
+        measure("a masquerade rule", &masquerade, &format!("/nat/masquerade?{network}"));
+        rows
+    });
+    let before = processor_time(&worker);
+    thread::sleep(IDLE);
+    let used = processor_time(&worker).saturating_sub(before);
+    let seconds = IDLE.as_secs();
+    rows.push(Row::once(&format!("processor time of {seconds} s of idleness, two rules"), used, None));
+    rows.push(Row::memory("resident memory after that", resident(&worker), Some(30)));
+    worker.stop();
+    rows
 }
 
 fn with_many_links(scale: &Scale) -> Vec<Row> {
@@ -202,8 +250,7 @@ fn busy(number: usize, over: &AtomicBool) -> Times {
         }
         if round % 8 == 7 {
             let net = format!("10.{number}.{}.0/24", round / 8 % 250);
-            let body = json!({ "source_network": net, "output_interface": "wan0" });
-            times.push(client.post("/nat/masquerade", &body).took);
+            times.push(client.masquerade(&net).took);
             let path = format!("/nat/masquerade?source_network={net}&output_interface=wan0");
             times.push(client.delete(&path).took);
         } else {
@@ -257,6 +304,12 @@ fn resident(worker: &Worker) -> u64 {
     let status = std::fs::read_to_string(path).expect("the worker's status");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
     line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+/// What all of its threads have used.
+fn processor_time(worker: &Worker) -> Duration {
+    let used = clock_getcpuclockid(worker.pid()).and_then(clock_gettime).expect("the worker's clock");
+    Duration::from_nanos(used.num_nanoseconds().unsigned_abs())
 }
 
 fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {

@@ -3,236 +3,28 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper of a test that cannot go on has failed it")]
 
-use std::{
-    future::Future,
-    net::{IpAddr, UdpSocket},
-    process::Command,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::{Duration, Instant},
-};
+mod lab;
+mod rings;
 
-use async_trait::async_trait;
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
 use telecluster_worker::{
-    engine::{Change, Engine, Object, Options, teardown},
+    engine::{Change, Object, teardown},
     error::Code,
     kernel::{
-        Kernel, KernelError,
+        Kernel,
         dataplane::NatType,
-        fake::{FakeDataPlane, FakeFilter, Faults},
         links::{At, LinkKind, Links, Observed, OperState, Place, PortState},
-        listeners::Listener,
         netlink::NetlinkKernel,
         step::{LinkStep, NewBridge, NewTun},
     },
     model::{
-        BridgeSpec, BridgeType, FlowTimeouts, LinkName, MasqueradeSpec, NamespaceName, TunSpec, TunType,
-        VethSpec,
+        BridgeSpec, BridgeType, FlowTimeouts, MasqueradeSpec, NamespaceName, TunSpec, TunType, VethSpec,
     },
     store::{MemoryStore, Store},
 };
-use tokio::sync::mpsc;
 
-/// Runs a test in a new network namespace.
-fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
-    let run = || {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("these tests need root");
-        run("ip", &["link", "set", "lo", "up"]);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(test());
-    };
-    if let Err(panic) = std::thread::spawn(run).join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-fn run(program: &str, arguments: &[&str]) {
-    let output = Command::new(program).args(arguments).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {arguments:?}: {text}");
-}
-
-/// A namespace under `/run/netns` that is removed even when the test fails.
-struct Named(String);
-
-impl Named {
-    fn new() -> Self {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let name = format!("tct-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        run("ip", &["netns", "add", &name]);
-        Self(name)
-    }
-
-    fn name(&self) -> NamespaceName {
-        NamespaceName::new(&self.0).unwrap()
-    }
-}
-
-impl Drop for Named {
-    fn drop(&mut self) {
-        drop(Command::new("ip").args(["netns", "del", &self.0]).output());
-    }
-}
-
-/// The real kernel, with a step that fails.
-#[derive(Debug)]
-struct Faulty {
-    kernel: NetlinkKernel,
-    faults: Faults,
-}
-
-#[async_trait]
-impl Kernel for Faulty {
-    async fn observe(&self) -> Result<Arc<Observed>, KernelError> {
-        self.kernel.observe().await
-    }
-
-    async fn apply(&self, step: &LinkStep) -> Result<(), KernelError> {
-        self.faults.step(&step.to_string())?;
-        self.kernel.apply(step).await
-    }
-
-    async fn reachable(&self, link: &str, host: IpAddr) -> Result<bool, KernelError> {
-        self.kernel.reachable(link, host).await
-    }
-
-    async fn listeners(&self) -> Result<Vec<Listener>, KernelError> {
-        self.kernel.listeners().await
-    }
-
-    fn events(&self) -> Result<mpsc::Receiver<()>, KernelError> {
-        self.kernel.events()
-    }
-}
-
-struct Lab {
-    engine: Engine,
-    kernel: Arc<Faulty>,
-    dataplane: Arc<FakeDataPlane>,
-    store: Arc<MemoryStore>,
-}
-
-impl Lab {
-    async fn new() -> Self {
-        Self::with(Arc::default()).await
-    }
-
-    async fn with(store: Arc<MemoryStore>) -> Self {
-        let kernel = Arc::new(Faulty { kernel: NetlinkKernel::open().unwrap(), faults: Faults::default() });
-        let dataplane = Arc::new(FakeDataPlane::new(Faults::default()));
-        let engine =
-            Engine::start(kernel.clone(), dataplane.clone(), no_filter(), store.clone(), Options::default())
-                .await;
-        Self { engine: engine.unwrap(), kernel, dataplane, store }
-    }
-
-    async fn change(&self, change: Change) -> telecluster_worker::engine::Outcome {
-        self.engine.change(change).await.unwrap()
-    }
-
-    async fn code(&self, change: Change) -> Code {
-        self.engine.change(change).await.unwrap_err().code
-    }
-
-    async fn links(&self) -> Links {
-        self.kernel.observe().await.unwrap().links.clone()
-    }
-}
-
-/// These tests ask for no firewall rules.
-fn no_filter() -> Arc<FakeFilter> {
-    Arc::new(FakeFilter::new(Faults::default()))
-}
-
-fn name(name: &str) -> LinkName {
-    LinkName::new(name).unwrap()
-}
-
-fn bridge(bridge: &str) -> Change {
-    Change::CreateBridge(BridgeSpec {
-        kind: BridgeType::Linux,
-        backend: BridgeType::Linux,
-        name: name(bridge),
-        stp: false,
-        mtu: None,
-        addresses: Vec::new(),
-    })
-}
-
-fn veth(a: &str, b: &str, bridges: [Option<&str>; 2]) -> VethSpec {
-    let [bridge1, bridge2] = bridges.map(|bridge| bridge.map(name));
-    VethSpec { name1: name(a), name2: name(b), bridge1, bridge2, namespace1: None, namespace2: None }
-}
-
-fn tap(tap: &str, bridge: Option<&str>) -> TunSpec {
-    TunSpec {
-        name: name(tap),
-        kind: TunType::Tap,
-        owner: Some(1000),
-        group: Some(1001),
-        bridge: bridge.map(name),
-        persistent: false,
-        multi_queue: true,
-        vnet_hdr: true,
-        mtu: Some(1400),
-        addresses: Vec::new(),
-    }
-}
-
-fn delete(bridge: &str) -> Change {
-    Change::DeleteBridge { name: bridge.into(), force: true }
-}
-
-/// Until it is so. Less than the time after which the kernel is read anew although it told of nothing.
-async fn eventually<F: Future<Output = bool>>(what: &str, mut test: impl FnMut() -> F) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !test().await {
-        assert!(Instant::now() < deadline, "{what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
-/// Packets that a link of this namespace has received.
-fn received(link: &str) -> u64 {
-    let table = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
-    let line = table.lines().find_map(|line| line.trim().strip_prefix(&format!("{link}:"))).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
-/// Sends broadcasts out of the interface that has an address of 10.1.0.0/24.
-fn broadcast(count: usize) {
-    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-    socket.set_broadcast(true).unwrap();
-    for _ in 0..count {
-        socket.send_to(b"hello", "10.1.0.255:9").unwrap();
-    }
-}
-
-/// What must be the same again after an undo: everything but what comes and goes by itself.
-fn essence(observed: Arc<Observed>, named: &Named) -> Observed {
-    let mut observed = Arc::unwrap_or_clone(observed);
-    let all =
-        std::iter::once(&mut observed.links).chain(observed.namespaces.iter_mut().map(|ns| &mut ns.links));
-    for link in all.flat_map(Links::iter_mut) {
-        link.addresses.retain(|address| address.global);
-        link.operstate = OperState::Unknown;
-        if let Some(port) = &mut link.port {
-            port.state = if port.guarded { PortState::Listening } else { PortState::Forwarding };
-        }
-        // A bridge takes the least MAC of its ports, unless it was given one.
-        if link.is_bridge() {
-            link.mac = None;
-        }
-    }
-    // These follow the carriers.
-    observed.routes.retain(|route| !route.destination.to_string().starts_with("fe80"));
-    observed.routes.sort_by_key(|route| (route.interface, route.destination, route.metric));
-    // Other tests make and remove theirs meanwhile.
-    observed.namespaces.retain(|ns| ns.name == named.0);
-    observed
-}
+use self::lab::{Lab, Named, bridge, delete, eventually, in_namespace, name, no_filter, run, tap, veth};
 
 #[test]
 fn a_bridge_is_what_the_kernel_says() {
@@ -321,95 +113,6 @@ fn a_tap_is_what_the_kernel_says() {
         let taken = LinkStep::CreateTun(NewTun { name: "tap9".into(), tap: true, ..NewTun::default() });
         let error = lab.kernel.kernel.apply(&taken).await.unwrap_err();
         assert_eq!(error.errno, Some(nix::errno::Errno::EEXIST as i32));
-    });
-}
-
-#[test]
-fn a_ring_on_one_bridge_stays_quiet() {
-    in_namespace(|| async {
-        let lab = Lab::new().await;
-        lab.change(Change::CreateBridge(BridgeSpec {
-            kind: BridgeType::Linux,
-            backend: BridgeType::Linux,
-            name: name("br-vm"),
-            stp: false,
-            mtu: None,
-            addresses: vec!["10.1.0.1/24".parse().unwrap()],
-        }))
-        .await;
-        let outcome = lab.change(Change::CreateVeth(veth("v1", "v2", [Some("br-vm"); 2]))).await;
-        assert_eq!(outcome.warnings.len(), 1, "{outcome:?}");
-        let view = lab.engine.bridge("br-vm").await.unwrap();
-        assert_eq!(view.blocked_ports.len(), 1);
-        assert_eq!(
-            (view.blocked_ports[0].port.as_str(), view.blocked_ports[0].state.as_str()),
-            ("v2", "blocking")
-        );
-        // In the kernel, not only in the view. Listening is what blocks without spanning tree.
-        let held = || async {
-            let port = lab.kernel.observe().await.unwrap().link("v2").unwrap().port.unwrap();
-            assert!(port.guarded);
-            port.state == PortState::Listening
-        };
-        assert!(held().await);
-
-        broadcast(10);
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        let quiet = received("v1") + received("v2");
-        assert!(quiet < 100, "{quiet} packets");
-
-        // The carrier goes and comes: the kernel forgets the state, the guard stays, the worker sets it again.
-        for state in ["down", "up"] {
-            run("ip", &["link", "set", "v1", state]);
-        }
-        broadcast(10);
-        eventually("v2 is held again", held).await;
-        let quiet = received("v1") + received("v2");
-        assert!(quiet < 200, "{quiet} packets");
-
-        // And the guard is what keeps it quiet: without it there is a storm.
-        let hold = |hold| LinkStep::Hold { port: "v2".into(), bridge: "br-vm".into(), hold };
-        lab.kernel.kernel.apply(&hold(false)).await.unwrap();
-        broadcast(10);
-        let began = Instant::now();
-        while received("v1") + received("v2") < 10_000 && began.elapsed() < Duration::from_secs(2) {}
-        run("ip", &["link", "set", "v1", "down"]);
-        assert!(received("v1") + received("v2") >= 10_000, "the control experiment must storm");
-
-        // When the reason goes away the port is let go.
-        run("ip", &["link", "set", "v1", "up"]);
-        lab.kernel.kernel.apply(&hold(true)).await.unwrap();
-        lab.change(Change::RemovePort { bridge: "br-vm".into(), port: "v1".into() }).await;
-        let port = lab.kernel.observe().await.unwrap().link("v2").unwrap().port.unwrap();
-        assert_eq!((port.guarded, port.state), (false, PortState::Forwarding));
-        assert!(lab.engine.bridge("br-vm").await.unwrap().blocked_ports.is_empty());
-    });
-}
-
-#[test]
-fn a_ring_over_two_bridges_stays_quiet() {
-    in_namespace(|| async {
-        let lab = Lab::new().await;
-        for bridge_name in ["br-a", "br-b"] {
-            lab.change(bridge(bridge_name)).await;
-        }
-        run("ip", &["addr", "add", "10.1.0.1/24", "dev", "br-a"]);
-        lab.change(Change::CreateVeth(veth("a1", "b1", [Some("br-a"), Some("br-b")]))).await;
-        // The second pair exists, and is up, before it closes the ring.
-        lab.change(Change::CreateVeth(veth("a2", "b2", [Some("br-a"), None]))).await;
-        broadcast(1);
-        let outcome = lab.change(Change::AddPort { bridge: "br-b".into(), port: "b2".into() }).await;
-        assert_eq!(outcome.warnings.len(), 1, "{outcome:?}");
-        broadcast(10);
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        let quiet: u64 = ["a1", "a2", "b1", "b2"].into_iter().map(received).sum();
-        assert!(quiet < 500, "{quiet} packets");
-        // The other way round the ring breaks: the held port forwards.
-        lab.change(Change::DeleteVeth { name: "a1".into() }).await;
-        eventually("b2 forwards", || async {
-            lab.engine.bridge("br-b").await.unwrap().blocked_ports.is_empty()
-        })
-        .await;
     });
 }
 
@@ -677,4 +380,28 @@ fn a_refusal_says_what_the_kernel_said() {
         let error = kernel.apply(&LinkStep::SetUp { link: at, up: true }).await.unwrap_err();
         assert!(error.to_string().contains("tct-nobody: ENOENT"), "{error}");
     });
+}
+
+/// What must be the same again after an undo: everything but what comes and goes by itself.
+fn essence(observed: Arc<Observed>, named: &Named) -> Observed {
+    let mut observed = Arc::unwrap_or_clone(observed);
+    let all =
+        std::iter::once(&mut observed.links).chain(observed.namespaces.iter_mut().map(|ns| &mut ns.links));
+    for link in all.flat_map(Links::iter_mut) {
+        link.addresses.retain(|address| address.global);
+        link.operstate = OperState::Unknown;
+        if let Some(port) = &mut link.port {
+            port.state = if port.guarded { PortState::Listening } else { PortState::Forwarding };
+        }
+        // A bridge takes the least MAC of its ports, unless it was given one.
+        if link.is_bridge() {
+            link.mac = None;
+        }
+    }
+    // These follow the carriers.
+    observed.routes.retain(|route| !route.destination.to_string().starts_with("fe80"));
+    observed.routes.sort_by_key(|route| (route.interface, route.destination, route.metric));
+    // Other tests make and remove theirs meanwhile.
+    observed.namespaces.retain(|ns| ns.name == named.0);
+    observed
 }
