@@ -224,7 +224,8 @@ impl View {
             libc::RTM_NEWROUTE | libc::RTM_DELROUTE if family == libc::AF_INET6 => {
                 self.note_ipv6_route(message)
             }
-            libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => {
+            // Stations of bridges are told of by the same words.
+            libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH if [libc::AF_INET, libc::AF_INET6].contains(&family) => {
                 // linux/neighbour.h NUD_PERMANENT
                 let permanent = body.get(8).is_some_and(|state| state & 0x80 != 0);
                 let known = || self.neighbours.iter().any(|neighbour| neighbour.interface == index);

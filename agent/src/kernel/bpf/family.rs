@@ -19,6 +19,7 @@ use telecluster_common::{
 use super::{
     Plain, failed,
     forwards::{self, Parts},
+    mirror::Mirrored,
     object::{Object, take},
 };
 use crate::kernel::{
@@ -75,7 +76,7 @@ pub(super) struct FamilyMaps<A: Octets> {
     sources: LpmTrie<MapData, Plain<SourceKey<A>>, u32>,
     masquerades: LpmTrie<MapData, Plain<MasqueradeKey<A>>, Plain<Masquerade>>,
     uplinks: HashMap<MapData, u32, Plain<Uplink<A>>>,
-    local: HashMap<MapData, A, u32>,
+    local: Mirrored<A, u32>,
     /// What uplinks translated to that have no address at the moment: their flows go on when it comes back.
     gone: StdHashMap<u32, A>,
     /// How many entries `forwards`, `ranges` and `sources` have: counting them would mean to walk the maps.
@@ -100,7 +101,7 @@ impl<A: Octets> FamilyMaps<A> {
             sources: take(object, source)?,
             masquerades: take(object, masquerade)?,
             uplinks: take(object, uplink)?,
-            local: take(object, local)?,
+            local: Mirrored::take(object, local, "local address")?,
             gone: StdHashMap::new(),
             counts: [0; 3],
         };
@@ -182,16 +183,8 @@ impl<A: Octets> FamilyMaps<A> {
 
     /// The host's own addresses, each with the uplink that it is on, or 0.
     pub(super) fn set_local(&mut self, wanted: &StdHashMap<A, u32>) -> Result<()> {
-        let present: StdHashMap<A, u32> = self.local.iter().filter_map(Result::<_, MapError>::ok).collect();
-        for (address, uplink) in
-            wanted.iter().filter(|(address, uplink)| present.get(*address) != Some(*uplink))
-        {
-            self.local.insert(address, uplink, 0).map_err(|error| failed("add a local address", &error))?;
-        }
-        for address in present.keys().filter(|address| !wanted.contains_key(*address)) {
-            self.local.remove(address).map_err(|error| failed("remove a local address", &error))?;
-        }
-        Ok(())
+        self.local.add(wanted)?;
+        self.local.retain(wanted)
     }
 
     /// Sets what uplinks translate to; returns those whose flows, if they have any, are to another address.

@@ -12,7 +12,7 @@
 //! | [`xdp`] | the same in drivers |
 //! | [`probe`], [`leave`] | whether programs can be attached here; everything taken away |
 //! | [`log`] | the programs' messages into the agent's log |
-//! | [`batch`] | many map entries with one system call |
+//! | [`batch`], [`mirror`] | many map entries with one system call; maps whose entries are known without any |
 
 mod attach;
 mod batch;
@@ -24,6 +24,7 @@ mod flows;
 mod forwards;
 mod leave;
 pub mod log;
+mod mirror;
 pub mod object;
 mod probe;
 mod rules;
@@ -294,7 +295,7 @@ fn last_words(log: &str) -> Option<&str> {
 }
 
 /// Map keys and values of `telecluster_common`, for aya.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 #[repr(transparent)]
 struct Plain<T>(T);
 
