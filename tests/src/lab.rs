@@ -374,6 +374,11 @@ impl Lab {
         }
     }
 
+    /// Whether this kernel's bridge can keep VLANs apart (`vlan_filtering`), asked without the worker.
+    pub fn bridges_filter_vlans(&self) -> bool {
+        self.router.sh("ip -d link show br-lab").contains("vlan_default_pvid")
+    }
+
     /// A command in the worker's namespaces: its network, its BPF file system.
     pub fn command(&self, program: &str) -> Command {
         let mut command = self.router.command("nsenter");

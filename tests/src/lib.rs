@@ -13,6 +13,7 @@
 //! | [`sandbox`] | namespaces that vanish with the thread that made them |
 //! | [`chaos`] | a host that changes all the time, and where its packets may be |
 //! | [`conversation`] | one flow there and back, and a worker that masquerades it |
+//! | [`machine`] | machines behind the ports of a bridge |
 //! | [`dice`] | chance that can be repeated |
 //! | [`tap`] | the far side of a TAP |
 //! | [`traffic`] | many flows that notice every lost packet |
@@ -27,6 +28,7 @@ pub mod fuzz;
 pub mod host;
 pub mod kernel;
 pub mod lab;
+pub mod machine;
 pub mod ovs;
 pub mod sandbox;
 pub mod switch;

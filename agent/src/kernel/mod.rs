@@ -1,6 +1,7 @@
 //! Everything that touches the kernel, behind traits that have a fake.
 
 pub mod bpf;
+mod bridge_filter;
 pub mod dataplane;
 mod dump;
 mod ethtool;

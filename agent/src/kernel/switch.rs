@@ -93,6 +93,12 @@ pub trait VlanPlane: Send + Sync + std::fmt::Debug {
     /// when this returns.
     fn put_switch_port(&self, port: &SwitchPort) -> Result<(), KernelError>;
 
+    /// All ports, as they shall be, before each of them is put: where the kernel filters bridges as a whole, and to put right
+    /// what others have changed there.
+    fn bring_in_line(&self, _ports: &BTreeMap<u32, SwitchPort>) -> Result<(), KernelError> {
+        Ok(())
+    }
+
     /// Takes the programs off a port, and forgets it and its stations. Nothing happens when it is not there.
     fn remove_switch_port(&self, index: u32) -> Result<(), KernelError>;
 

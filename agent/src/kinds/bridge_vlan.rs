@@ -289,7 +289,9 @@ pub fn unfiltered(
             .is_some_and(|found| (found.native, &found.tagged) == (wanted.native, &wanted.tagged));
         (!filtered).then(|| {
             let why = match backend {
-                "iptables" => "they are kept apart by eBPF programs, and this worker runs with iptables",
+                "iptables" => {
+                    "this worker runs with iptables, and the kernel's bridge does not do it: the log says why"
+                }
                 _ => "the log says why",
             };
             let problem =

@@ -1,12 +1,12 @@
 //! The VLAN filter follows the links: ports that come and go, carriers, spanning tree.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 use tracing::{error, warn};
 
 use crate::{
-    kernel::{KernelError, links::Observed},
+    kernel::{KernelError, links::Observed, switch::SwitchPort},
     kinds::bridge_vlan::{self, ATTACH_BATCH},
     plan::{Step, VlanStep},
 };
@@ -20,14 +20,19 @@ impl Owner {
     /// Brings the ports of filtered bridges in line with the links as they are now. Answers when there is more to
     /// do: programs are attached a few at a time, so that requests need not wait for hundreds of ports.
     pub(super) async fn refresh_vlans(&mut self, observed: &Observed) -> Option<Instant> {
-        let steps = {
+        let wanted = {
             let state = self.shared.state();
             if state.port_vlans.is_empty() && self.nat.ports.is_empty() {
                 return None;
             }
-            bridge_vlan::steps(&bridge_vlan::desired(&state, observed), &self.nat)
+            bridge_vlan::desired(&state, observed)
         };
+        let steps = bridge_vlan::steps(&wanted, &self.nat);
         let (mut slow, mut again) = (0, None);
+        if let Err(error) = self.bring_in_line(wanted).await {
+            warn!(%error, "the VLANs of a bridge could not be brought in line");
+            again = Some(Instant::now() + RETRY);
+        }
         for step in steps {
             let known = match &step {
                 VlanStep::Put(port) => self.nat.ports.contains_key(&port.index),
@@ -46,6 +51,13 @@ impl Owner {
             }
         }
         again
+    }
+
+    async fn bring_in_line(&self, wanted: BTreeMap<u32, SwitchPort>) -> Result<(), KernelError> {
+        let dataplane = Arc::clone(&self.shared.dataplane);
+        tokio::task::spawn_blocking(move || dataplane.bring_in_line(&wanted))
+            .await
+            .unwrap_or_else(|error| Err(KernelError::other("change the VLANs of bridges", error.to_string())))
     }
 
     pub(super) async fn vlan(&mut self, step: &VlanStep) -> Result<(), KernelError> {

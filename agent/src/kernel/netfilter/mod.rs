@@ -28,12 +28,12 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use nix::errno::Errno;
 use telecluster_common::{drop::DropReason, maps::Timeouts};
 
 use self::{flows::Owners, lines::Placed, settings::Lifetimes, tables::Tables};
 use super::{
     KernelError,
+    bridge_filter::{self, BridgeFilter},
     dataplane::{
         Attachment, Counters, DataPlane, FastPath, FastPort, Flow, HostAddresses, MapPressure, NatRule,
         NatType, Slot,
@@ -44,14 +44,15 @@ use super::{
 };
 
 /// Beside what is refused; `docs/fallback.md` says more.
-const DIFFERENCES: [&str; 7] = [
+const DIFFERENCES: [&str; 8] = [
     "an inside socket may get another external port for each destination (no endpoint-independent mapping)",
     "only the very socket that the inside has sent to may answer, whatever nat_type says",
     "port_parity is not kept",
     "packets of a segmentation offload count as one",
     "timeouts are the kernel's: net.netfilter.nf_conntrack_*",
     "drops have no reasons",
-    "there is no fast path, and no VLAN on a bridge's port",
+    "there is no fast path",
+    "VLANs on ports of bridges are kept apart by the kernel's bridge, where it has a filter, by its rules and without counters",
 ];
 
 /// The chains and connections of the running kernel.
@@ -62,6 +63,7 @@ pub struct NetfilterDataPlane {
     /// `iptables-legacy`: its changes are told to nobody.
     legacy: bool,
     host: Mutex<Host>,
+    bridges: BridgeFilter,
 }
 
 /// What is only remembered: nothing hangs at an interface.
@@ -80,7 +82,7 @@ impl NetfilterDataPlane {
         let host = Host { attached, addresses: HostAddresses::default() };
         let tables = Arc::new(Mutex::new(tables));
         watch::watch(Arc::clone(&tables), legacy)?;
-        Ok(Self { tables, iptables, legacy, host: Mutex::new(host) })
+        Ok(Self { tables, iptables, legacy, host: Mutex::new(host), bridges: BridgeFilter::open()? })
     }
 
     /// Every change of the chains is whole by itself, so a panic elsewhere leaves nothing half done.
@@ -107,10 +109,11 @@ impl NetfilterDataPlane {
     }
 }
 
-/// Removes what an iptables data plane has left, rules and flows, so that another one can take over.
+/// Removes what an iptables data plane has left, rules, flows and filters of bridges, so that another one can take over.
 ///
 /// No program is run on a host that has no such chains: it may have no iptables either.
 pub fn take_away(iptables: &Iptables) -> Result<(), KernelError> {
+    bridge_filter::take_away()?;
     if !may_have_chains() {
         return Ok(());
     }
@@ -276,41 +279,39 @@ impl DataPlane for NetfilterDataPlane {
     }
 }
 
-fn no_vlans(operation: String) -> KernelError {
-    KernelError {
-        extack: None,
-        errno: Some(Errno::EOPNOTSUPP as i32),
-        operation,
-        reason: "VLANs of bridge ports are eBPF programs, and this worker runs with iptables".to_owned(),
-    }
-}
-
-/// There are none: they are refused.
+/// By the kernel's own filter.
 impl VlanPlane for NetfilterDataPlane {
     fn put_switch_port(&self, port: &SwitchPort) -> Result<(), KernelError> {
-        Err(no_vlans(format!("filter VLANs on interface {}", port.index)))
+        self.bridges.put(port)
     }
 
-    fn remove_switch_port(&self, _index: u32) -> Result<(), KernelError> {
-        Ok(())
+    fn bring_in_line(&self, ports: &BTreeMap<u32, SwitchPort>) -> Result<(), KernelError> {
+        self.bridges.settle(ports)
+    }
+
+    fn remove_switch_port(&self, index: u32) -> Result<(), KernelError> {
+        self.bridges.remove(index)
     }
 
     fn switch_ports(&self) -> Result<BTreeMap<u32, SwitchPort>, KernelError> {
-        Ok(BTreeMap::new())
+        self.bridges.ports()
     }
 
+    /// It counts ports, not their VLANs.
     fn vlan_counters(&self) -> Result<Vec<VlanCounters>, KernelError> {
         Ok(Vec::new())
     }
 
+    /// And what it drops, nowhere by reason.
     fn port_drops(&self) -> Result<Vec<PortDrops>, KernelError> {
         Ok(Vec::new())
     }
 
     fn stations(&self) -> Result<Vec<Station>, KernelError> {
-        Ok(Vec::new())
+        self.bridges.stations()
     }
 
+    /// The kernel forgets them.
     fn age_stations(&self) -> Result<usize, KernelError> {
         Ok(0)
     }
