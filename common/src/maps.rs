@@ -20,7 +20,7 @@ pub const MAX_BLOCKS: u32 = 65536;
 pub const MAX_PORTS: u32 = 8192;
 
 /// Version of everything in this file. A pinned map of another version is not touched.
-pub const SCHEMA: u32 = 8;
+pub const SCHEMA: u32 = 9;
 
 /// Places of the programs in the `stage` map, to which those on the hooks go on.
 pub mod stage {
@@ -475,6 +475,8 @@ pub struct Epoch {
     /// Until when nothing but hosts and traffic class decides where a packet goes, in ticks of 2^20 ns since boot; 0: there
     /// is more. The agent moves it on while it is there to hear of changes.
     pub alike: u32,
+    /// Since when `current` is what it is, in the same ticks.
+    pub begun: u32,
 }
 
 /// Pairs of hosts that are known at once: the size of `pair4` and of `pair6`.

@@ -20,7 +20,7 @@ use telecluster_common::{
         SourceKey, Uplink,
     },
     nat::{
-        fast::{HopRef, Ways, is_ahead, stamp},
+        fast::{HopRef, Ways, is_ahead, is_settled, stamp},
         work::{Prefixed, Work},
     },
     tables::{BindingRef, Claim, FlowRef, Host, Limits, RangeRef, Tables},
@@ -142,6 +142,12 @@ impl Ways for Kernel {
     #[inline(always)]
     fn epoch(&self) -> u32 {
         EPOCH.get(0).map_or(0, |epoch| epoch.current)
+    }
+
+    #[inline(always)]
+    fn settled_epoch(&self) -> u32 {
+        let settled = EPOCH.get(0).filter(|epoch| is_settled(epoch.begun, self.now()));
+        settled.map_or(0, |epoch| epoch.current)
     }
 
     #[inline(always)]

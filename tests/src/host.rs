@@ -289,6 +289,10 @@ impl Ways for HostTables {
         0
     }
 
+    fn settled_epoch(&self) -> u32 {
+        0
+    }
+
     fn are_alike(&self) -> bool {
         false
     }

@@ -171,7 +171,7 @@ fn seen(frame: &[u8]) -> Option<Seen> {
 }
 
 /// The number under which flows learn: read where the programs read it.
-struct Epoch(Array<MapData, [u32; 3]>);
+struct Epoch(Array<MapData, [u32; 4]>);
 
 impl Epoch {
     fn open(lab: &Lab) -> Self {

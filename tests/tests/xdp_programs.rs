@@ -88,8 +88,8 @@ impl Fast {
 
     /// Writes down what the slow path would have learned between two interfaces.
     fn find_ways(&self) {
-        let mut epochs: Array<_, [u32; 3]> = Map::Array(pinned("epoch")).try_into().expect("the map");
-        epochs.set(0, [EPOCH, EPOCH, 0], 0).expect("set the epoch");
+        let mut epochs: Array<_, [u32; 4]> = Map::Array(pinned("epoch")).try_into().expect("the map");
+        epochs.set(0, [EPOCH, EPOCH, 0, 0], 0).expect("set the epoch");
         let mut hop = [0_u8; size_of::<Hop>()];
         for (place, value) in [
             (offset_of!(Hop, stamp), EPOCH),

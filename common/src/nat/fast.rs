@@ -30,6 +30,10 @@ const PROBES: u32 = 4;
 /// How long a way may be used before a packet has to take the kernel's again: 16 s.
 const LEASE: u32 = ticks(16);
 
+/// How long after its beginning nothing is learned under an epoch: 16 ms. A packet that leaves now has been routed a while
+/// ago, on a processor that was taken away meanwhile perhaps; it must not tell of an old way under a new epoch.
+const UNSETTLED: u32 = 16;
+
 /// Values of a flow's lease that are no time.
 mod lease {
     /// A packet was seen to go that way, once. A bridge that does not know a station sends to every port, so one
@@ -51,6 +55,9 @@ pub mod stamp {
 pub trait Ways: Host {
     /// The present epoch; 0: every packet takes the kernel's way.
     fn epoch(&self) -> u32;
+
+    /// The present epoch if it [is settled](is_settled): that under which a packet which leaves may be learned from; else 0.
+    fn settled_epoch(&self) -> u32;
 
     /// Whether nothing but hosts and traffic class decides where a packet goes, see [`pair`](super::pair).
     fn are_alike(&self) -> bool;
@@ -205,6 +212,12 @@ pub const fn is_ahead(until: u32, now: u64) -> bool {
     until != 0 && until.wrapping_sub(tick(now)) as i32 > 0
 }
 
+/// Whether packets that leave now have been routed in an epoch that began then, in ticks.
+#[inline(always)]
+pub const fn is_settled(begun: u32, now: u64) -> bool {
+    tick(now).wrapping_sub(begun) >= UNSETTLED
+}
+
 #[inline(always)]
 const fn runs(lease: u32, now: u64) -> bool {
     lease > lease::WAITING && lease.wrapping_sub(tick(now)) <= LEASE
@@ -292,7 +305,7 @@ pub(super) fn learn<P, T, A>(
     T: Tables<A> + Ways,
     A: Address,
 {
-    let (interface, from, epoch) = (packet.interface(), packet.came_in_through(), tables.epoch());
+    let (interface, from, epoch) = (packet.interface(), packet.came_in_through(), tables.settled_epoch());
     // The host's own come from nowhere.
     if from == 0 || epoch == 0 {
         return;
@@ -386,4 +399,18 @@ fn hash(hop: &Hop) -> u32 {
     let mixed = u32::from_ne_bytes([a, b, c, d]) ^ hop.interface.wrapping_mul(0x85eb_ca6b) ^ hop.from;
     // Knuth's multiplicative hash: the upper bits are the mixed ones.
     mixed.wrapping_mul(0x9e37_79b1) >> 16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_epoch_is_settled_when_what_was_routed_before_it_has_left() {
+        let at = |tick: u32| u64::from(tick) << TICK_BITS;
+        assert!(!is_settled(100, at(100)));
+        assert!(!is_settled(100, at(99 + UNSETTLED)));
+        assert!(is_settled(100, at(100 + UNSETTLED)));
+        assert!(is_settled(u32::MAX, at(u32::MAX) + at(UNSETTLED)), "ticks wrap");
+    }
 }

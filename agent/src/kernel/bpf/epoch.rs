@@ -100,7 +100,7 @@ impl Inner {
     }
 
     fn raise(&mut self) -> Result<(), KernelError> {
-        let next = after(self.read()?, self.closed.is_none(), self.alike_until()?);
+        let next = after(self.read()?, self.closed.is_none(), self.alike_until()?, tick()?);
         self.map.set(0, Plain(next), 0).map_err(|error| failed("raise the epoch", &error))
     }
 
@@ -119,16 +119,20 @@ impl Inner {
         if self.unlike.is_some() {
             return Ok(0);
         }
-        #[expect(clippy::cast_possible_truncation, reason = "ticks wrap")]
-        let now = (super::flows::now()? >> TICK_BITS) as u32;
-        Ok(now.wrapping_add(ALIKE).max(1))
+        Ok(tick()?.wrapping_add(ALIKE).max(1))
     }
 }
 
+/// Now, as the programs count.
+#[expect(clippy::cast_possible_truncation, reason = "ticks wrap")]
+fn tick() -> Result<u32, KernelError> {
+    Ok((super::flows::now()? >> TICK_BITS) as u32)
+}
+
 /// No number is used twice, closed or not, and 0 never: it would be the stamp of a flow that has learned nothing.
-fn after(before: Value, open: bool, alike: u32) -> Value {
+fn after(before: Value, open: bool, alike: u32, now: u32) -> Value {
     let last = before.last.checked_add(1).unwrap_or(1);
-    Value { current: if open { last } else { 0 }, last, alike: if open { alike } else { 0 } }
+    Value { current: if open { last } else { 0 }, last, alike: if open { alike } else { 0 }, begun: now }
 }
 
 #[cfg(test)]
@@ -137,12 +141,13 @@ mod tests {
 
     #[test]
     fn a_number_is_not_used_again_after_the_path_was_closed() {
-        let first = after(Value::default(), true, 0);
-        let closed = after(first, false, 7);
-        let second = after(closed, true, 7);
+        let first = after(Value::default(), true, 0, 100);
+        let closed = after(first, false, 7, 101);
+        let second = after(closed, true, 7, 102);
         assert_eq!((first.current, closed.current), (1, 0));
         assert_ne!(second.current, first.current);
         assert_eq!((first.alike, closed.alike, second.alike), (0, 0, 7));
-        assert_eq!(after(Value { current: u32::MAX, last: u32::MAX, alike: 0 }, true, 0).current, 1);
+        assert_eq!((first.begun, second.begun), (100, 102));
+        assert_eq!(after(Value { last: u32::MAX, ..first }, true, 0, 103).current, 1);
     }
 }
