@@ -3,7 +3,12 @@
 //! `axum::serve` has no timer for request heads: whoever opens connections and sends nothing would hold our
 //! descriptors until there are none left.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use axum::{Router, extract::ConnectInfo};
 use hyper::{Request, body::Incoming, server::conn::http1};
@@ -12,11 +17,19 @@ use hyper_util::{
     server::graceful::GracefulShutdown,
     service::TowerToHyperService,
 };
-use tokio::{net::TcpListener, sync::Semaphore, time};
+use tokio::{
+    net::TcpListener,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time,
+};
 use tower::ServiceExt;
 
-/// Connections at a time; further ones wait in the kernel's queue.
-const CONNECTIONS: usize = 512;
+/// Connections of this host at a time; further ones wait in the kernel's queue.
+const LOCAL: usize = 512;
+/// Connections from elsewhere at a time, and of those from one place; further ones are closed. Whoever holds them all
+/// keeps others from elsewhere out, and not those of this host.
+const ELSEWHERE: usize = 512;
+const PLACE: usize = 128;
 
 /// How long a connection may take.
 #[derive(Debug, Clone, Copy)]
@@ -42,15 +55,12 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
 ) {
     let open = GracefulShutdown::new();
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    let permits = Arc::new(Semaphore::new(LOCAL));
+    let guests = Guests::default();
     let mut stop = std::pin::pin!(stop);
     loop {
-        let next = async {
-            let permit = Arc::clone(&permits).acquire_owned().await;
-            (permit, listener.accept().await)
-        };
-        let (permit, accepted) = tokio::select! {
-            next = next => next,
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
             () = &mut stop => break,
         };
         let (stream, peer) = match accepted {
@@ -61,6 +71,18 @@ pub async fn serve(
                 time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
+        };
+        let seat = if peer.ip().to_canonical().is_loopback() {
+            tokio::select! {
+                permit = Arc::clone(&permits).acquire_owned() => permit.map(Seat::Local).ok(),
+                () = &mut stop => break,
+            }
+        } else {
+            guests.admit(peer.ip()).map(Seat::Elsewhere)
+        };
+        let Some(seat) = seat else {
+            tracing::debug!(%peer, "there are too many connections from elsewhere; this one is closed");
+            continue;
         };
         // An answer is small and leaves at once.
         let _ = stream.set_nodelay(true);
@@ -77,12 +99,63 @@ pub async fn serve(
             if let Err(error) = connection.await {
                 tracing::debug!(%peer, %error, "a connection ended early");
             }
-            drop(permit);
+            drop(seat);
         });
     }
     drop(listener);
     if time::timeout(timeouts.grace, open.shutdown()).await.is_err() {
         tracing::warn!(seconds = timeouts.grace.as_secs(), "requests are still open, leaving them");
+    }
+}
+
+/// What a connection holds while it is open.
+#[expect(dead_code, reason = "they are held to be dropped")]
+enum Seat {
+    Local(OwnedSemaphorePermit),
+    Elsewhere(Guest),
+}
+
+/// Connections from elsewhere, by where they come from.
+#[derive(Clone, Default)]
+struct Guests(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+/// One of them.
+struct Guest {
+    guests: Guests,
+    place: IpAddr,
+}
+
+impl Guests {
+    fn admit(&self, from: IpAddr) -> Option<Guest> {
+        let place = place(from);
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all: usize = counts.values().sum();
+        let here = counts.get(&place).copied().unwrap_or(0);
+        if all >= ELSEWHERE || here >= PLACE {
+            return None;
+        }
+        counts.insert(place, here + 1);
+        Some(Guest { guests: self.clone(), place })
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let mut counts = self.guests.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.place) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.place);
+            }
+        }
+    }
+}
+
+/// Who has one IPv6 address has a whole network of them.
+fn place(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(ip) => ip.into(),
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & (u128::MAX << 64)).into(),
     }
 }
 
@@ -130,6 +203,36 @@ mod tests {
         let (address, _stop, _server) = started().await;
         let answer = exchange(address, "GET /who HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
         assert!(answer.ends_with("\r\n\r\n127.0.0.1"), "{answer}");
+    }
+
+    #[test]
+    fn one_place_does_not_have_all_connections_and_gives_them_back() {
+        let guests = Guests::default();
+        let (crowd, other) = ("192.0.2.1".parse().unwrap(), "::ffff:192.0.2.2".parse().unwrap());
+        let mut held: Vec<_> = (0..PLACE).map(|_| guests.admit(crowd).unwrap()).collect();
+        assert!(guests.admit(crowd).is_none());
+        assert!(guests.admit(other).is_some());
+        held.pop();
+        assert!(guests.admit(crowd).is_some());
+        drop(held);
+        assert!(guests.0.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_addresses_of_one_ipv6_network_are_one_place() {
+        let guests = Guests::default();
+        let address = |host: u16| Ipv6Addr::from([0x2001, 0xdb8, 0, 1, 0, 0, 0, host]).into();
+        let held: Vec<_> = (0..u16::MAX).map_while(|host| guests.admit(address(host))).collect();
+        assert_eq!(held.len(), PLACE);
+    }
+
+    #[test]
+    fn there_is_an_end_for_all_places_together() {
+        let guests = Guests::default();
+        let held: Vec<_> = (0..u32::MAX)
+            .map_while(|host| guests.admit(std::net::Ipv4Addr::from(host + (1 << 24)).into()))
+            .collect();
+        assert_eq!(held.len(), ELSEWHERE);
     }
 
     #[tokio::test]
