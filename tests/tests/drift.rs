@@ -106,6 +106,19 @@ fn what_others_do_to_links_is_put_right_within_a_second() {
 }
 
 #[test]
+fn forwarding_that_somebody_switches_off_is_on_again() {
+    let lab = Lab::new();
+    lab.ipv6();
+    let _worker = lab.start();
+    lab.masquerade();
+    lab.post("/nat/masquerade", &json!({"source_network": "fd00:1::/64", "output_interface": "wan0"})).ok();
+    for switch in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"] {
+        lab.router.sh(&format!("sysctl -qw {switch}=0"));
+        eventually(switch, || lab.router.sh(&format!("sysctl -n {switch}")).trim() == "1");
+    }
+}
+
+#[test]
 fn what_cannot_be_put_right_is_reported_where_people_look() {
     let lab = Lab::new();
     let _worker = lab.start();

@@ -404,8 +404,10 @@ impl Owner {
         let wanted = rule::all_desired(&self.ahead, observed, &self.nat);
         let steps = rule::steps(&wanted, observed, &self.nat);
         for step in steps {
-            if let Err(error) = self.act(&step).await {
-                warn!(%step, %error, "the data plane could not be brought in line");
+            match (self.act(&step).await, &step) {
+                (Ok(()), Step::Link(_)) => info!(%step, "put right"),
+                (Ok(()), Step::Nat(_) | Step::Filter(_) | Step::Vlan(_)) => {}
+                (Err(error), _) => warn!(%step, %error, "the data plane could not be brought in line"),
             }
         }
     }

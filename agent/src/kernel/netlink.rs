@@ -130,6 +130,9 @@ impl Kernel for NetlinkKernel {
             MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Ipv6Route,
             MulticastGroup::Nsid,
+            // Whether anything is forwarded at all.
+            MulticastGroup::Ipv4Netconf,
+            MulticastGroup::Ipv6Netconf,
         ];
         let socket = listen(NETLINK_ROUTE, groups.map(|group| group as u32))?;
         // Also of the namespaces that this one has a number for: those with the far end of one of its pairs.

@@ -36,6 +36,13 @@ impl Insides {
         }
     }
 
+    /// Whether a rule is about hosts of that address family. IPv4 comes first in order.
+    pub fn any(&self, ipv6: bool) -> bool {
+        let host = if ipv6 { self.hosts.keys().next_back() } else { self.hosts.keys().next() };
+        let network = if ipv6 { self.networks.keys().next_back() } else { self.networks.keys().next() };
+        host.is_some_and(|ip| ip.is_ipv6() == ipv6) || network.is_some_and(|net| net.addr().is_ipv6() == ipv6)
+    }
+
     /// Whether a rule is about a host that may be in this network.
     fn meet(&self, network: &IpNet) -> bool {
         let hosts = match network {

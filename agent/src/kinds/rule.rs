@@ -125,12 +125,18 @@ pub fn steps(changes: &BTreeMap<Slot, Option<NatRule>>, observed: &Observed, nat
     let uplinks: BTreeSet<u32> =
         kept.chain(changes.values().filter_map(|rule| rule.as_ref()).map(NatRule::uplink)).collect();
 
+    let mut insides = nat.insides().clone();
+    for (slot, rule) in &changes {
+        nat.rules().get(slot).inspect(|old| insides.remove(old));
+        rule.iter().for_each(|new| insides.add(new));
+    }
+
     let mut steps = Vec::new();
-    let needs = |ipv6| changes.values().any(|rule| rule.as_ref().is_some_and(|rule| rule.is_ipv6() == ipv6));
-    if needs(false) && !observed.ip_forward {
+    // For rules that are there already too: somebody may have switched it off since.
+    if !observed.ip_forward && insides.any(false) {
         steps.push(Step::Link(LinkStep::SetIpForwarding(true)));
     }
-    if needs(true) && observed.ipv6_forward == Some(false) {
+    if observed.ipv6_forward == Some(false) && insides.any(true) {
         steps.push(Step::Link(LinkStep::SetIpv6Forwarding(true)));
     }
     for uplink in uplinks.difference(&nat.attached) {
@@ -139,11 +145,6 @@ pub fn steps(changes: &BTreeMap<Slot, Option<NatRule>>, observed: &Observed, nat
     let addresses = host_addresses(observed, &uplinks);
     if addresses != nat.addresses {
         steps.push(Step::Nat(NatStep::SetAddresses(addresses)));
-    }
-    let mut insides = nat.insides().clone();
-    for (slot, rule) in &changes {
-        nat.rules().get(slot).inspect(|old| insides.remove(old));
-        rule.iter().for_each(|new| insides.add(new));
     }
     let ports = lan::fast_ports(observed, &uplinks, &insides, |index| nat.ports.contains_key(&index));
     if ports != nat.fast_ports {

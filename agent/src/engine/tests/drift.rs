@@ -36,6 +36,20 @@ async fn a_held_port_that_slipped_is_held_again_on_an_event() {
     assert_eq!(state(fake.kernel.observe().await.unwrap()), PortState::Listening);
 }
 
+#[tokio::test(start_paused = true)]
+async fn forwarding_that_somebody_switches_off_is_switched_on_again_while_rules_need_it() {
+    let (engine, fake) = lab([masquerade(true)]).await;
+    let forwarding = async |on: bool| {
+        fake.kernel.edit(|world| (world.ip_forward, world.ipv6_forward) = (on, Some(false)));
+        told(&fake).await;
+        let seen = fake.kernel.observe().await.unwrap();
+        (seen.ip_forward, seen.ipv6_forward)
+    };
+    assert_eq!(forwarding(false).await, (true, Some(false)), "IPv6 has no rule");
+    engine.change(Change::FlushNat).await.unwrap();
+    assert_eq!(forwarding(false).await, (false, Some(false)));
+}
+
 /// What others do to our objects, each to a machine with one of every kind.
 fn every_drift() -> Vec<(&'static str, LinkStep)> {
     let delete = |link: &str| LinkStep::DeleteLink(At::here(link));
