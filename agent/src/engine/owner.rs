@@ -22,7 +22,12 @@ use tracing::{error, info, warn};
 
 use crate::{
     error::{Code, Error, Result},
-    kernel::{KernelError, links::Observed, listeners::Listener},
+    kernel::{
+        KernelError,
+        links::{Link, Observed},
+        listeners::Listener,
+        step::LinkStep,
+    },
     kinds::{self, rule, uplink},
     loops,
     plan::{FilterStep, Installed, NatStep, Plan, Step, World},
@@ -284,7 +289,7 @@ impl Owner {
         let mut after = self.shared.observe().await?;
         // A port may have to be held, or let go, because of what has just changed elsewhere on its ring.
         self.ahead.apply(&plan.writes);
-        let holds = loops::settle(&after, |link| kinds::ours(&self.ahead, &after, link));
+        let holds = holds(&self.ahead, &after);
         if !holds.is_empty() {
             for step in holds {
                 self.step(&Step::Link(step), before, undo).await?;
@@ -386,7 +391,7 @@ impl Owner {
         };
         let holds = {
             let state = self.shared.state();
-            loops::settle(&observed, |link| kinds::ours(&state, &observed, link))
+            holds(&state, &observed)
         };
         for step in holds {
             match self.act(&Step::Link(step.clone())).await {
@@ -411,6 +416,19 @@ impl Owner {
             }
         }
     }
+}
+
+/// The steps after which every ring of bridges is held by one port.
+fn holds(state: &State, observed: &Observed) -> Vec<LinkStep> {
+    let mut steps = loops::settle(observed, |link| kinds::ours(state, observed, link));
+    // Spanning tree that somebody else has switched on is about to be switched off again: who let a port forward for that
+    // long would have to hold one anew then, and perhaps the other one.
+    let without_tree = |bridge: &str| {
+        let seen = observed.link(bridge).is_some_and(Link::stp);
+        seen && state.bridges.get(bridge).is_some_and(|spec| !spec.stp)
+    };
+    steps.retain(|step| !matches!(step, LinkStep::Hold { bridge, hold: false, .. } if without_tree(bridge)));
+    steps
 }
 
 async fn until(instant: Option<Instant>) {

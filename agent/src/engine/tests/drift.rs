@@ -37,6 +37,21 @@ async fn a_held_port_that_slipped_is_held_again_on_an_event() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_held_port_stays_held_while_spanning_tree_is_on_that_nobody_asked_for() {
+    let (engine, fake) = lab([bridge("br-a"), veth("v1", "v2", Some("br-a"), Some("br-a"), None)]).await;
+    let guarded = async |link: &str| {
+        fake.kernel.observe().await.unwrap().link(link).unwrap().port.is_some_and(|port| port.guarded)
+    };
+    fake.kernel.act(&LinkStep::SetStp { bridge: "br-a".into(), stp: true }).unwrap();
+    // Before the worker has heard of it.
+    engine.change(bridge("br-b")).await.unwrap();
+    assert!(guarded("v2").await);
+    told(&fake).await;
+    assert!(!fake.kernel.observe().await.unwrap().link("br-a").unwrap().stp());
+    assert!(guarded("v2").await && !guarded("v1").await);
+}
+
+#[tokio::test(start_paused = true)]
 async fn forwarding_that_somebody_switches_off_is_switched_on_again_while_rules_need_it() {
     let (engine, fake) = lab([masquerade(true)]).await;
     let forwarding = async |on: bool| {
