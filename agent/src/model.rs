@@ -14,7 +14,7 @@ use telecluster_common::maps::Timeouts;
 use utoipa::ToSchema;
 
 use self::roles::Role;
-use crate::kernel::dataplane::NatType;
+use crate::kernel::{dataplane::NatType, links::Mac};
 
 /// `linux`: the kernel's bridge. `ovs`: Open vSwitch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -51,6 +51,9 @@ pub struct BridgeSpec {
     /// Addresses in CIDR form, both families.
     #[serde(default)]
     pub addresses: Vec<IpNet>,
+    /// The hardware address that it was made with, else the kernel's choice. Settled when it is made.
+    #[serde(default)]
+    pub mac: Option<Mac>,
 }
 
 /// A veth pair as it was asked for. `None` as bridge: no master. `None` as namespace: the worker's own.

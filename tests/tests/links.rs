@@ -59,6 +59,23 @@ fn a_tap_is_opened_by_its_owner_and_carries_frames_of_its_bridge() {
 }
 
 #[test]
+fn a_bridge_keeps_its_hardware_address_whatever_ports_come_and_go() {
+    let lab = Lab::new();
+    let _worker = lab.start();
+    lab.post("/bridge/create", &json!({"name": "br-vm", "addresses": ["10.0.5.1/24"]})).ok();
+    let mac = || data(&lab.get("/bridge/br-vm"))["mac_address"].clone();
+    let own = mac();
+    lab.post("/veth/create", &json!({"name1": "v1", "name2": "v2"})).ok();
+    // The least that there is, which the kernel would choose for the bridge.
+    lab.router.ip("link set v1 address 02:00:00:00:00:01");
+    lab.post("/bridge/add-port", &json!({"bridge_name": "br-vm", "port_name": "v1"})).ok();
+    assert_eq!(mac(), own);
+    lab.post("/bridge/remove-port", &json!({"bridge_name": "br-vm", "port_name": "v1"})).ok();
+    assert_eq!(mac(), own);
+    assert!(lab.router.sh("ip link show br-vm").contains(own.as_str().expect("a text")));
+}
+
+#[test]
 fn several_programs_open_a_tap_of_many_queues() {
     let lab = Lab::new();
     let _worker = lab.start();

@@ -65,8 +65,8 @@ impl FromFields for CreateBridge {
 impl From<CreateBridge> for Change {
     fn from(request: CreateBridge) -> Self {
         let CreateBridge { name, kind, stp, mtu, addresses } = request;
-        // What carries it is for the plan to settle, which knows whether OVS is there.
-        Self::CreateBridge(BridgeSpec { name, kind, backend: kind, stp, mtu, addresses })
+        // What carries it is for the plan to settle, which knows whether OVS is there; its hardware address too.
+        Self::CreateBridge(BridgeSpec { name, kind, backend: kind, stp, mtu, addresses, mac: None })
     }
 }
 

@@ -40,6 +40,7 @@ fn bridge_with(bridge: &str, stp: bool) -> Change {
         stp,
         mtu: Some(1400),
         addresses,
+        mac: None,
     })
 }
 

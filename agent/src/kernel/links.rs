@@ -288,6 +288,13 @@ impl OperState {
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {
+    /// One that nobody else has, from 12 hexadecimal digits that nobody else has. Locally administered, of one station.
+    pub fn own(digits: &str) -> Option<Self> {
+        let [_, _, first, rest @ ..] = u64::from_str_radix(digits, 16).ok()?.to_be_bytes();
+        let [b, c, d, e, g] = rest;
+        Some(Self([first & !0b11 | 0b10, b, c, d, e, g]))
+    }
+
     /// From `02:00:00:00:00:01`.
     pub fn parse(text: &str) -> Option<Self> {
         let bytes: Vec<_> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();

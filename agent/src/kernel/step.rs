@@ -275,8 +275,8 @@ fn restore(at: &At, before: &Observed) -> Vec<LinkStep> {
                 name: link.name.clone(),
                 stp: *stp,
                 mtu: Some(link.mtu),
-                // With ports it bears the least of their addresses, and would not any more if it were given one.
-                mac: link.mac.filter(|mac| mac.0 != [0; 6] && before.ports_of(link.index).next().is_none()),
+                // None yet that the kernel would take.
+                mac: link.mac.filter(|mac| mac.0 != [0; 6]),
                 index: Some(link.index),
                 ovs: matches!(link.kind, LinkKind::OvsBridge { .. }),
             })];

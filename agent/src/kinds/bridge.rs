@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{
     error::{Code, Error, Result},
     kernel::{
-        links::{At, Link, LinkKind, Observed, Place, PortState},
+        links::{At, Link, LinkKind, Mac, Observed, Place, PortState},
         ovs::Presence,
         step::{LinkStep, NewBridge},
         switch::SwitchPort,
@@ -68,6 +68,10 @@ pub(super) fn create(spec: &BridgeSpec, world: World<'_>) -> Result<Plan> {
     require_free_name(name, "bridge", world.state)?;
     let mut plan = Plan::new(subject, format!("bridge {name} was created"));
     spec.backend = backend(spec.kind, world)?;
+    spec.mac = match spec.backend {
+        BridgeType::Linux => Mac::own(world.fresh_id),
+        BridgeType::Ovs => None,
+    };
     warn_of_stand_in(&spec, &mut plan);
     for step in make(&spec) {
         plan.link(step);
@@ -116,20 +120,58 @@ pub(super) fn remake(spec: &BridgeSpec, world: World<'_>, plan: &mut Plan) -> Re
             return Err(no_ovs(&world.observed.ovs));
         }
         None => make(spec).into_iter().for_each(|step| plan.link(step)),
-        Some(link) if link.is_bridge() && link.marked() => mend(spec, link, plan),
+        Some(link) if link.is_bridge() && link.marked() => mend(spec, link, world, plan),
         Some(link) => return Err(name_taken(&At::here(&link.name), link)),
     }
     Ok(())
 }
 
 /// What is more than was asked for, such as another address, stays.
-fn mend(spec: &BridgeSpec, link: &Link, plan: &mut Plan) {
+fn mend(spec: &BridgeSpec, link: &Link, world: World<'_>, plan: &mut Plan) {
+    set_mac(plan, link, mac(spec, link, world.observed.ports_of(link.index), world.state));
     if link.stp() != spec.stp {
         plan.link(LinkStep::SetStp { bridge: link.name.clone(), stp: spec.stp });
     }
     mend_mtu(plan, link, spec.mtu);
     mend_addresses(plan, link, &spec.addresses);
     mend_up(plan, &At::here(&link.name), link);
+}
+
+/// The hardware address that a bridge shall have with these ports: its own, so that what guests remember of their gateway
+/// stays true whatever ports come and go (the kernel gives it the least of its ports' addresses). With a port to the
+/// outside, that one's: the switch there, or a cloud, may know no other.
+fn mac<'a>(
+    spec: &BridgeSpec,
+    bridge: &Link,
+    ports: impl Iterator<Item = &'a Link>,
+    state: &State,
+) -> Option<Mac> {
+    let own = spec.mac?;
+    let uplink = |port: &Link| state.ports.get(&port.name).is_some_and(|spec| spec.uplink.is_some());
+    let outside = ports.filter(|port| uplink(port) || is_card(port));
+    let first = outside.min_by_key(|port| (!uplink(port), port.mac != bridge.mac, port.index));
+    Some(first.and_then(|port| port.mac).unwrap_or(own))
+}
+
+/// Whether the link is a network card, or several of them.
+fn is_card(link: &Link) -> bool {
+    match link.kind {
+        LinkKind::Physical | LinkKind::Bond => true,
+        LinkKind::Bridge { .. }
+        | LinkKind::OvsBridge { .. }
+        | LinkKind::Vlan
+        | LinkKind::Veth
+        | LinkKind::Tun
+        | LinkKind::Tap
+        | LinkKind::Loopback
+        | LinkKind::Other(_) => false,
+    }
+}
+
+fn set_mac(plan: &mut Plan, bridge: &Link, mac: Option<Mac>) {
+    if let Some(mac) = mac.filter(|mac| bridge.mac != Some(*mac)) {
+        plan.link(LinkStep::SetMac { link: bridge.name.clone(), mac });
+    }
 }
 
 /// Puts a link that is not ours back into the bridge that it was told to be a port of.
@@ -163,7 +205,7 @@ fn make(spec: &BridgeSpec) -> Vec<LinkStep> {
         name: at.name.clone(),
         stp: spec.stp,
         mtu: spec.mtu,
-        mac: None,
+        mac: spec.mac,
         index: None,
         ovs: spec.backend == BridgeType::Ovs,
     })];
@@ -192,7 +234,7 @@ fn normal(spec: &BridgeSpec) -> Result<BridgeSpec> {
 
 fn difference(is: &BridgeSpec, asked: &BridgeSpec) -> Option<String> {
     // What carries it was settled when it was made.
-    let BridgeSpec { name: _, kind, backend: _, stp, mtu, addresses } = is;
+    let BridgeSpec { name: _, kind, backend: _, stp, mtu, addresses, mac: _ } = is;
     let mut parts = Vec::new();
     if *kind != asked.kind {
         parts.push(format!("type is {}, not {}", kind.name(), asked.kind.name()));
@@ -300,6 +342,12 @@ pub(super) fn add_port(bridge_name: &str, port_name: &str, world: World<'_>) -> 
             attach(&mut plan, world, port, bridge);
             record_master(&mut plan, world, port_name, Some(bridge_name))?;
             uplink::move_in(&mut plan, world, port, bridge);
+            // An uplink has brought its own.
+            let spec = world.state.bridges.get(bridge_name).filter(|_| !uplink::carries_addresses(port));
+            if let Some(spec) = spec {
+                let ports = world.observed.ports_of(bridge.index).chain([port]);
+                set_mac(&mut plan, bridge, mac(spec, bridge, ports, world.state));
+            }
             // One of the worker's own keeps the addresses that it was given.
             if uplink::carries_addresses(port) && managed(world.state, &Place::Here, port) {
                 plan.warnings.push(format!(
@@ -332,6 +380,11 @@ pub(super) fn remove_port(bridge_name: &str, port_name: &str, world: World<'_>) 
         format!("{port_name} was taken out of bridge {bridge_name}"),
     );
     uplink::move_out(&mut plan, world, port, bridge);
+    let brought = world.state.ports.get(port_name).is_some_and(|spec| spec.uplink.is_some());
+    if let Some(spec) = world.state.bridges.get(bridge_name).filter(|_| !brought) {
+        let staying = world.observed.ports_of(bridge.index).filter(|other| other.index != port.index);
+        set_mac(&mut plan, bridge, mac(spec, bridge, staying, world.state));
+    }
     record_master(&mut plan, world, port_name, None)?;
     Ok(plan)
 }

@@ -151,6 +151,7 @@ pub(crate) fn bridge(bridge: &str) -> Change {
         stp: false,
         mtu: None,
         addresses: Vec::new(),
+        mac: None,
     })
 }
 

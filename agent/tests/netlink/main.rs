@@ -37,6 +37,7 @@ fn a_bridge_is_what_the_kernel_says() {
             stp: true,
             mtu: Some(1400),
             addresses: vec!["10.1.0.1/24".parse().unwrap(), "fd00::1/64".parse().unwrap()],
+            mac: None,
         };
         let outcome = lab.change(Change::CreateBridge(spec.clone())).await;
         let Object::Bridge(view) = outcome.object else { panic!("no bridge") };
@@ -177,6 +178,7 @@ fn a_change_that_fails_at_any_step_leaves_the_kernel_as_it_was() {
                 stp: false,
                 mtu: Some(1300),
                 addresses: vec!["10.2.0.1/24".parse().unwrap()],
+                mac: None,
             }),
             Change::CreateVeth(far),
             Change::CreateVeth(veth("x1", "x2", [Some("br-b"), Some("br-b")])),

@@ -24,6 +24,7 @@ fn a_ring_on_one_bridge_stays_quiet() {
             stp: false,
             mtu: None,
             addresses: vec!["10.1.0.1/24".parse().unwrap()],
+            mac: None,
         }))
         .await;
         let outcome = lab.change(Change::CreateVeth(veth("v1", "v2", [Some("br-vm"); 2]))).await;

@@ -103,6 +103,35 @@ async fn names_that_are_taken_are_refused_with_the_difference() {
     assert!(fake.faults.take_steps().is_empty());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_bridge_has_an_address_of_its_own_or_that_of_its_first_network_card() {
+    let (engine, fake) = lab([bridge("br-a")]).await;
+    let mac = async |link: &str| fake.kernel.observe().await.unwrap().link(link).unwrap().mac.unwrap();
+    let own = mac("br-a").await;
+    assert_eq!(own.0[0] & 0b11, 0b10, "{own} is locally administered, and of one station");
+    engine.change(tap("tap0", Some("br-a"))).await.unwrap();
+    assert_eq!(mac("br-a").await, own);
+
+    // What somebody changes or deletes comes back as it was.
+    let other = crate::kernel::links::Mac([2, 0, 0, 0, 0, 9]);
+    for drift in
+        [LinkStep::SetMac { link: "br-a".into(), mac: other }, LinkStep::DeleteLink(At::here("br-a"))]
+    {
+        fake.kernel.act(&drift).unwrap();
+        told(&fake).await;
+        assert_eq!(mac("br-a").await, own, "{drift}");
+    }
+
+    let before = fake.kernel.observe().await.unwrap();
+    engine.change(add_port("br-a", "ens4")).await.unwrap();
+    assert_eq!(mac("br-a").await, mac("ens4").await);
+    told(&fake).await;
+    assert_eq!(mac("br-a").await, mac("ens4").await);
+    engine.change(Change::RemovePort { bridge: "br-a".into(), port: "ens4".into() }).await.unwrap();
+    assert_eq!(mac("br-a").await, own);
+    assert_eq!(fake.kernel.observe().await.unwrap(), before);
+}
+
 #[tokio::test]
 async fn a_pair_is_the_same_told_from_either_end() {
     let (engine, fake) = lab([bridge("br-a"), veth("v1", "v2", Some("br-a"), None, None)]).await;
