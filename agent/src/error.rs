@@ -56,6 +56,10 @@ pub enum Code {
     ForwardPortInUse,
     /// The external port is the worker's own.
     ForwardPortReserved,
+    /// An address that the rule is to translate to is another uplink's.
+    PoolAddressInUse,
+    /// An address that the rule is to translate to is nobody's in a network of this host.
+    PoolAddressAbsent,
     /// The same network is masqueraded there with another spec.
     MasqueradeExists,
     /// Every rule slot of the data plane is taken.

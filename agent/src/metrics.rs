@@ -355,6 +355,7 @@ pub(crate) mod tests {
             nat_type: None,
             port_parity: None,
             exclude_destinations: None,
+            external_ips: None,
             timeouts: None,
         }
     }

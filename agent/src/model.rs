@@ -325,6 +325,11 @@ pub struct MasqueradeSpec {
     #[serde(default)]
     #[schema(value_type = Vec<String>, default = json!([]), example = json!(["10.0.0.0/8"]))]
     pub exclude_destinations: Vec<IpNet>,
+    /// The addresses that inside hosts appear under, instead of the uplink's: those of this host, or such as are routed to
+    /// it; at most 64. An inside host has the same one for all that it sends.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>, default = json!([]), example = json!(["203.0.113.5", "203.0.113.6"]))]
+    pub external_ips: Vec<IpAddr>,
     /// How long its flows may be idle.
     #[serde(default)]
     #[schema(required = false)]
@@ -657,6 +662,9 @@ pub struct RuleView {
     /// Masquerade only: the networks that are reached without translation; absent when there are none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exclude_destinations: Option<Vec<String>>,
+    /// Masquerade only: the addresses that inside hosts appear under; absent when that is the uplink's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub external_ips: Option<Vec<String>>,
     /// How long its flows may be idle, in seconds; absent when that is as usual.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<FlowTimeouts>,

@@ -47,6 +47,9 @@ pub trait Address: Copy + Eq + Hash + Debug {
     /// The same address? By words; a comparison of arrays would be a call.
     fn same(self, other: Self) -> bool;
 
+    /// Its last four bytes as a number: neighbours have neighbouring ones.
+    fn number(self) -> u32;
+
     /// What replacing `from` by `to` adds to a checksum that covers it, not folded.
     fn difference(from: Self, to: Self) -> u32;
 
@@ -115,6 +118,11 @@ impl Address for [u8; 4] {
     #[inline(always)]
     fn same(self, other: Self) -> bool {
         u32::from_ne_bytes(self) == u32::from_ne_bytes(other)
+    }
+
+    #[inline(always)]
+    fn number(self) -> u32 {
+        u32::from_be_bytes(self)
     }
 
     #[inline(always)]
@@ -261,6 +269,12 @@ impl Address for [u8; 16] {
     fn same(self, other: Self) -> bool {
         let ([a, b, c, d], [e, f, g, h]) = (words(self), words(other));
         (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) == 0
+    }
+
+    #[inline(always)]
+    fn number(self) -> u32 {
+        let [_, _, _, last] = words(self);
+        u32::from_be(last)
     }
 
     #[inline(always)]

@@ -395,10 +395,48 @@ pub struct Masquerade {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C, align(4))]
 pub struct Uplink<A> {
-    /// What masquerade translates to.
+    /// What masquerade translates to, but for rules with a pool.
     pub address: A,
-    /// How many masquerade rules it has.
+    /// How many masquerade rules translate to it.
     pub masquerades: u32,
+}
+
+/// Value of `local4` and `local6`, by address: the host's own addresses, and those of pools.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C, align(4))]
+pub struct Local {
+    /// Index of the uplink that it is on, or 0.
+    pub uplink: u32,
+    /// [`local`] bits.
+    pub flags: u32,
+}
+
+/// Bits of [`Local::flags`].
+pub mod local {
+    /// A masquerade has it in its pool.
+    pub const POOL: u32 = 1;
+    /// No interface has it, it is only routed here: what nobody inside has asked for has nowhere to go.
+    pub const ABSENT: u32 = 2;
+}
+
+/// Addresses of pools that there can be at once: the size of `pool4` and of `pool6`.
+pub const MAX_POOLED: u32 = 4096;
+
+/// Key of `pool4` and `pool6`; the value is an address that a masquerade translates to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(C, align(4))]
+pub struct PoolKey {
+    pub rule: u32,
+    /// Its place among the rule's, from 0 on.
+    pub number: u32,
+}
+
+/// Value of `opening`, by slot: what only the first packet of a flow asks of the rule.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C, align(4))]
+pub struct Opening {
+    /// Masquerade: how many addresses it has in `pool4` or its twin; 0: it translates to the uplink's.
+    pub pool: u32,
 }
 
 /// How long a flow may be idle, in seconds.
@@ -558,5 +596,6 @@ const _: () = {
     assert!(size_of::<PlaceKey<A4>>() == 8 && size_of::<PlaceKey<A6>>() == 20);
     assert!(size_of::<PlacedPort>() == 4);
     assert!(size_of::<Rule>() == 32);
+    assert!(size_of::<Local>() == 8 && size_of::<PoolKey>() == 8);
     assert!(size_of::<RuleStat>() == 40);
 };

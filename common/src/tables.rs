@@ -5,9 +5,9 @@ use core::ptr::NonNull;
 use crate::{
     family::Address,
     maps::{
-        Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented,
-        Masquerade, Moved, PaceKey, Pair, PairKey, PlaceKey, PlacedPort, REMOTES, Range, RangeKey, Rule,
-        SourceKey, TICK_BITS, Uplink,
+        Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented, Local,
+        Masquerade, Moved, Opening, PaceKey, Pair, PairKey, PlaceKey, PlacedPort, PoolKey, REMOTES, Range,
+        RangeKey, Rule, SourceKey, TICK_BITS, Uplink,
     },
     nat::work::{Prefixed, Work},
 };
@@ -243,6 +243,9 @@ pub trait Host {
     /// What is in a rule's slot now.
     fn rule(&self, slot: u32) -> Option<Rule>;
 
+    /// What the first packet of a flow asks of a rule.
+    fn opening(&self, slot: u32) -> Option<Opening>;
+
     /// Adds to the rule's counters.
     fn count(&self, slot: u32, direction: Direction, packets: u32, bytes: u32);
 
@@ -329,11 +332,23 @@ pub trait Tables<A: Address>: Host {
     /// The uplink, when it has an address of this family.
     fn uplink(&self, uplink: u32) -> Option<Uplink<A>>;
 
-    /// Index of the uplink that this is an address of; 0: of none.
-    fn uplink_of(&self, address: A) -> u32;
+    /// An address of the pool of a masquerade.
+    fn pooled(&self, key: &PoolKey) -> Option<A>;
 
-    /// Is this one of the host's own addresses?
-    fn is_local(&self, address: A) -> bool;
+    /// What is known of an address of the host's own, or of a pool.
+    fn local(&self, address: A) -> Option<Local>;
+
+    /// Index of the uplink that this is an address of; 0: of none.
+    #[inline(always)]
+    fn uplink_of(&self, address: A) -> u32 {
+        self.local(address).map_or(0, |local| local.uplink)
+    }
+
+    /// Is this one of the host's own addresses, or of a pool?
+    #[inline(always)]
+    fn is_local(&self, address: A) -> bool {
+        self.local(address).is_some()
+    }
 
     /// Does a socket of the host hold this local address and port, listening or connected to that remote?
     fn host_socket(&self, proto: u8, remote: (A, u16), local: (A, u16)) -> bool;

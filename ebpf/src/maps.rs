@@ -9,9 +9,10 @@ use telecluster_common::{
     drop::DropReason,
     maps::{
         Binding, EndpointKey, Epoch, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented, HOPS, Hop,
-        MAX_BLOCKS, MAX_FRAGMENTED, MAX_PACED, MAX_PAIRS, MAX_PLACED, MAX_PORTS, MAX_RULES,
-        MAX_WAITING_ROOMS, Masquerade, MasqueradeKey, Moved, PaceKey, Pair, PairKey, PlaceKey, PlacedPort,
-        Port, Range, RangeKey, Rule, RuleStat, SourceKey, Uplink, stage, xdp_stage,
+        Local, MAX_BLOCKS, MAX_FRAGMENTED, MAX_PACED, MAX_PAIRS, MAX_PLACED, MAX_POOLED, MAX_PORTS,
+        MAX_RULES, MAX_WAITING_ROOMS, Masquerade, MasqueradeKey, Moved, Opening, PaceKey, Pair, PairKey,
+        PlaceKey, PlacedPort, PoolKey, Port, Range, RangeKey, Rule, RuleStat, SourceKey, Uplink, stage,
+        xdp_stage,
     },
     nat::work::Work,
 };
@@ -121,12 +122,23 @@ pub static UPLINK4: HashMap<u32, Uplink<A4>, UPLINKS> = HashMap::new();
 #[btf_map(name = "uplink6")]
 pub static UPLINK6: HashMap<u32, Uplink<A6>, UPLINKS> = HashMap::new();
 
-/// The host's own addresses: the uplink that each is on, or 0.
+/// The host's own addresses, and those of pools.
 #[btf_map(name = "local4")]
-pub static LOCAL4: HashMap<A4, u32, ADDRESSES> = HashMap::new();
+pub static LOCAL4: HashMap<A4, Local, ADDRESSES> = HashMap::new();
 
 #[btf_map(name = "local6")]
-pub static LOCAL6: HashMap<A6, u32, ADDRESSES> = HashMap::new();
+pub static LOCAL6: HashMap<A6, Local, ADDRESSES> = HashMap::new();
+
+/// Addresses that masquerades translate to which have several.
+#[btf_map(name = "pool4")]
+pub static POOL4: HashMap<PoolKey, A4, { MAX_POOLED as usize }> = HashMap::new();
+
+#[btf_map(name = "pool6")]
+pub static POOL6: HashMap<PoolKey, A6, { MAX_POOLED as usize }> = HashMap::new();
+
+/// What only the first packet of a flow asks of a rule.
+#[btf_map(name = "opening")]
+pub static OPENING: Array<Opening, RULES> = Array::new();
 
 #[btf_map(name = "rule")]
 pub static RULE: Array<Rule, RULES> = Array::new();

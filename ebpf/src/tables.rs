@@ -14,10 +14,11 @@ use aya_ebpf::{
     },
 };
 use telecluster_common::{
+    family::Address as _,
     maps::{
-        Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented,
-        Masquerade, MasqueradeKey, Moved, PaceKey, Pair, PairKey, PlaceKey, PlacedPort, Port, RangeKey, Rule,
-        SourceKey, Uplink,
+        Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented, Local,
+        Masquerade, MasqueradeKey, Moved, Opening, PaceKey, Pair, PairKey, PlaceKey, PlacedPort, PoolKey,
+        Port, RangeKey, Rule, SourceKey, Uplink,
     },
     nat::{
         fast::{HopRef, Ways, is_ahead, is_settled, stamp},
@@ -29,9 +30,9 @@ use telecluster_common::{
 
 use crate::maps::{
     BINDING4, BINDING6, EPOCH, FLOW4, FLOW6, FORWARD4, FORWARD6, FRAGMENT4, FRAGMENT6, HALF_NEXT, HALF4,
-    HALF6, HOP, LOCAL4, LOCAL6, MASQUERADE4, MASQUERADE6, MOVED4, MOVED6, PACE4, PACE6, PAIR4, PAIR6,
-    PLACED4, PLACED6, PORT, RANGE4, RANGE6, RULE, RULE_STAT, SOURCE4, SOURCE6, UPLINK4, UPLINK6,
-    WAITING_ROOM, WORK4, WORK6,
+    HALF6, HOP, LOCAL4, LOCAL6, MASQUERADE4, MASQUERADE6, MOVED4, MOVED6, OPENING, PACE4, PACE6, PAIR4,
+    PAIR6, PLACED4, PLACED6, POOL4, POOL6, PORT, RANGE4, RANGE6, RULE, RULE_STAT, SOURCE4, SOURCE6, UPLINK4,
+    UPLINK6, WAITING_ROOM, WORK4, WORK6,
 };
 
 const EEXIST: i32 = -17;
@@ -81,6 +82,11 @@ impl Host for Kernel {
     #[inline(always)]
     fn rule(&self, slot: u32) -> Option<Rule> {
         RULE.get(slot).copied()
+    }
+
+    #[inline(always)]
+    fn opening(&self, slot: u32) -> Option<Opening> {
+        OPENING.get(slot).copied()
     }
 
     #[inline(always)]
@@ -178,7 +184,7 @@ impl Ways for Kernel {
 macro_rules! tables {
     ($address:ty, $prefix:literal, $flow:ident, $half:ident, $family:literal, $work:ident, $binding:ident, $moved:ident,
      $fragment:ident, $pace:ident, $placed:ident, $pair:ident, $forward:ident, $range:ident, $source:ident, $masquerade:ident, $uplink:ident, $local:ident,
-     $tuple:expr) => {
+     $pool:ident, $tuple:expr) => {
         impl Tables<$address> for Kernel {
             #[inline(always)]
             fn flow(&self, key: &FlowKey<$address>) -> Option<FlowRef<$address>> {
@@ -346,14 +352,16 @@ macro_rules! tables {
             }
 
             #[inline(always)]
-            fn uplink_of(&self, address: $address) -> u32 {
-                // SAFETY: four bytes, read at once.
-                unsafe { $local.get(address) }.map_or(0, |uplink| *uplink)
+            fn pooled(&self, key: &PoolKey) -> Option<$address> {
+                let address = $pool.get_ptr(key)?;
+                // SAFETY: map memory stays mapped while the program runs (RCU), and values are aligned to eight bytes.
+                Some(unsafe { <$address>::load(address) })
             }
 
             #[inline(always)]
-            fn is_local(&self, address: $address) -> bool {
-                $local.get_ptr(address).is_some()
+            fn local(&self, address: $address) -> Option<Local> {
+                // SAFETY: eight bytes, read at once.
+                unsafe { $local.get(address) }.copied()
             }
 
             #[inline(always)]
@@ -385,6 +393,7 @@ tables!(
     MASQUERADE4,
     UPLINK4,
     LOCAL4,
+    POOL4,
     tuple4
 );
 tables!(
@@ -406,6 +415,7 @@ tables!(
     MASQUERADE6,
     UPLINK6,
     LOCAL6,
+    POOL6,
     tuple6
 );
 

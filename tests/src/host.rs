@@ -14,9 +14,9 @@ use telecluster_common::{
     drop::DropReason,
     family::Address,
     maps::{
-        Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented,
-        Masquerade, Moved, PaceKey, Pair, PairKey, PlaceKey, PlacedPort, Port, Range, RangeKey,
-        Rule as RuleSlot, RuleStat, SourceKey, Timeouts, Uplink, rule,
+        Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented, Local,
+        Masquerade, Moved, Opening, PaceKey, Pair, PairKey, PlaceKey, PlacedPort, PoolKey, Port, Range,
+        RangeKey, Rule as RuleSlot, RuleStat, SourceKey, Timeouts, Uplink, local, rule,
     },
     nat::{
         Next, Verdict, established,
@@ -110,6 +110,7 @@ pub struct HostTables {
     generations: RefCell<HashMap<u32, u32>>,
     /// Of each rule: `maps::rule` bits.
     pub flags: HashMap<u32, u32>,
+    pub openings: HashMap<u32, Opening>,
     stats: RefCell<HashMap<u32, RuleStat>>,
     /// Sockets of the host: local address and port.
     pub sockets: Vec<(IpAddr, u16)>,
@@ -147,6 +148,7 @@ pub struct Family<A> {
     ranges: Vec<Ports<A>>,
     sources: Vec<(u32, IpNet)>,
     masquerades: Vec<(IpNet, Masquerade)>,
+    pools: HashMap<PoolKey, A>,
 }
 
 impl<A: Address> Default for Family<A> {
@@ -168,6 +170,7 @@ impl<A: Address> Default for Family<A> {
             ranges: Vec::new(),
             sources: Vec::new(),
             masquerades: Vec::new(),
+            pools: HashMap::new(),
         }
     }
 }
@@ -245,6 +248,10 @@ impl tables::Host for HostTables {
         let generation = *self.generations.borrow().get(&slot)?;
         let flags = self.flags.get(&slot).copied().unwrap_or(0);
         Some(RuleSlot { generation, used: 1, uplink: UPLINK, flags, timeouts: Timeouts::RFC })
+    }
+
+    fn opening(&self, slot: u32) -> Option<Opening> {
+        self.openings.get(&slot).copied()
     }
 
     fn count(&self, slot: u32, direction: Direction, packets: u32, bytes: u32) {
@@ -435,16 +442,24 @@ impl<A: Side> Tables<A> for HostTables {
     }
 
     fn uplink(&self, uplink: u32) -> Option<Uplink<A>> {
-        let masquerades = u32::try_from(A::of(self).masquerades.len()).expect("few rules");
+        let pools = &A::of(self).pools;
+        let to_it = A::of(self).masquerades.iter();
+        let to_it = to_it.filter(|(_, rule)| !pools.contains_key(&PoolKey { rule: rule.rule, number: 0 }));
+        let masquerades = u32::try_from(to_it.count()).expect("few rules");
         (uplink == UPLINK).then(|| Uplink { address: A::from_ip(A::UPLINK), masquerades })
     }
 
-    fn uplink_of(&self, address: A) -> u32 {
-        if address.ip() == A::UPLINK { UPLINK } else { 0 }
+    fn pooled(&self, key: &PoolKey) -> Option<A> {
+        A::of(self).pools.get(key).copied()
     }
 
-    fn is_local(&self, address: A) -> bool {
-        LOCAL.contains(&address.ip())
+    /// No interface has the addresses of pools.
+    fn local(&self, address: A) -> Option<Local> {
+        if A::of(self).pools.values().any(|pooled| pooled.same(address)) {
+            return Some(Local { uplink: UPLINK, flags: local::POOL | local::ABSENT });
+        }
+        let uplink = if address.ip() == A::UPLINK { UPLINK } else { 0 };
+        LOCAL.contains(&address.ip()).then_some(Local { uplink, flags: 0 })
     }
 
     fn host_socket(&self, _protocol: u8, _remote: (A, u16), local: (A, u16)) -> bool {
@@ -480,12 +495,20 @@ impl Host {
         }
     }
 
+    fn put_pool<A: Side>(&mut self, slot: u32, pool: &[IpAddr]) {
+        let opening = Opening { pool: u32::try_from(pool.len()).expect("few addresses") };
+        self.tables.openings.insert(slot, opening);
+        let entry = |(number, ip): (u32, &IpAddr)| (PoolKey { rule: slot, number }, A::from_ip(*ip));
+        A::of_mut(&mut self.tables).pools.extend((0..).zip(pool).map(entry));
+    }
+
     fn forget_rule<A: Side>(&mut self, slot: u32) {
         let side = A::of_mut(&mut self.tables);
         side.forwards.retain(|_, value| value.rule != slot);
         side.ranges.retain_mut(|(_, _, range)| range.get_mut().rule != slot);
         side.sources.retain(|(rule, _)| *rule != slot);
         side.masquerades.retain(|(_, value)| value.rule != slot);
+        side.pools.retain(|key, _| key.rule != slot);
     }
 }
 
@@ -495,7 +518,11 @@ impl Machine for Host {
         match rule {
             Rule::Forward { to, .. } if to.0.is_ipv4() => self.put_forward::<[u8; 4]>(slot, rule),
             Rule::Forward { .. } => self.put_forward::<[u8; 16]>(slot, rule),
-            Rule::Masquerade { source, nat, except } => {
+            Rule::Masquerade { source, nat, except, pool } => {
+                match source {
+                    IpNet::V4(_) => self.put_pool::<[u8; 4]>(slot, pool),
+                    IpNet::V6(_) => self.put_pool::<[u8; 16]>(slot, pool),
+                }
                 let excepts = if except.is_empty() { 0 } else { rule::EXCEPT };
                 self.tables.flags.insert(slot, nat.flags() | excepts);
                 let networks = except.iter().map(|net| (slot, *net));

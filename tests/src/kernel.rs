@@ -94,12 +94,13 @@ fn nat_rule(rule: &Rule) -> NatRule {
             hairpin: true,
             timeouts: Timeouts::RFC,
         },
-        Rule::Masquerade { source, nat, except } => NatRule::Masquerade {
+        Rule::Masquerade { source, nat, except, pool } => NatRule::Masquerade {
             uplink: UPLINK,
             source: *source,
             nat: *nat,
             parity: false,
             except: except.clone(),
+            pool: pool.clone(),
             timeouts: Timeouts::RFC,
         },
     }

@@ -75,7 +75,17 @@ impl Cast {
     pub fn masquerade(&self) -> Rule {
         let prefix = if self.inside.is_ipv4() { 24 } else { 64 };
         let source = IpNet::new(self.inside, prefix).expect("a network").trunc();
-        Rule::Masquerade { source, nat: NatType::Restricted, except: Vec::new() }
+        Rule::Masquerade { source, nat: NatType::Restricted, except: Vec::new(), pool: Vec::new() }
+    }
+
+    /// Two addresses that no interface has, in order.
+    pub fn pool(&self) -> [IpAddr; 2] {
+        match self.uplink {
+            IpAddr::V4(_) => {
+                [Ipv4Addr::new(198, 51, 100, 100), Ipv4Addr::new(198, 51, 100, 101)].map(IpAddr::V4)
+            }
+            IpAddr::V6(_) => [8, 9].map(|last| IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, last))),
+        }
     }
 
     /// A masqueraded UDP exchange: out, and back.
@@ -103,6 +113,8 @@ pub enum Rule {
         source: IpNet,
         nat: NatType,
         except: Vec<IpNet>,
+        /// In order; none: the uplink's address.
+        pool: Vec<IpAddr>,
     },
 }
 
@@ -192,6 +204,10 @@ fn dropped(frame: Vec<u8>, reason: DropReason) -> Step {
     Step::Dropped { direction: Direction::Out, frame, reason }
 }
 
+fn dropped_in(frame: Vec<u8>, reason: DropReason) -> Step {
+    Step::Dropped { direction: Direction::In, frame, reason }
+}
+
 pub fn masquerade() -> Rule {
     IPV4.masquerade()
 }
@@ -218,6 +234,7 @@ pub fn all() -> Vec<Vector> {
         all.extend(forwarded::range_vectors(cast));
         all.extend(forwarded::source_vectors(cast));
         all.extend(masqueraded::except_vectors(cast));
+        all.extend(masqueraded::pool_vectors(cast));
         all.extend(errors::icmp_error_vectors(cast));
         all.extend(parts::fragment_vectors(cast));
     }

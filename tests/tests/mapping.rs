@@ -25,7 +25,7 @@ fn inside(host: u8) -> Ipv4Addr {
 fn machine(nat: NatType) -> Host {
     let mut host = Host::default();
     let Rule::Masquerade { source, .. } = masquerade() else { unreachable!("it is one") };
-    host.put(0, &Rule::Masquerade { source, nat, except: Vec::new() });
+    host.put(0, &Rule::Masquerade { source, nat, except: Vec::new(), pool: Vec::new() });
     host
 }
 

@@ -44,6 +44,8 @@ pub fn status(code: Code) -> StatusCode {
         | Code::ForwardPortInUse
         | Code::ForwardPortReserved
         | Code::MasqueradeExists
+        | Code::PoolAddressInUse
+        | Code::PoolAddressAbsent
         | Code::TooManyRules
         | Code::TooManyVlans
         | Code::StationExists
@@ -152,6 +154,8 @@ fn usual_hint(code: Code) -> &'static str {
         Code::LinkInUse => "delete first what lies on it",
         Code::ForwardPortInUse => "choose another external port, or stop who has it",
         Code::ForwardPortReserved => "choose another external port",
+        Code::PoolAddressInUse => "an address leads to one uplink; take it out of the other rule first",
+        Code::PoolAddressAbsent => "give the address to an interface of this host first",
         Code::MasqueradeExists => "delete that rule first, or ask for what it is",
         Code::TooManyRules => "delete rules that are not needed",
         Code::TooManyVlans => "remove ports or VLANs that are not needed",
@@ -232,6 +236,8 @@ pub const CODES: &[Code] = &[
     Code::LinkInUse,
     Code::ForwardPortInUse,
     Code::ForwardPortReserved,
+    Code::PoolAddressInUse,
+    Code::PoolAddressAbsent,
     Code::MasqueradeExists,
     Code::TooManyRules,
     Code::TooManyVlans,

@@ -43,6 +43,7 @@ impl FromFields for MasqueradeSpec {
         let port_parity = fields.or("port_parity", false, values::boolean);
         let exclude_destinations =
             fields.or("exclude_destinations", Vec::new(), values::list(values::network));
+        let external_ips = fields.or("external_ips", Vec::new(), values::list(values::ip));
         let timeouts = fields.or("timeouts", FlowTimeouts::default(), values::timeouts);
         Some(Self {
             source_network: source_network?,
@@ -51,6 +52,7 @@ impl FromFields for MasqueradeSpec {
             nat_type,
             port_parity,
             exclude_destinations,
+            external_ips,
             timeouts,
         })
     }

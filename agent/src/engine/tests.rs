@@ -122,6 +122,7 @@ fn masquerade(enabled: bool) -> Change {
         nat_type: NatType::Restricted,
         port_parity: false,
         exclude_destinations: Vec::new(),
+        external_ips: Vec::new(),
         timeouts: FlowTimeouts::default(),
     })
 }

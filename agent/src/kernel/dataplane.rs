@@ -123,6 +123,8 @@ pub enum NatRule {
         parity: bool,
         /// Destinations that it leaves alone, in order and none within another.
         except: Vec<IpNet>,
+        /// What it translates to, in order, each once; none: to the uplink's address.
+        pool: Vec<IpAddr>,
         timeouts: Timeouts,
     },
 }
@@ -147,6 +149,14 @@ impl NatRule {
                 let except = if except.is_empty() { 0 } else { rule::EXCEPT };
                 nat.flags() | except | if *parity { rule::PARITY } else { 0 }
             }
+        }
+    }
+
+    /// What it translates to, when that is not the uplink's address.
+    pub fn pool(&self) -> &[IpAddr] {
+        match self {
+            Self::Forward { .. } => &[],
+            Self::Masquerade { pool, .. } => pool,
         }
     }
 

@@ -22,7 +22,7 @@ use crate::{
     state::{Record, Rule, RuleSpec},
 };
 
-use super::rule::{self, MAX_NETWORKS, apart};
+use super::rule::{self, MAX_NETWORKS, apart, is_host};
 
 pub(super) fn create(request: &ForwardRequest, world: World<'_>) -> Result<Plan> {
     check(request, world)?;
@@ -153,11 +153,6 @@ fn ports(spec: &ForwardSpec) -> RangeInclusive<u16> {
 fn dashed(ports: &RangeInclusive<u16>) -> String {
     let (first, last) = (ports.start(), ports.end());
     if first == last { first.to_string() } else { format!("{first}-{last}") }
-}
-
-fn is_host(ip: IpAddr) -> bool {
-    let broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
-    !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || broadcast)
 }
 
 /// The rule that is this one already; an error when the port belongs to another one.
@@ -326,6 +321,7 @@ pub(super) fn view(spec: &ForwardSpec) -> RuleView {
         nat_type: None,
         port_parity: None,
         exclude_destinations: None,
+        external_ips: None,
         timeouts: timeouts.unusual(),
     }
 }

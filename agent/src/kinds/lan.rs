@@ -195,6 +195,7 @@ mod tests {
                 nat: NatType::default(),
                 parity: false,
                 except: Vec::new(),
+                pool: Vec::new(),
                 timeouts: Timeouts::RFC,
             });
             assert_eq!(shown(&insides).len() == 2, met, "{source}");

@@ -1,13 +1,16 @@
 //! Masquerade: what an inside network sends out of an uplink bears the uplink's address.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 
 use crate::{
     engine::MasqueradeSelector,
     error::{Code, Error, Result},
-    kernel::dataplane::NatRule,
+    kernel::{
+        dataplane::NatRule,
+        links::{Link, Observed},
+    },
     model::{MasqueradeSpec, RuleAction, RuleView},
     plan::{Plan, Subject, World},
     state::{Record, Rule, RuleSpec},
@@ -15,8 +18,15 @@ use crate::{
 
 use super::rule;
 
+/// Addresses that one rule may translate to.
+const MAX_POOL: usize = 64;
+
 pub(super) fn create(spec: &MasqueradeSpec, world: World<'_>) -> Result<Plan> {
+    let mut external_ips = spec.external_ips.clone();
+    external_ips.sort_unstable();
+    external_ips.dedup();
     let spec = MasqueradeSpec {
+        external_ips,
         source_network: spec.source_network.trunc(),
         exclude_destinations: rule::apart(&spec.exclude_destinations),
         ..spec.clone()
@@ -25,6 +35,7 @@ pub(super) fn create(spec: &MasqueradeSpec, world: World<'_>) -> Result<Plan> {
         return Err(Error::field("source_network", format!("{} holds no hosts", spec.source_network)));
     }
     check_excluded(&spec)?;
+    check_pool(&spec)?;
     rule::supported(spec.source_network.addr().is_ipv6(), world.observed)?;
     let link = rule::interface(spec.output_interface.as_str(), world.observed)?;
     let owner = world.observed.l3_owner(link);
@@ -33,6 +44,7 @@ pub(super) fn create(spec: &MasqueradeSpec, world: World<'_>) -> Result<Plan> {
         other.source_network == spec.source_network
             && rule::same_uplink(&rule.spec, &spec.output_interface, owner.index, world.observed)
     });
+    let routed = pool_conflicts(&spec, owner, world)?;
     let (id, slot) = match existing {
         Some(rule) => (rule.id.clone(), rule.slot),
         None => (format!("masq-{}", world.fresh_id), rule::free_slot(world)?),
@@ -42,7 +54,16 @@ pub(super) fn create(spec: &MasqueradeSpec, world: World<'_>) -> Result<Plan> {
     let message = format!("{} {state} on {}", spec.source_network, spec.output_interface);
     let mut plan = Plan::new(Subject::Rule(id.clone()), message);
     let ipv6 = spec.source_network.addr().is_ipv6();
-    if !owner.ips().any(|(ip, address)| address.global && ip.is_ipv6() == ipv6) {
+    if !routed.is_empty() {
+        let warning = format!(
+            "{} is no address of this host: whoever is outside has to route it here",
+            routed.join(", ")
+        );
+        plan.warnings.push(warning);
+    }
+    if spec.external_ips.is_empty()
+        && !owner.ips().any(|(ip, address)| address.global && ip.is_ipv6() == ipv6)
+    {
         let family = if ipv6 { "IPv6" } else { "IPv4" };
         plan.warnings.push(format!("{} has no {family} address yet to masquerade to", owner.name));
     }
@@ -70,6 +91,72 @@ fn check_excluded(spec: &MasqueradeSpec) -> Result<()> {
         return field(format!("has {count} networks, at most {most} are possible"));
     }
     Ok(())
+}
+
+fn check_pool(spec: &MasqueradeSpec) -> Result<()> {
+    let MasqueradeSpec { source_network, external_ips, .. } = spec;
+    let field = |why| Err(Error::field("external_ips", why));
+    let ipv6 = source_network.addr().is_ipv6();
+    if let Some(other) = external_ips.iter().find(|ip| ip.is_ipv6() != ipv6) {
+        return field(format!("{other} is of another address family than source_network"));
+    }
+    if let Some(ip) = external_ips.iter().find(|ip| !rule::is_host(**ip)) {
+        return field(format!("{ip} is no address of a host"));
+    }
+    if let Some(ip) = external_ips.iter().find(|ip| source_network.contains(*ip)) {
+        return field(format!("{ip} is in source_network"));
+    }
+    if external_ips.len() > MAX_POOL {
+        return field(format!("has {} addresses, at most {MAX_POOL} are possible", external_ips.len()));
+    }
+    Ok(())
+}
+
+/// That answers to the addresses of its pool can come back here, to this uplink. Those that only a route outside can bring.
+fn pool_conflicts(spec: &MasqueradeSpec, owner: &Link, world: World<'_>) -> Result<Vec<String>> {
+    let mut routed = Vec::new();
+    for ip in &spec.external_ips {
+        if let Some(other) = holder_elsewhere(*ip, owner.index, world) {
+            return Err(Error::new(
+                Code::PoolAddressInUse,
+                format!("{ip} is in the pool of rule {}, on {}", other.id, other.spec.interface()),
+            )
+            .hint("an address leads to one uplink: take it out of the other rule first"));
+        }
+        if is_own(*ip, world.observed) {
+            continue;
+        }
+        // Neighbours would ask for it, and nobody would answer.
+        if let Some(link) = world.observed.links.iter().find(|link| is_neighbour(*ip, link)) {
+            return Err(Error::new(
+                Code::PoolAddressAbsent,
+                format!(
+                    "{ip} is in a network of {}, and no address of this host: nobody would answer for it",
+                    link.name
+                ),
+            )
+            .hint(format!("`ip address add {ip} dev {}`, then ask again", link.name)));
+        }
+        routed.push(ip.to_string());
+    }
+    Ok(routed)
+}
+
+fn is_own(ip: IpAddr, observed: &Observed) -> bool {
+    observed.links.iter().flat_map(Link::ips).any(|(own, _)| own == ip)
+}
+
+fn is_neighbour(ip: IpAddr, link: &Link) -> bool {
+    link.ips().any(|(_, address)| address.net.contains(&ip))
+}
+
+/// A rule on another uplink that has the address in its pool.
+fn holder_elsewhere<'a>(ip: IpAddr, owner: u32, world: World<'a>) -> Option<&'a Rule> {
+    world.state.rules.values().find(|rule| {
+        let RuleSpec::Masquerade(other) = &rule.spec else { return false };
+        other.external_ips.contains(&ip)
+            && rule::l3_uplink(&rule.spec, world.observed).is_some_and(|index| index != owner)
+    })
 }
 
 pub(super) fn delete(selector: &MasqueradeSelector, world: World<'_>) -> Result<Plan> {
@@ -104,6 +191,7 @@ pub(super) fn nat_rule(spec: &MasqueradeSpec, uplink: u32) -> NatRule {
         nat_type,
         port_parity,
         exclude_destinations,
+        external_ips,
         timeouts,
     } = spec;
     NatRule::Masquerade {
@@ -112,6 +200,7 @@ pub(super) fn nat_rule(spec: &MasqueradeSpec, uplink: u32) -> NatRule {
         nat: *nat_type,
         parity: *port_parity,
         except: exclude_destinations.clone(),
+        pool: external_ips.clone(),
         timeouts: (*timeouts).into(),
     }
 }
@@ -125,8 +214,10 @@ pub(super) fn view(spec: &MasqueradeSpec) -> RuleView {
         nat_type,
         port_parity,
         exclude_destinations,
+        external_ips,
         timeouts,
     } = spec;
+    let pool: Vec<String> = external_ips.iter().map(IpAddr::to_string).collect();
     let excluded: Vec<String> = exclude_destinations.iter().map(IpNet::to_string).collect();
     RuleView {
         id: String::new(),
@@ -154,6 +245,7 @@ pub(super) fn view(spec: &MasqueradeSpec) -> RuleView {
         nat_type: Some(*nat_type),
         port_parity: Some(*port_parity),
         exclude_destinations: (!excluded.is_empty()).then_some(excluded),
+        external_ips: (!pool.is_empty()).then_some(pool),
         timeouts: timeouts.unusual(),
     }
 }

@@ -264,6 +264,12 @@ pub fn view(rule: &Rule, counters: &Counters, active_flows: u64, backend: &str) 
     view
 }
 
+/// An address that one host may have.
+pub(super) fn is_host(ip: IpAddr) -> bool {
+    let broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+    !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || broadcast)
+}
+
 /// The same addresses as networks in order, none within another.
 pub(super) fn apart(networks: &[IpNet]) -> Vec<IpNet> {
     let mut networks: Vec<IpNet> = networks.iter().map(IpNet::trunc).collect();

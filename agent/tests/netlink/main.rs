@@ -193,6 +193,7 @@ fn a_change_that_fails_at_any_step_leaves_the_kernel_as_it_was() {
                 nat_type: NatType::Restricted,
                 port_parity: false,
                 exclude_destinations: Vec::new(),
+                external_ips: Vec::new(),
                 timeouts: FlowTimeouts::default(),
             }),
         ] {
@@ -347,6 +348,7 @@ fn the_data_plane_learns_of_addresses_that_others_set() {
             nat_type: NatType::Restricted,
             port_parity: false,
             exclude_destinations: Vec::new(),
+            external_ips: Vec::new(),
             timeouts: FlowTimeouts::default(),
         }))
         .await;

@@ -8,13 +8,14 @@
 
 use super::{
     Verdict, life, limit,
-    open::{PROBES, forward_for},
+    open::{PROBES, forward_for, outside_of},
+    unclaimed,
     work::{Maker, PortRange, Search, Translation, Work},
 };
 use crate::{
     drop::DropReason,
     family::Address,
-    maps::{Binding, Direction, EndpointKey, Moved, REMOTES, Rule, Uplink, rule, ticks},
+    maps::{Binding, Direction, EndpointKey, Moved, REMOTES, Rule, local, rule, ticks},
     tables::{BindingRef, Claim, FlowRef, Tables},
     tcp::{FlowState, opens, proto, timeout},
 };
@@ -270,7 +271,7 @@ where
         return Ok(());
     }
     if key.proto == A::ICMP {
-        return Err(Verdict::Pass); // an answer to a ping of the host's own
+        return Err(unclaimed(tables, key.dst)); // an answer to a ping of the host's own
     }
     if tables.host_socket(key.proto, (key.src, key.sport), (key.dst, key.dport)) {
         return Err(Verdict::Pass);
@@ -292,7 +293,7 @@ where
     T: Tables<A>,
     A: Address,
 {
-    let Some(Uplink { address, masquerades: _ }) = tables.uplink(interface) else {
+    let Some(address) = outside_of(tables, interface, work.key.src) else {
         return;
     };
     work.sender = address;
@@ -323,19 +324,28 @@ where
 {
     let key = &work.key;
     // To inside hosts it answers with a reset, as to any other of its own addresses.
-    if key.proto != proto::TCP || !opens(work.tcp_bits()) || work.is_turned() {
-        return Verdict::Pass;
-    }
-    let Some(uplink) = tables.uplink(interface) else {
-        return Verdict::Pass;
-    };
-    if uplink.masquerades == 0
-        || !uplink.address.same(key.dst)
+    if key.proto != proto::TCP
+        || !opens(work.tcp_bits())
+        || work.is_turned()
+        || !is_masqueraded_to(tables, interface, key.dst)
         || tables.host_socket(key.proto, (key.src, key.sport), (key.dst, key.dport))
     {
-        return Verdict::Pass;
+        return unclaimed(tables, key.dst);
     }
     Verdict::Drop(DropReason::Unsolicited)
+}
+
+/// Whether inside hosts appear under this address.
+#[inline(always)]
+fn is_masqueraded_to<T, A>(tables: &T, interface: u32, address: A) -> bool
+where
+    T: Tables<A>,
+    A: Address,
+{
+    if tables.uplink(interface).is_some_and(|uplink| uplink.address.same(address)) {
+        return tables.uplink(interface).is_some_and(|uplink| uplink.masquerades != 0);
+    }
+    tables.local(address).is_some_and(|known| known.flags & local::POOL != 0)
 }
 
 /// The host's own packet, whose port an inside socket has and whose answers that would get: the host's socket then has

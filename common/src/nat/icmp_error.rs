@@ -6,13 +6,14 @@
 
 use super::{
     Verdict, flowless, life,
+    open::outside_of,
     work::{Maker, Translation, Work},
 };
 use crate::{
     checksum,
     drop::DropReason,
     family::Address,
-    maps::{Direction, EndpointKey, FlowKey, Uplink},
+    maps::{Direction, EndpointKey, FlowKey},
     packet::{Checksum, Packet, Transport, note},
     tables::Tables,
     tcp::proto,
@@ -179,7 +180,7 @@ where
     if let Some(moved) = tables.moved(&work.inside) {
         work.to.dst = moved.address;
         work.to.dport = moved.port;
-    } else if let Some(Uplink { address, masquerades: _ }) = tables.uplink(interface) {
+    } else if let Some(address) = outside_of(tables, interface, key.src) {
         work.to.dst = address;
     }
 }

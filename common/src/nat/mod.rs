@@ -33,7 +33,7 @@ use network_types::eth::EthHdr;
 use crate::{
     drop::DropReason,
     family::Address,
-    maps::Direction,
+    maps::{Direction, local},
     packet::{ChecksumFix, Headers, Packet, Parsed, headers_at, note, parse},
     tables::{FlowRef, Tables},
     tcp::proto,
@@ -323,6 +323,18 @@ fn take_down<A: Address>(work: &mut Work<A>, headers: &Headers<'_, A>, direction
     work.class = A::class(headers.ip);
 }
 
+/// From outside to nobody inside: the host's business. The kernel would send back what is for an address that no interface
+/// has, and whoever routes that here would send it again.
+#[inline(always)]
+fn unclaimed<T, A>(tables: &T, dst: A) -> Verdict
+where
+    T: Tables<A>,
+    A: Address,
+{
+    let absent = tables.local(dst).is_some_and(|known| known.flags & local::ABSENT != 0);
+    if absent { Verdict::Drop(DropReason::Filtered) } else { Verdict::Pass }
+}
+
 /// Without a flow: the host's business, except that nothing may leave with an inside address, unless it goes where the
 /// rule lets it.
 #[inline(always)]
@@ -340,21 +352,20 @@ where
     A: Address,
 {
     let interface = work.interface();
-    let rule = match direction {
-        Direction::In => return Verdict::Pass,
-        Direction::Out => tables.masquerade(interface, src),
-    };
-    let Some(rule) = rule else {
-        return Verdict::Pass;
-    };
-    if tables.uplink(interface).is_some_and(|own| own.address.same(src)) {
-        return Verdict::Pass;
-    }
     let Some(header) = packet.at::<A::Header>(EthHdr::LEN) else {
         return Verdict::Drop(why);
     };
     // SAFETY: `at` checked the bounds; nothing else holds the packet.
     let dst = A::dst(unsafe { header.as_ref() });
+    if direction == Direction::In {
+        return unclaimed(tables, dst);
+    }
+    let Some(rule) = tables.masquerade(interface, src) else {
+        return Verdict::Pass;
+    };
+    if tables.uplink(interface).is_some_and(|own| own.address.same(src)) {
+        return Verdict::Pass;
+    }
     if open::is_spared(tables, work, rule.rule, dst) { Verdict::Pass } else { Verdict::Drop(why) }
 }
 

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     drop::DropReason,
     family::Address,
-    maps::{Direction, FlowKey, ForwardKey, RangeKey, SourceKey, Uplink, flag, rule},
+    maps::{Direction, FlowKey, ForwardKey, Opening, PoolKey, RangeKey, SourceKey, Uplink, flag, rule},
     tables::{Claim, FlowRef, Tables},
     tcp::{opens, proto},
 };
@@ -42,31 +42,35 @@ where
     }
 }
 
-/// From the inside out: the source becomes the uplink's address, and a port of it.
+/// From the inside out: the source becomes the uplink's address or one of the rule's pool, and a port of it.
 #[inline(always)]
 fn masquerade<T, A>(tables: &T, work: &mut Work<A>, interface: u32, now: u64) -> Result<(), Verdict>
 where
     T: Tables<A>,
     A: Address,
 {
-    let Some(Uplink { address, masquerades: _ }) = tables.uplink(interface) else {
-        let wanted = tables.masquerade(interface, work.key.src).is_some();
-        return Err(if wanted { Verdict::Drop(DropReason::NoUplinkAddress) } else { Verdict::Pass });
-    };
-    if address.same(work.key.src) {
-        if !binding::collides(tables, work, interface, now) {
-            return Err(Verdict::Pass); // the host's own
-        }
+    let src = work.key.src;
+    let uplink = tables.uplink(interface);
+    if uplink.is_some_and(|uplink| uplink.address.same(src)) {
+        own(tables, work, interface, now)?;
     } else {
-        match tables.masquerade(interface, work.key.src) {
+        work.to.src = uplink.map_or(A::ANY, |uplink| uplink.address);
+        match tables.masquerade(interface, src) {
             Some(rule) if !work.is_turned() && is_spared(tables, work, rule.rule, work.key.dst) => {
                 return Err(Verdict::Pass);
             }
-            Some(rule) => work.maker = Maker { rule: rule.rule, generation: rule.generation },
+            Some(rule) => {
+                work.maker = Maker { rule: rule.rule, generation: rule.generation };
+                if let Some(address) = pooled(tables, rule.rule, src) {
+                    work.to.src = address;
+                } else if uplink.is_none() {
+                    return Err(Verdict::Drop(DropReason::NoUplinkAddress));
+                }
+            }
             // Whoever turns back to an inside server by a forward is seen under the uplink's address there, so that the
             // answers come back this way: then the forward makes the flow.
-            None if work.is_turned() => {}
-            None => return Err(Verdict::Pass),
+            None if work.is_turned() && uplink.is_some() => {}
+            None => own(tables, work, interface, now)?,
         }
     }
     let key = &work.key;
@@ -74,7 +78,7 @@ where
     if key.proto == A::ICMP && key.sport == 0 && key.dport != 0 {
         return Err(Verdict::Drop(DropReason::Protocol));
     }
-    work.to = Translation { src: address, dst: key.dst, sport: key.sport, dport: key.dport };
+    work.to = Translation { src: work.to.src, dst: key.dst, sport: key.sport, dport: key.dport };
     work.rule_flags = tables.rule(work.maker.rule).map_or(0, |rule| rule.flags);
     let may_claim = key.proto != proto::TCP || opens(work.tcp_bits());
     if may_claim {
@@ -85,6 +89,52 @@ where
         return Err(Verdict::Drop(DropReason::TcpNotSyn));
     }
     claimed(tables, work)
+}
+
+/// The host's own packet: it passes, unless an inside socket has its port there and would get the answers. Then it moves to
+/// another port of the same address.
+#[inline(always)]
+fn own<T, A>(tables: &T, work: &mut Work<A>, interface: u32, now: u64) -> Result<(), Verdict>
+where
+    T: Tables<A>,
+    A: Address,
+{
+    if !binding::collides(tables, work, interface, now) {
+        return Err(Verdict::Pass);
+    }
+    work.to.src = work.key.src;
+    Ok(())
+}
+
+/// The address of a rule's pool that an inside host appears under: the same for all that it sends (RFC 4787 REQ-2, "paired"),
+/// as nothing but its own address decides. `None`: the rule has no pool.
+#[inline(always)]
+fn pooled<T, A>(tables: &T, slot: u32, inside: A) -> Option<A>
+where
+    T: Tables<A>,
+    A: Address,
+{
+    let Opening { pool } = tables.opening(slot)?;
+    if pool == 0 {
+        return None;
+    }
+    tables.pooled(&PoolKey { rule: slot, number: inside.number() % pool })
+}
+
+/// The address that an inside host appears under outside.
+#[inline(always)]
+pub(super) fn outside_of<T, A>(tables: &T, interface: u32, inside: A) -> Option<A>
+where
+    T: Tables<A>,
+    A: Address,
+{
+    if let Some(rule) = tables.masquerade(interface, inside)
+        && let Some(address) = pooled(tables, rule.rule, inside)
+    {
+        return Some(address);
+    }
+    let Uplink { address, masquerades: _ } = tables.uplink(interface)?;
+    Some(address)
 }
 
 /// Whether the rule leaves what goes there as it is (RFC 6888 REQ-6): then it is routed with its inside address.

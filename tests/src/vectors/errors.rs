@@ -93,7 +93,7 @@ pub(super) fn icmp_error_vectors(cast: Cast) -> Vec<Vector> {
 
 /// Type, code and what follows, of every ICMP error that embeds a packet: host, port and network unreachable, too big,
 /// source quench, time exceeded, parameter problem.
-fn errors(cast: Cast) -> Vec<(u8, u8, [u8; 4])> {
+pub(super) fn errors(cast: Cast) -> Vec<(u8, u8, [u8; 4])> {
     let (none, mtu) = ([0; 4], [0, 0, 5, 20]);
     if cast.inside.is_ipv4() {
         vec![

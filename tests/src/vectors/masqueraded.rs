@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use telecluster_common::maps::Direction;
+use telecluster_common::{drop::DropReason, maps::Direction};
 
-use super::{Cast, IPV4, IPV6, Rule, Step, Vector, inward, out, untouched};
-use crate::frame::{ACK, FIN, Frame, RST, SYN, icmp, icmp_error, tcp, udp, udp_without_checksum};
+use super::{Cast, IPV4, IPV6, Rule, Step, Vector, dropped_in, errors::errors, inward, out, untouched};
+use crate::frame::{ACK, FIN, Frame, RST, SYN, UDP, icmp, icmp_error, tcp, udp, udp_without_checksum};
 
 pub(super) fn masquerade_vectors(cast: Cast) -> Vec<Vector> {
     let masquerade = || cast.masquerade();
@@ -105,8 +105,13 @@ pub(super) fn masquerade_vectors(cast: Cast) -> Vec<Vector> {
 /// Destinations that a masquerade leaves alone, and the others.
 pub(super) fn except_vectors(cast: Cast) -> Vec<Vector> {
     let Cast { inside, remote, stranger, uplink, .. } = cast;
-    let Rule::Masquerade { source, nat, .. } = cast.masquerade() else { return Vec::new() };
-    let rule = |except: IpAddr| Rule::Masquerade { source, nat, except: vec![IpNet::from(except)] };
+    let Rule::Masquerade { source, nat, pool, .. } = cast.masquerade() else { return Vec::new() };
+    let rule = |except: IpAddr| Rule::Masquerade {
+        source,
+        nat,
+        except: vec![IpNet::from(except)],
+        pool: pool.clone(),
+    };
     let from = (inside, 40000);
     let whole = udp(from, (remote, 53), &[7; 64]);
     let about = udp((remote, 53), from, b"q");
@@ -171,6 +176,75 @@ pub(super) fn options_vectors() -> Vec<Vector> {
                         .extension(hop_by_hop)
                 }),
             ],
+        },
+    ]
+}
+
+/// Several addresses, of which no interface has one: they are routed here.
+pub(super) fn pool_vectors(cast: Cast) -> Vec<Vector> {
+    let Cast { uplink, inside, other_inside, remote, echo, echo_reply, .. } = cast;
+    let Rule::Masquerade { source, nat, except, .. } = cast.masquerade() else { return Vec::new() };
+    let pool = cast.pool();
+    let rule = || Rule::Masquerade { source, nat, except: except.clone(), pool: pool.to_vec() };
+    // The last number of an inside address decides: 10 and 11.
+    let [even, odd] = pool;
+    let (dns, web) = ((remote, 53), (remote, 443));
+    let ping = |src, dst, kind| icmp(src, dst, kind, 77, b"abc");
+    let query = |host: IpAddr, port, to| udp((host, port), to, b"query");
+    let answer = |host: IpAddr, port, from| udp(from, (host, port), b"answer");
+    let error = |about: &Frame| icmp_error(remote, about.src, errors(cast)[0], about, 1500);
+    let (sent, seen) = (query(other_inside, 40003, dns), query(odd, 40003, dns));
+    vec![
+        Vector {
+            name: "each inside host has one address of a pool for all that it sends, and answers come back by it",
+            rules: vec![rule()],
+            steps: vec![
+                out(&query(inside, 40000, dns), &query(even, 40000, dns)),
+                inward(&answer(even, 40000, dns), &answer(inside, 40000, dns)),
+                // the same port of another host is the same port of another address
+                out(&query(other_inside, 40000, dns), &query(odd, 40000, dns)),
+                inward(&answer(odd, 40000, dns), &answer(other_inside, 40000, dns)),
+                out(&query(inside, 40001, web), &query(even, 40001, web)),
+                out(&tcp((inside, 40002), web, SYN, b""), &tcp((even, 40002), web, SYN, b"")),
+                inward(&tcp(web, (even, 40002), SYN | ACK, b""), &tcp(web, (inside, 40002), SYN | ACK, b"")),
+                out(&ping(other_inside, remote, echo), &ping(odd, remote, echo)),
+                inward(&ping(remote, odd, echo_reply), &ping(remote, other_inside, echo_reply)),
+            ],
+        },
+        Vector {
+            name: "what nobody has asked for ends at an address that no interface has",
+            rules: vec![rule()],
+            steps: vec![
+                dropped_in(answer(even, 40000, dns).bytes(), DropReason::Filtered),
+                dropped_in(tcp(web, (even, 22), SYN, b"").bytes(), DropReason::Unsolicited),
+                dropped_in(tcp(web, (even, 22), ACK, b"x").bytes(), DropReason::Filtered),
+                dropped_in(ping(remote, odd, echo_reply).bytes(), DropReason::Filtered),
+                dropped_in(ping(remote, odd, echo).bytes(), DropReason::Filtered),
+                // the uplink's own address is nobody's pool
+                untouched(Direction::In, tcp(web, (uplink, 22), SYN, b"").bytes()),
+            ],
+        },
+        Vector {
+            name: "a forward leads inside by an address of a pool too",
+            rules: vec![
+                rule(),
+                Rule::Forward {
+                    proto: UDP,
+                    ports: 5300..=5300,
+                    to: (inside, 53),
+                    address: Some(odd),
+                    sources: Vec::new(),
+                },
+            ],
+            steps: vec![
+                inward(&udp(dns, (odd, 5300), b"q"), &udp(dns, (inside, 53), b"q")),
+                out(&udp((inside, 53), dns, b"a"), &udp((odd, 5300), dns, b"a")),
+            ],
+        },
+        Vector {
+            name: "an error about what has left by an address of a pool finds its way inside",
+            rules: vec![rule()],
+            steps: vec![out(&sent, &seen), inward(&error(&seen), &error(&sent))],
         },
     ]
 }

@@ -249,6 +249,41 @@ async fn destinations_that_a_masquerade_leaves_alone_are_shown_as_they_are() {
 }
 
 #[tokio::test]
+async fn the_addresses_of_a_pool_are_such_as_answers_can_come_back_to() {
+    let lab = Lab::new().await;
+    let body = |pool: Value| json!({ "source_network": "192.168.100.0/24", "output_interface": "ens3", "external_ips": pool });
+    for pool in [
+        json!(["192.0.2.300"]),
+        json!(["2001:db8::5"]),
+        json!(["127.0.0.1"]),
+        json!(["224.0.0.1"]),
+        json!(["192.168.100.7"]),
+        json!((0..65).map(|n| format!("198.51.100.{n}")).collect::<Vec<_>>()),
+    ] {
+        lab.post("/nat/masquerade", body(pool)).await.refused(422, "INVALID_FIELD");
+    }
+    // Neighbours would ask for it in vain.
+    lab.post("/nat/masquerade", body(json!(["192.0.2.77"]))).await.refused(409, "POOL_ADDRESS_ABSENT");
+    assert!(rules(&lab).await.1.is_empty());
+
+    let pool = json!(["198.51.100.9", "192.0.2.10", "198.51.100.9"]);
+    let made = lab.post("/nat/masquerade", body(pool)).await;
+    assert_eq!(made.json["status"], "warning", "one of them has to be routed here");
+    let sorted = json!(["192.0.2.10", "198.51.100.9"]);
+    assert_eq!(rules(&lab).await.1[0]["external_ips"], sorted);
+    lab.post("/nat/masquerade", body(sorted)).await.done(false);
+    // Another network may share it there, and not on another uplink.
+    let mut other = body(json!("198.51.100.9"));
+    other["source_network"] = json!("10.0.0.0/8");
+    lab.post("/nat/masquerade", other.clone()).await;
+    other["output_interface"] = json!("ens4");
+    lab.post("/nat/masquerade", other).await.refused(409, "POOL_ADDRESS_IN_USE");
+    // Without them it is the same rule, changed.
+    lab.post("/nat/masquerade", body(json!([]))).await.done(true);
+    assert!(rules(&lab).await.1.iter().any(|rule| rule.get("external_ips").is_none()));
+}
+
+#[tokio::test]
 async fn how_long_flows_may_be_idle_is_said_for_a_rule_and_shown_where_it_is_not_as_usual() {
     let lab = Lab::new().await;
     let masquerade = |timeouts: Value| json!({ "source_network": "192.168.100.0/24", "output_interface": "ens3", "timeouts": timeouts });

@@ -176,6 +176,7 @@ async fn slots_that_the_kernel_uses_are_never_given_away() {
         nat: NatType::Restricted,
         parity: false,
         except: Vec::new(),
+        pool: Vec::new(),
         timeouts: Timeouts::RFC,
     };
     fake.dataplane.edit(|nat| drop(nat.rules.insert(crate::kernel::dataplane::Slot(0), foreign)));

@@ -1,5 +1,5 @@
-//! The rule maps of one address family: `forward4`, `range4`, `source4`, `masquerade4`, `uplink4`, `local4`, or those of
-//! IPv6.
+//! The rule maps of one address family: `forward4`, `range4`, `source4`, `masquerade4`, `uplink4`, `local4`, `pool4`, or
+//! those of IPv6.
 
 use std::{
     collections::{BTreeMap, HashMap as StdHashMap},
@@ -11,15 +11,15 @@ use ipnet::IpNet;
 use telecluster_common::{
     family::Address,
     maps::{
-        Forward, ForwardKey, MAX_BLOCKS, MAX_RULES, Masquerade, MasqueradeKey, Range, RangeKey, Rule,
-        SourceKey, Timeouts, Uplink, rule,
+        Forward, ForwardKey, MAX_BLOCKS, MAX_RULES, Masquerade, MasqueradeKey, Opening, Range, RangeKey,
+        Rule, SourceKey, Timeouts, Uplink, rule,
     },
 };
 
 use super::{
     Plain, failed,
     forwards::{self, Parts},
-    mirror::Mirrored,
+    local::{self, LocalAddresses, Pooled},
     object::{Object, take},
 };
 use crate::kernel::{
@@ -31,8 +31,8 @@ type Result<T, E = KernelError> = std::result::Result<T, E>;
 
 /// An address as the maps have it.
 pub(super) trait Octets: Address + aya::Pod + Ord {
-    /// `forward4`, `masquerade4`, `uplink4`, `local4`, `range4`, `source4`.
-    const MAPS: [&'static str; 6];
+    /// `forward4`, `masquerade4`, `uplink4`, `local4`, `range4`, `source4`, `pool4`.
+    const MAPS: [&'static str; 7];
 
     /// `None`: of the other family.
     fn from_ip(ip: IpAddr) -> Option<Self>;
@@ -40,7 +40,8 @@ pub(super) trait Octets: Address + aya::Pod + Ord {
 }
 
 impl Octets for [u8; 4] {
-    const MAPS: [&'static str; 6] = ["forward4", "masquerade4", "uplink4", "local4", "range4", "source4"];
+    const MAPS: [&'static str; 7] =
+        ["forward4", "masquerade4", "uplink4", "local4", "range4", "source4", "pool4"];
 
     fn from_ip(ip: IpAddr) -> Option<Self> {
         match ip {
@@ -55,7 +56,8 @@ impl Octets for [u8; 4] {
 }
 
 impl Octets for [u8; 16] {
-    const MAPS: [&'static str; 6] = ["forward6", "masquerade6", "uplink6", "local6", "range6", "source6"];
+    const MAPS: [&'static str; 7] =
+        ["forward6", "masquerade6", "uplink6", "local6", "range6", "source6", "pool6"];
 
     fn from_ip(ip: IpAddr) -> Option<Self> {
         match ip {
@@ -76,7 +78,7 @@ pub(super) struct FamilyMaps<A: Octets> {
     sources: LpmTrie<MapData, Plain<SourceKey<A>>, u32>,
     masquerades: LpmTrie<MapData, Plain<MasqueradeKey<A>>, Plain<Masquerade>>,
     uplinks: HashMap<MapData, u32, Plain<Uplink<A>>>,
-    local: Mirrored<A, u32>,
+    local: LocalAddresses<A>,
     /// What uplinks translated to that have no address at the moment: their flows go on when it comes back.
     gone: StdHashMap<u32, A>,
     /// How many entries `forwards`, `ranges` and `sources` have: counting them would mean to walk the maps.
@@ -90,23 +92,28 @@ pub(super) enum Entry<A> {
     /// With the rule's generation.
     Source(Key<Plain<SourceKey<A>>>, u32),
     Masquerade(Key<Plain<MasqueradeKey<A>>>, Masquerade),
+    Pool(Pooled<A>),
 }
 
 impl<A: Octets> FamilyMaps<A> {
     pub(super) fn take(object: &mut Object) -> Result<Self> {
-        let [forward, masquerade, uplink, local, range, source] = A::MAPS;
+        let [forward, masquerade, uplink, local, range, source, pool] = A::MAPS;
         let mut maps = Self {
             forwards: take(object, forward)?,
             ranges: take(object, range)?,
             sources: take(object, source)?,
             masquerades: take(object, masquerade)?,
             uplinks: take(object, uplink)?,
-            local: Mirrored::take(object, local, "local address")?,
+            local: LocalAddresses::take(object, local, pool)?,
             gone: StdHashMap::new(),
             counts: [0; 3],
         };
         let counts = [maps.forwards.keys().count(), maps.ranges.keys().count(), maps.sources.keys().count()];
         maps.counts = counts.map(|count| count as u64);
+        let listed = maps.masquerades.iter().filter_map(Result::<_, MapError>::ok);
+        let uplinks: StdHashMap<u32, u32> =
+            listed.map(|(key, value)| (value.0.rule, key.data().0.uplink)).collect();
+        maps.local.adopt(&uplinks)?;
         Ok(maps)
     }
 
@@ -132,11 +139,17 @@ impl<A: Octets> FamilyMaps<A> {
             .iter()
             .filter_map(|entry| entry.ok().filter(|(_, value)| value.0.rule == slot.0))
             .map(|(key, value)| Entry::Masquerade(key, value.0));
-        sources.chain(forwards).chain(ranges).chain(masquerades).collect()
+        let pool = self.local.pool(slot).map(Entry::Pool);
+        sources.chain(pool).chain(forwards).chain(ranges).chain(masquerades).collect()
     }
 
     /// Adds to each slot the rule that the maps hold for it.
-    pub(super) fn list(&self, rules: &[Rule], found: &mut BTreeMap<Slot, Option<NatRule>>) -> Result<()> {
+    pub(super) fn list(
+        &self,
+        rules: &[Rule],
+        opening: impl Fn(Slot) -> Result<Opening>,
+        found: &mut BTreeMap<Slot, Option<NatRule>>,
+    ) -> Result<()> {
         let said = |slot: u32| {
             rules.get(slot as usize).map_or((0, Timeouts::RFC), |rule| (rule.flags, rule.timeouts))
         };
@@ -149,10 +162,21 @@ impl<A: Octets> FamilyMaps<A> {
             let nat = NatType::from_flags(flags);
             let parity = flags & rule::PARITY != 0;
             let except = parts.remove(&Slot(value.rule)).map(Parts::into_networks).unwrap_or_default();
-            let whole = (flags & rule::EXCEPT != 0) != except.is_empty();
+            let pool: Vec<IpAddr> =
+                self.local.pool(Slot(value.rule)).map(|pooled| pooled.address.ip()).collect();
+            let Opening { pool: addresses } = opening(Slot(value.rule))?;
+            let whole = (flags & rule::EXCEPT != 0) != except.is_empty()
+                && u32::try_from(pool.len()) == Ok(addresses);
             let rule = source.filter(|_| whole);
-            let rule =
-                rule.map(|source| NatRule::Masquerade { uplink, source, nat, parity, except, timeouts });
+            let rule = rule.map(|source| NatRule::Masquerade {
+                uplink,
+                source,
+                nat,
+                parity,
+                except,
+                pool,
+                timeouts,
+            });
             found.insert(Slot(value.rule), rule);
         }
         for (slot, parts) in parts {
@@ -183,8 +207,7 @@ impl<A: Octets> FamilyMaps<A> {
 
     /// The host's own addresses, each with the uplink that it is on, or 0.
     pub(super) fn set_local(&mut self, wanted: &StdHashMap<A, u32>) -> Result<()> {
-        self.local.add(wanted)?;
-        self.local.retain(wanted)
+        self.local.set(wanted)
     }
 
     /// Sets what uplinks translate to; returns those whose flows, if they have any, are to another address.
@@ -213,7 +236,9 @@ impl<A: Octets> FamilyMaps<A> {
     }
 
     fn set_uplink(&mut self, uplink: u32, address: A) -> Result<()> {
-        let masquerades = u32::try_from(self.masquerades_of(uplink).len()).unwrap_or(u32::MAX);
+        let to_it =
+            self.masquerades_of(uplink).into_iter().filter(|(_, value)| !self.has_pool(Slot(value.rule)));
+        let masquerades = u32::try_from(to_it.count()).unwrap_or(u32::MAX);
         self.uplinks
             .insert(uplink, Plain(Uplink { address, masquerades }), 0)
             .map_err(|error| failed("set the address of an uplink", &error))
@@ -251,6 +276,11 @@ impl<A: Octets> FamilyMaps<A> {
             .collect()
     }
 
+    /// Whether a masquerade translates to addresses of its own.
+    pub(super) fn has_pool(&self, slot: Slot) -> bool {
+        self.local.pool(slot).next().is_some()
+    }
+
     pub(super) fn holds(&self, entry: &Entry<A>) -> bool {
         match entry {
             Entry::Forward(key, value) => {
@@ -262,6 +292,7 @@ impl<A: Octets> FamilyMaps<A> {
                 self.sources.get(key, 0).is_ok_and(|present| present == *generation)
             }
             Entry::Masquerade(key, value) => self.exact(key).is_some_and(|present| present == *value),
+            Entry::Pool(pooled) => self.local.pool(pooled.slot()).any(|present| present == *pooled),
         }
     }
 
@@ -273,6 +304,7 @@ impl<A: Octets> FamilyMaps<A> {
             Entry::Range(key, _) => self.ranges.get(key, 0).is_ok_and(|present| present.0.rule == slot.0),
             Entry::Source(key, _) => self.sources.get(key, 0).is_ok(),
             Entry::Masquerade(key, _) => self.exact(key).is_some_and(|present| present.rule == slot.0),
+            Entry::Pool(pooled) => self.local.pool(slot).any(|present| present.key == pooled.key),
         }
     }
 
@@ -316,6 +348,7 @@ impl<A: Octets> FamilyMaps<A> {
                     .map_err(|error| failed(format!("masquerade {}", label(key)), &error))?;
                 self.count_masquerades(key.data().0.uplink)
             }
+            Entry::Pool(pooled) => self.local.add(*pooled),
         }
     }
 
@@ -346,11 +379,12 @@ impl<A: Octets> FamilyMaps<A> {
                     .map_err(|error| failed(format!("stop masquerading {}", label(key)), &error))?;
                 self.count_masquerades(key.data().0.uplink)
             }
+            Entry::Pool(pooled) => self.local.forget(*pooled),
         }
     }
 
     pub(super) fn pressure(&self) -> [MapPressure; 3] {
-        let [forward, _, _, _, range, source] = A::MAPS;
+        let [forward, _, _, _, range, source, _] = A::MAPS;
         let [forwards, ranges, sources] = self.counts;
         let pressure = |map, entries, capacity| MapPressure { map, entries, capacity: u64::from(capacity) };
         [
@@ -366,14 +400,15 @@ impl<A: Octets> FamilyMaps<A> {
 pub(super) fn entries<A: Octets>(slot: Slot, generation: u32, rule: &NatRule) -> Vec<Entry<A>> {
     match rule {
         NatRule::Forward { .. } => forwards::entries(slot, generation, rule),
-        NatRule::Masquerade { uplink, source, nat: _, parity: _, except, timeouts: _ } => {
+        NatRule::Masquerade { uplink, source, nat: _, parity: _, except, pool, timeouts: _ } => {
             let Some(address) = A::from_ip(source.network()) else {
                 return Vec::new();
             };
             let key = MasqueradeKey { uplink: *uplink, address };
             let key = Key::new(u32::BITS + u32::from(source.prefix_len()), Plain(key));
-            // What it leaves alone before the rule itself.
+            // What it leaves alone, and what it translates to, before the rule itself.
             let mut entries = forwards::networks(slot, generation, except);
+            entries.extend(local::pool(slot, *uplink, pool).map(Entry::Pool));
             entries.push(Entry::Masquerade(key, Masquerade { rule: slot.0, generation }));
             entries
         }

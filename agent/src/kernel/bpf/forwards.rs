@@ -228,7 +228,7 @@ mod tests {
                     assert_eq!(generation, 3);
                     parts.add_source(&key);
                 }
-                Entry::Masquerade(..) => panic!("a forward is no masquerade"),
+                Entry::Masquerade(..) | Entry::Pool(_) => panic!("a forward is no masquerade"),
             }
         }
         parts.rule(rule.flags(), rule.timeouts())

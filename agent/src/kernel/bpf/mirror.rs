@@ -31,6 +31,11 @@ impl<K: Pod + Eq + Hash + fmt::Debug, V: Pod + PartialEq> Mirrored<K, V> {
         Ok(Self { present: present.map_err(|error| failed(format!("read each {what}"), &error))?, map, what })
     }
 
+    /// What is in it.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.present.iter()
+    }
+
     /// Writes what is missing or different.
     pub(super) fn add(&mut self, wanted: &StdHashMap<K, V>) -> Result<(), KernelError> {
         for (key, value) in wanted {

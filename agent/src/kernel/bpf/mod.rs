@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`object`] | load the programs, adopt or create the pinned maps |
 //! | [`attach`] | put the programs on an interface: TCX, or clsact below 6.6 |
-//! | [`rules`], [`family`], [`forwards`], [`slots`] | rules and addresses into maps |
+//! | [`rules`], [`family`], [`forwards`], [`local`], [`slots`] | rules and addresses into maps |
 //! | [`switch`] | ports and their VLANs into maps, stations and counters out of them |
 //! | [`flows`], [`bindings`] | flows out of maps: joined, aged; external ports whose time is over |
 //! | [`waiting`] | where fragments wait for their first one |
@@ -23,6 +23,7 @@ mod fast;
 mod flows;
 mod forwards;
 mod leave;
+mod local;
 pub mod log;
 mod mirror;
 pub mod object;
@@ -310,8 +311,9 @@ macro_rules! plain {
 }
 
 plain!(maps::ForwardKey<A>, maps::Forward<A>, maps::MasqueradeKey<A>, maps::Masquerade, maps::Uplink<A>);
+plain!(maps::Local, maps::PoolKey);
 plain!(maps::RangeKey<A>, maps::Range<A>, maps::SourceKey<A>);
-plain!(maps::Rule, maps::RuleStat, maps::Epoch, maps::Port);
+plain!(maps::Rule, maps::RuleStat, maps::Opening, maps::Epoch, maps::Port);
 plain!(vlan::PortConfig, vlan::MemberKey, vlan::Member, vlan::FloodKey, vlan::StationKey, vlan::Station);
 plain!(vlan::VlanStat, vlan::PortStat);
 

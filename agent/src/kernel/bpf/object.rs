@@ -15,9 +15,10 @@ use telecluster_common::{
     drop::DropReason,
     maps::{
         Binding, EndpointKey, Epoch, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented, HOPS, Hop,
-        MAX_BLOCKS, MAX_FRAGMENTED, MAX_PACED, MAX_PAIRS, MAX_PLACED, MAX_PORTS, MAX_RULES,
-        MAX_WAITING_ROOMS, Masquerade, MasqueradeKey, Moved, PaceKey, Pair, PairKey, PlaceKey, PlacedPort,
-        Port, Range, RangeKey, Rule, RuleStat, SCHEMA, SourceKey, Uplink, stage, xdp_stage,
+        Local, MAX_BLOCKS, MAX_FRAGMENTED, MAX_PACED, MAX_PAIRS, MAX_PLACED, MAX_POOLED, MAX_PORTS,
+        MAX_RULES, MAX_WAITING_ROOMS, Masquerade, MasqueradeKey, Moved, Opening, PaceKey, Pair, PairKey,
+        PlaceKey, PlacedPort, PoolKey, Port, Range, RangeKey, Rule, RuleStat, SCHEMA, SourceKey, Uplink,
+        stage, xdp_stage,
     },
     nat::work::Work,
     tables::Limits,
@@ -112,7 +113,7 @@ pub(super) enum Entries {
 type A4 = [u8; 4];
 type A6 = [u8; 16];
 
-const LAYOUTS: [Layout; 42] = [
+const LAYOUTS: [Layout; 45] = [
     layout::<FlowKey<A4>, Flow<A4>>("flow4", MapType::Hash, Entries::Flows),
     layout::<FlowKey<A6>, Flow<A6>>("flow6", MapType::Hash, Entries::Flows),
     layout::<EndpointKey<A4>, Binding<A4>>("binding4", MapType::Hash, Entries::Bindings),
@@ -149,8 +150,11 @@ const LAYOUTS: [Layout; 42] = [
     ),
     layout::<u32, Uplink<A4>>("uplink4", MapType::Hash, Entries::Fixed(256)),
     layout::<u32, Uplink<A6>>("uplink6", MapType::Hash, Entries::Fixed(256)),
-    layout::<A4, u32>("local4", MapType::Hash, Entries::Fixed(4096)),
-    layout::<A6, u32>("local6", MapType::Hash, Entries::Fixed(4096)),
+    layout::<A4, Local>("local4", MapType::Hash, Entries::Fixed(4096)),
+    layout::<A6, Local>("local6", MapType::Hash, Entries::Fixed(4096)),
+    layout::<PoolKey, A4>("pool4", MapType::Hash, Entries::Fixed(MAX_POOLED)),
+    layout::<PoolKey, A6>("pool6", MapType::Hash, Entries::Fixed(MAX_POOLED)),
+    layout::<u32, Opening>("opening", MapType::Array, Entries::Fixed(MAX_RULES)),
     layout::<u32, Rule>("rule", MapType::Array, Entries::Fixed(MAX_RULES)),
     layout::<u32, RuleStat>("rule_stat", MapType::PerCpuArray, Entries::Fixed(MAX_RULES)),
     layout::<u32, u64>("drop_stat", MapType::PerCpuArray, Entries::Fixed(DropReason::COUNT)),

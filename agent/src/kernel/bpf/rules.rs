@@ -16,7 +16,7 @@ use super::{
     failed,
     family::{Entry, FamilyMaps, Octets, entries},
     object::{Object, take},
-    slots::Slots,
+    slots::{self, Slots},
 };
 use crate::kernel::{
     KernelError,
@@ -96,8 +96,9 @@ impl RuleMaps {
         let used = |(slot, rule): (u32, Rule)| (rule.used == 1).then_some((Slot(slot), None));
         let mut found: BTreeMap<_, _> = (0..).zip(self.slots.all()?).filter_map(used).collect();
         let rules = self.slots.all()?;
-        self.ipv4.list(&rules, &mut found)?;
-        self.ipv6.list(&rules, &mut found)?;
+        let opening = |slot| self.slots.opening(slot);
+        self.ipv4.list(&rules, opening, &mut found)?;
+        self.ipv6.list(&rules, opening, &mut found)?;
         Ok(found)
     }
 
@@ -141,8 +142,9 @@ impl RuleMaps {
 fn holds<A: Octets>(maps: &FamilyMaps<A>, slots: &Slots, slot: Slot, rule: &NatRule) -> Result<bool> {
     let present = slots.get(slot)?;
     let entries = entries(slot, present.generation, rule);
-    let same =
-        (present.uplink, present.flags, present.timeouts) == (rule.uplink(), rule.flags(), rule.timeouts());
+    let same = (present.uplink, present.flags, present.timeouts)
+        == (rule.uplink(), rule.flags(), rule.timeouts())
+        && slots.opening(slot)? == slots::opening(rule);
     Ok(same && entries.iter().all(|entry| maps.holds(entry)))
 }
 
@@ -183,6 +185,10 @@ fn set_addresses<A: Octets>(
     let of_family = |(uplink, ip): &(u32, _)| A::from_ip(*ip).map(|address| (*uplink, address));
     for uplink in maps.set_uplinks(&addresses.uplinks.iter().filter_map(of_family).collect())? {
         for (key, value) in maps.masquerades_of(uplink) {
+            // It goes on translating to what it did before.
+            if maps.has_pool(Slot(value.rule)) {
+                continue;
+            }
             let generation = slots.renew(Slot(value.rule))?;
             maps.renew_networks(Slot(value.rule), generation)?;
             maps.insert(&Entry::Masquerade(key, Masquerade { generation, ..value }))?;

@@ -1,7 +1,7 @@
 //! Rule slots: which generation of a rule is in force, for which uplink, and what it has counted.
 
 use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues};
-use telecluster_common::maps::{MAX_RULES, Rule, RuleStat, Timeouts};
+use telecluster_common::maps::{MAX_RULES, Opening, Rule, RuleStat, Timeouts};
 
 use super::{
     Plain, batch, failed,
@@ -17,11 +17,17 @@ type Result<T, E = KernelError> = std::result::Result<T, E>;
 /// What an unused slot holds, besides its generation.
 const UNUSED: Rule = Rule { generation: 0, used: 0, uplink: 0, flags: 0, timeouts: Timeouts::RFC };
 
-/// `rule` and `rule_stat`.
+/// What the first packets of a rule's flows ask for.
+pub(super) fn opening(rule: &NatRule) -> Opening {
+    Opening { pool: u32::try_from(rule.pool().len()).unwrap_or(u32::MAX) }
+}
+
+/// `rule`, `opening` and `rule_stat`.
 pub(super) struct Slots {
     rules: Array<MapData, Plain<Rule>>,
     /// The same map, for reading all of it at once.
     table: MapData,
+    openings: Array<MapData, Plain<Opening>>,
     stats: PerCpuArray<MapData, Plain<RuleStat>>,
 }
 
@@ -30,6 +36,7 @@ impl Slots {
         Ok(Self {
             table: object::duplicate(object, "rule")?,
             rules: take(object, "rule")?,
+            openings: take(object, "opening")?,
             stats: take(object, "rule_stat")?,
         })
     }
@@ -47,8 +54,20 @@ impl Slots {
         let generation = self.get(slot)?.generation.wrapping_add(1);
         self.reset_counters(slot)?;
         let (uplink, flags, timeouts) = (rule.uplink(), rule.flags(), rule.timeouts());
+        self.openings
+            .set(slot.0, Plain(opening(rule)), 0)
+            .map_err(|error| failed(format!("write what opens flows of slot {}", slot.0), &error))?;
         self.set(slot, Rule { generation, used: 1, uplink, flags, timeouts })?;
         Ok(generation)
+    }
+
+    /// What the first packets of its flows ask for.
+    pub(super) fn opening(&self, slot: Slot) -> Result<Opening> {
+        let opening = self
+            .openings
+            .get(&slot.0, 0)
+            .map_err(|error| failed(format!("read what opens flows of slot {}", slot.0), &error))?;
+        Ok(opening.0)
     }
 
     /// A new generation for the rule that is there: its flows are dead at once. Returns it.

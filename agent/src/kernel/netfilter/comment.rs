@@ -17,10 +17,24 @@ pub(super) fn slot(slot: Slot) -> String {
     format!("-m comment --comment \"{MARK}{}\"", slot.0)
 }
 
-/// Of a line that translates. `network`: the source that it is for, of a forward that is not open to everybody; the
-/// destination that it leaves alone, of a masquerade. Names of interfaces have no comma (`LinkName`).
-pub(super) fn rule(slot: Slot, placed: &Placed, network: Option<&IpNet>) -> String {
-    let network = network.map(|net| format!(",{net}")).unwrap_or_default();
+/// What one line of a rule says that the others do not.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Part<'a> {
+    Whole,
+    /// The source that it is for, of a forward that is not open to everybody; the destination that it leaves alone, of a
+    /// masquerade.
+    Network(&'a IpNet),
+    /// One of the addresses that a masquerade translates to.
+    Pooled(IpAddr),
+}
+
+/// Of a line that translates. Names of interfaces have no comma (`LinkName`).
+pub(super) fn rule(slot: Slot, placed: &Placed, part: Part<'_>) -> String {
+    let part = match part {
+        Part::Whole => String::new(),
+        Part::Network(net) => format!(",{net}"),
+        Part::Pooled(ip) => format!(",{TO}{ip}"),
+    };
     let Placed { rule, uplink } = placed;
     let rule = match rule {
         NatRule::Forward {
@@ -42,21 +56,24 @@ pub(super) fn rule(slot: Slot, placed: &Placed, network: Option<&IpNet>) -> Stri
                 false => format!("{external_port}-{external_port_end}"),
             };
             format!(
-                "forward{},{external_ip},{ports},{internal_ip},{internal_port},{}{}{network}",
+                "forward{},{external_ip},{ports},{internal_ip},{internal_port},{}{}{part}",
                 times(*timeouts),
                 transports.join("+"),
                 if *hairpin { "" } else { ",outside" },
             )
         }
-        NatRule::Masquerade { uplink: _, source, nat, parity, except: _, timeouts } => {
+        NatRule::Masquerade { uplink: _, source, nat, parity, except: _, pool: _, timeouts } => {
             let parity = if *parity { "parity" } else { ANY };
-            format!("masquerade{},{source},{},{parity}{network}", times(*timeouts), nat_type(*nat))
+            format!("masquerade{},{source},{},{parity}{part}", times(*timeouts), nat_type(*nat))
         }
     };
     format!("-m comment --comment \"{MARK}{},{uplink},{rule}\"", slot.0)
 }
 
 const ANY: &str = "any";
+
+/// In front of an address that is translated to.
+const TO: &str = "to=";
 
 /// The slot of a line, from its text as `iptables-save` has it.
 pub(super) fn slot_of(text: &str) -> Option<Slot> {
@@ -96,14 +113,23 @@ pub(super) fn rule_of(text: &str) -> Option<Placed> {
                 timeouts,
             }
         }
-        ["masquerade", source, nat, parity, ref except @ ..] if except.len() <= 1 => NatRule::Masquerade {
+        ["masquerade", source, nat, parity, ref parts @ ..] if parts.len() <= 1 => NatRule::Masquerade {
             uplink: 0,
             source: source.parse::<IpNet>().ok()?,
             nat: [NatType::Restricted, NatType::FullCone, NatType::Symmetric]
                 .into_iter()
                 .find(|kind| nat_type(*kind) == nat)?,
             parity: parity == "parity",
-            except: except.iter().map(|net| net.parse().ok()).collect::<Option<_>>()?,
+            except: parts
+                .iter()
+                .filter(|part| !part.starts_with(TO))
+                .map(|net| net.parse().ok())
+                .collect::<Option<_>>()?,
+            pool: parts
+                .iter()
+                .filter_map(|part| part.strip_prefix(TO))
+                .map(|ip| ip.parse().ok())
+                .collect::<Option<_>>()?,
             timeouts,
         },
         _ => return None,
@@ -112,7 +138,7 @@ pub(super) fn rule_of(text: &str) -> Option<Placed> {
 }
 
 /// Joins what two lines of one slot say. False: not the same rule. A forward has a line for each source, a masquerade
-/// one for each destination that it leaves alone and one for all others.
+/// one for each destination that it leaves alone, and one for all others or some for each address of its pool.
 pub(super) fn join(known: &mut Placed, mut other: Placed) -> bool {
     match (&mut known.rule, &mut other.rule) {
         (NatRule::Forward { sources: known, .. }, NatRule::Forward { sources: other, .. })
@@ -120,15 +146,19 @@ pub(super) fn join(known: &mut Placed, mut other: Placed) -> bool {
         {
             unite(known, other);
         }
-        (NatRule::Masquerade { except: known, .. }, NatRule::Masquerade { except: other, .. }) => {
+        (
+            NatRule::Masquerade { except: known, pool: known_pool, .. },
+            NatRule::Masquerade { except: other, pool: other_pool, .. },
+        ) => {
             unite(known, other);
+            unite(known_pool, other_pool);
         }
         (NatRule::Forward { .. } | NatRule::Masquerade { .. }, _) => {}
     }
     *known == other
 }
 
-fn unite(known: &mut Vec<IpNet>, other: &mut Vec<IpNet>) {
+fn unite<T: Clone + Ord>(known: &mut Vec<T>, other: &mut Vec<T>) {
     known.append(&mut other.clone());
     known.sort_unstable();
     known.dedup();
@@ -181,11 +211,16 @@ mod tests {
         match &mut placed.rule {
             NatRule::Forward { uplink, .. } | NatRule::Masquerade { uplink, .. } => *uplink = 0,
         }
-        let sources = match &placed.rule {
-            NatRule::Forward { sources, .. } => sources.clone(),
-            NatRule::Masquerade { except, .. } => except.clone(),
+        let part = match &placed.rule {
+            NatRule::Forward { sources: networks, .. } | NatRule::Masquerade { except: networks, .. }
+                if !networks.is_empty() =>
+            {
+                Part::Network(&networks[0])
+            }
+            NatRule::Masquerade { pool, .. } if !pool.is_empty() => Part::Pooled(pool[0]),
+            NatRule::Forward { .. } | NatRule::Masquerade { .. } => Part::Whole,
         };
-        let text = format!("-i ens3 {} -j DNAT", rule(Slot(Slot::COUNT - 1), &placed, sources.first()));
+        let text = format!("-i ens3 {} -j DNAT", rule(Slot(Slot::COUNT - 1), &placed, part));
         assert_eq!(slot_of(&text), Some(Slot(Slot::COUNT - 1)));
         assert_eq!(rule_of(&text), Some(placed.clone()));
         assert_eq!(rule_of(&text.replace('"', "")), Some(placed), "without quotes");
@@ -205,9 +240,22 @@ mod tests {
                 nat: NatType::Symmetric,
                 parity: true,
                 except: vec!["172.16.0.0/12".parse().unwrap()],
+                pool: Vec::new(),
                 timeouts: LONGEST,
             },
             uplink: "br-ex".to_owned(),
+        });
+        there_and_back(Placed {
+            rule: NatRule::Masquerade {
+                uplink: 0,
+                source: "fd00:1111:2222:3333:4444:5555:6666:7777/128".parse().unwrap(),
+                nat: NatType::Restricted,
+                parity: true,
+                except: Vec::new(),
+                pool: vec!["2001:db8:1111:2222:3333:4444:5555:6666".parse().unwrap()],
+                timeouts: LONGEST,
+            },
+            uplink: "a-name-of-15-by".to_owned(),
         });
         there_and_back(Placed {
             rule: NatRule::Forward {

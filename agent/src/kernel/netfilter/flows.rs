@@ -18,9 +18,17 @@ pub(super) struct Owners<'a> {
     /// Those of more than one port.
     ranges: Vec<(Slot, &'a NatRule)>,
     /// The longest prefix first.
-    masquerades: Vec<(Slot, IpNet, u32)>,
+    masquerades: Vec<Masquerade<'a>>,
     /// The address that each uplink translates to.
     uplinks: Vec<(u32, IpAddr)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Masquerade<'a> {
+    slot: Slot,
+    source: IpNet,
+    uplink: u32,
+    pool: &'a [IpAddr],
 }
 
 /// The rule of a connection.
@@ -51,12 +59,13 @@ impl<'a> Owners<'a> {
                         owners.forwards.entry(key).or_default().push((slot, rule));
                     }
                 }
-                NatRule::Masquerade { uplink, source, .. } => {
-                    owners.masquerades.push((slot, *source, *uplink));
+                NatRule::Masquerade { uplink, source, pool, .. } => {
+                    let rule = Masquerade { slot, source: *source, uplink: *uplink, pool };
+                    owners.masquerades.push(rule);
                 }
             }
         }
-        owners.masquerades.sort_by_key(|(slot, source, _)| (u8::MAX - source.prefix_len(), *slot));
+        owners.masquerades.sort_by_key(|rule| (u8::MAX - rule.source.prefix_len(), rule.slot));
         owners
     }
 
@@ -73,10 +82,13 @@ impl<'a> Owners<'a> {
         let (inside, external) = (entry.original.source.0, entry.reply.destination.0);
         let uplink = self.uplinks.iter().find(|(_, address)| *address == external).map(|(uplink, _)| *uplink);
         // An address that no uplink has any more says nothing about which it was.
-        let fits = |rule: &u32| uplink.is_none_or(|uplink| uplink == *rule);
-        let mut covering = self.masquerades.iter().filter(|(_, source, _)| source.contains(&inside));
-        let (slot, _, uplink) = covering.find(|(_, _, uplink)| fits(uplink))?;
-        Some(Owner { slot: *slot, uplink: *uplink, inwards: false })
+        let fits = |rule: &Masquerade<'_>| match rule.pool {
+            [] => uplink.is_none_or(|uplink| uplink == rule.uplink),
+            pool => pool.contains(&external),
+        };
+        let covering = self.masquerades.iter().filter(|rule| rule.source.contains(&inside));
+        let Masquerade { slot, uplink, .. } = *covering.into_iter().find(|rule| fits(rule))?;
+        Some(Owner { slot, uplink, inwards: false })
     }
 
     fn forward(&self, entry: &Entry) -> Option<Owner> {

@@ -5,7 +5,12 @@
 //! anybody's packets. A source is translated after every chain of mangle, so the first packet of a masqueraded flow is
 //! counted by the line in the nat table alone, and the others by mangle's alone: the sum is exact.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use ipnet::IpNet;
 
 use crate::kernel::{
     dataplane::{NatRule, NatType, Slot},
@@ -13,7 +18,7 @@ use crate::kernel::{
 };
 
 use super::{
-    comment,
+    comment::{self, Part},
     hairpin::{self, Uplinks},
 };
 
@@ -143,23 +148,28 @@ pub(super) fn lines(family: Family, rules: &Rules, uplinks: &Uplinks) -> Lines {
     for (slot, placed) in in_order(family, rules) {
         match &placed.rule {
             NatRule::Forward { .. } => forward(slot, placed, uplinks, &mut add),
-            NatRule::Masquerade { uplink: _, source, nat, parity: _, except, timeouts: _ } => {
-                let (uplink, mark) = (&placed.uplink, comment::rule(slot, placed, None));
+            NatRule::Masquerade { uplink: _, source, nat, parity: _, except, pool, timeouts: _ } => {
+                let uplink = &placed.uplink;
                 let random = match nat {
                     // The kernel keeps the port where it can; only the destination sets flows apart.
                     NatType::Restricted | NatType::FullCone => "",
                     NatType::Symmetric => " --random-fully",
                 };
                 for network in except {
-                    let mark = comment::rule(slot, placed, Some(network));
+                    let mark = comment::rule(slot, placed, Part::Network(network));
                     let text = format!("-s {source} -d {network} -o {uplink} {mark} -j RETURN");
                     add(Chain::Postrouting, Some(slot), text);
                 }
-                add(
-                    Chain::Postrouting,
-                    Some(slot),
-                    format!("-s {source} -o {uplink} {mark} -j MASQUERADE{random}"),
-                );
+                if pool.is_empty() {
+                    let mark = comment::rule(slot, placed, Part::Whole);
+                    let text = format!("-s {source} -o {uplink} {mark} -j MASQUERADE{random}");
+                    add(Chain::Postrouting, Some(slot), text);
+                }
+                for (hosts, address) in shares(*source, pool) {
+                    let mark = comment::rule(slot, placed, Part::Pooled(address));
+                    let text = format!("-s {hosts} -o {uplink} {mark} -j SNAT --to-source {address}{random}");
+                    add(Chain::Postrouting, Some(slot), text);
+                }
                 let mark = comment::slot(slot);
                 let origin = format!("-m conntrack --ctorigsrc {source}");
                 add(Chain::SnatOut, Some(slot), format!("-o {uplink} {origin} {mark} -j RETURN"));
@@ -173,6 +183,28 @@ pub(super) fn lines(family: Family, rules: &Rules, uplinks: &Uplinks) -> Lines {
         lines.insert(Chain::Count, calls);
     }
     lines
+}
+
+/// Which hosts of a network appear under which address of a pool, as address and mask: the lowest bits decide, so that each
+/// host has one address for all that it sends, and neighbours have different ones. The kernel's own choice from a range would
+/// want one without gaps.
+fn shares(source: IpNet, pool: &[IpAddr]) -> Vec<(String, IpAddr)> {
+    // A number that is no power of two comes out more even in smaller shares.
+    let (count, finer) = (pool.len().next_power_of_two(), if pool.len().is_power_of_two() { 1 } else { 4 });
+    let free = u32::from(source.max_prefix_len() - source.prefix_len()).min(u64::BITS - 1);
+    let shares = (count * finer).min(1 << free);
+    let hosts = |share: usize| match source {
+        IpNet::V4(net) => {
+            let bits = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+            let address = Ipv4Addr::from(u32::from(net.network()) | bits(share));
+            format!("{address}/{}", Ipv4Addr::from(u32::from(net.netmask()) | bits(shares - 1)))
+        }
+        IpNet::V6(net) => {
+            let address = Ipv6Addr::from(u128::from(net.network()) | share as u128);
+            format!("{address}/{}", Ipv6Addr::from(u128::from(net.netmask()) | (shares - 1) as u128))
+        }
+    };
+    (0..shares).zip(pool.iter().cycle()).map(|(share, address)| (hosts(share), *address)).collect()
 }
 
 /// The most specific first, as the first one that matches is taken.
@@ -236,7 +268,7 @@ fn forward(
         let address = external_ip.map(|ip| format!("-d {ip} ")).unwrap_or_default();
         for source in &allowed {
             let (mark, from) = (
-                comment::rule(slot, placed, *source),
+                comment::rule(slot, placed, source.map_or(Part::Whole, Part::Network)),
                 source.map(|net| format!("-s {net} ")).unwrap_or_default(),
             );
             add(
@@ -318,6 +350,7 @@ pub(super) mod tests {
             nat: NatType::Restricted,
             parity: false,
             except: Vec::new(),
+            pool: Vec::new(),
             timeouts: Timeouts::RFC,
         };
         Placed { rule, uplink: "ens3".to_owned() }
@@ -380,6 +413,41 @@ pub(super) mod tests {
         );
     }
 
+    fn pooled(source: &str, pool: &[&str]) -> Vec<String> {
+        let pool: Vec<IpAddr> = pool.iter().map(|ip| ip.parse().unwrap()).collect();
+        let share = |(hosts, address): (String, IpAddr)| format!("{hosts} {address}");
+        shares(source.parse().unwrap(), &pool).into_iter().map(share).collect()
+    }
+
+    #[test]
+    fn neighbours_have_different_addresses_of_a_pool_and_each_host_one() {
+        assert_eq!(
+            pooled("192.168.100.0/24", &["203.0.113.5", "203.0.113.9"]),
+            ["192.168.100.0/255.255.255.1 203.0.113.5", "192.168.100.1/255.255.255.1 203.0.113.9"]
+        );
+        let six = pooled("fd00:100::/64", &["2001:db8::5", "2001:db8::6"]);
+        assert_eq!(six[1], "fd00:100::1/ffff:ffff:ffff:ffff::1 2001:db8::6");
+        let three = pooled("10.0.0.0/8", &["203.0.113.5", "203.0.113.6", "203.0.113.7"]);
+        assert_eq!(three.len(), 16, "5 or 6 of 16 each");
+        assert_eq!(pooled("192.168.100.10/32", &["203.0.113.5", "203.0.113.6"]).len(), 1);
+        assert!(pooled("192.168.100.0/24", &[]).is_empty());
+    }
+
+    #[test]
+    fn a_masquerade_with_a_pool_translates_to_nothing_else() {
+        let mut placed = masquerade("10.1.0.0/16");
+        if let NatRule::Masquerade { pool, .. } = &mut placed.rule {
+            pool.push("203.0.113.5".parse().unwrap());
+        }
+        let lines = lines(Family::V4, &Rules::from([(Slot(3), placed)]), &Uplinks::new());
+        assert_eq!(
+            texts(&lines, Chain::Postrouting),
+            ["-s 10.1.0.0/255.255.0.0 -o ens3 -m comment --comment \
+              \"telecluster:3,ens3,masquerade,10.1.0.0/16,restricted,any,to=203.0.113.5\" \
+              -j SNAT --to-source 203.0.113.5"]
+        );
+    }
+
     #[test]
     fn a_family_without_rules_has_no_chains() {
         let rules = Rules::from([(Slot(0), masquerade("fd00::/64"))]);
@@ -394,7 +462,7 @@ pub(super) mod tests {
         let mut range = forward(5000, None);
         if let NatRule::Forward { external_port_end, sources, .. } = &mut range.rule {
             *external_port_end = 5009;
-            sources.extend(["10.0.0.0/8", "198.51.100.0/24"].map(|net| net.parse::<ipnet::IpNet>().unwrap()));
+            sources.extend(["10.0.0.0/8", "198.51.100.0/24"].map(|net| net.parse::<IpNet>().unwrap()));
         }
         let lines = lines(Family::V4, &Rules::from([(Slot(7), range)]), &Uplinks::new());
         let [ten, other] = texts(&lines, Chain::Prerouting)[..] else { panic!("{lines:?}") };
