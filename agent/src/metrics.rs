@@ -356,6 +356,7 @@ pub(crate) mod tests {
             port_parity: None,
             exclude_destinations: None,
             external_ips: None,
+            new_flows_per_second: None,
             timeouts: None,
         }
     }

@@ -270,6 +270,9 @@ pub struct ForwardSpec {
     /// For inside hosts too.
     #[serde(default = "yes")]
     pub hairpin: bool,
+    /// Flows that it may make in a second; 0: as the setting for all rules says.
+    #[serde(default)]
+    pub new_flows_per_second: u32,
     #[serde(default)]
     pub timeouts: FlowTimeouts,
     #[serde(default)]
@@ -291,6 +294,7 @@ pub struct ForwardRequest {
     pub protocol: ForwardProtocol,
     pub source_cidrs: Vec<IpNet>,
     pub hairpin: bool,
+    pub new_flows_per_second: u32,
     pub timeouts: FlowTimeouts,
     pub description: Option<String>,
     pub enabled: bool,
@@ -330,6 +334,10 @@ pub struct MasqueradeSpec {
     #[serde(default)]
     #[schema(value_type = Vec<String>, default = json!([]), example = json!(["203.0.113.5", "203.0.113.6"]))]
     pub external_ips: Vec<IpAddr>,
+    /// Flows that it may make in a second, and as many at once; 0: as `NEW_FLOWS_PER_RULE` says.
+    #[serde(default)]
+    #[schema(default = 0, minimum = 0, maximum = 1_000_000)]
+    pub new_flows_per_second: u32,
     /// How long its flows may be idle.
     #[serde(default)]
     #[schema(required = false)]
@@ -665,6 +673,9 @@ pub struct RuleView {
     /// Masquerade only: the addresses that inside hosts appear under; absent when that is the uplink's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub external_ips: Option<Vec<String>>,
+    /// Flows that it may make in a second; absent when that is as the setting for all rules says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub new_flows_per_second: Option<u32>,
     /// How long its flows may be idle, in seconds; absent when that is as usual.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<FlowTimeouts>,

@@ -437,6 +437,8 @@ pub struct PoolKey {
 pub struct Opening {
     /// Masquerade: how many addresses it has in `pool4` or its twin; 0: it translates to the uplink's.
     pub pool: u32,
+    /// Flows that it may make in a second; 0: as many as the agent's setting says of every rule.
+    pub flows_per_second: u32,
 }
 
 /// How long a flow may be idle, in seconds.

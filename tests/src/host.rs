@@ -496,7 +496,8 @@ impl Host {
     }
 
     fn put_pool<A: Side>(&mut self, slot: u32, pool: &[IpAddr]) {
-        let opening = Opening { pool: u32::try_from(pool.len()).expect("few addresses") };
+        let opening =
+            Opening { pool: u32::try_from(pool.len()).expect("few addresses"), flows_per_second: 0 };
         self.tables.openings.insert(slot, opening);
         let entry = |(number, ip): (u32, &IpAddr)| (PoolKey { rule: slot, number }, A::from_ip(*ip));
         A::of_mut(&mut self.tables).pools.extend((0..).zip(pool).map(entry));

@@ -92,6 +92,7 @@ fn nat_rule(rule: &Rule) -> NatRule {
             transports: vec![if *proto == TCP { Transport::Tcp } else { Transport::Udp }],
             sources: sources.clone(),
             hairpin: true,
+            new_flows: 0,
             timeouts: Timeouts::RFC,
         },
         Rule::Masquerade { source, nat, except, pool } => NatRule::Masquerade {
@@ -101,6 +102,7 @@ fn nat_rule(rule: &Rule) -> NatRule {
             parity: false,
             except: except.clone(),
             pool: pool.clone(),
+            new_flows: 0,
             timeouts: Timeouts::RFC,
         },
     }

@@ -2,11 +2,16 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use telecluster_common::{drop::DropReason, maps::Direction, tables::Limits};
+use serde_json::json;
+use telecluster_common::{
+    drop::DropReason,
+    maps::{Direction, Opening},
+    tables::Limits,
+};
 use telecluster_tests::{
     frame::{SYN, UDP, icmp, tcp, udp},
     host::Host,
-    lab::{INSIDE, Lab, OUTSIDE, WAN, eventually},
+    lab::{INSIDE, INSIDE_NET, Lab, OUTSIDE, WAN, eventually},
     vectors::{IPV4, IPV6, Machine as _, Outcome, Rule, forward},
 };
 
@@ -113,6 +118,67 @@ fn new_flows_of_one_rule_are_paced_whoever_makes_them() {
         (1..=100).filter(|from| sends(&mut host, inside(*from), 40000) == Outcome::Passed).count(),
         11
     );
+}
+
+#[test]
+fn a_rule_may_say_for_itself_how_many_flows_it_makes_in_a_second() {
+    let mut host = machine(Limits { flows_per_rule: 10, ..Limits::default() });
+    let opening = |flows_per_second| Opening { pool: 0, flows_per_second };
+    host.tables.openings.extend([(0, opening(50)), (2, opening(5))]);
+    let arrives = |host: &mut Host, client: u8| {
+        let client = (Ipv4Addr::new(198, 51, 100, client), 5000);
+        host.run(Direction::In, &udp(client, (IPV4.uplink, 53), b"q").bytes()).0
+    };
+    assert_eq!((0..100).filter(|client| arrives(&mut host, *client) == Outcome::Passed).count(), 6);
+    assert_eq!(
+        (1..=100).filter(|from| sends(&mut host, inside(*from), 40000) == Outcome::Passed).count(),
+        51
+    );
+    // What says nothing goes by the setting.
+    assert_eq!(
+        (0..100).filter(|port| sends(&mut host, IPV6.inside, 40000 + port) == Outcome::Passed).count(),
+        11
+    );
+}
+
+/// Through the programs: a forward and a masquerade, each by its own measure.
+#[test]
+fn a_rule_s_pace_holds_in_the_kernel_and_a_restart_changes_nothing() {
+    let lab = Lab::new();
+    let worker = lab.start();
+    let masquerade =
+        json!({ "source_network": INSIDE_NET, "output_interface": "wan0", "new_flows_per_second": 2 });
+    let forward = json!({ "external_port": 5300, "internal_ip": INSIDE, "internal_port": 53, "protocol": "udp",
+                          "new_flows_per_second": 1000 });
+    let made = lab.post("/nat/masquerade", &masquerade).ok();
+    assert_eq!(made["data"]["new_flows_per_second"], 2);
+    lab.post("/nat/forward", &forward).ok();
+    let sink = lab.outside.udp((OUTSIDE, 5300));
+    // So many at once that the time that it takes allows few of them.
+    let sockets: Vec<_> = (0..200).map(|_| lab.inside.udp((INSIDE, 0))).collect();
+    for socket in &sockets {
+        socket.send_to(b"q", (OUTSIDE, 5300)).expect("send");
+    }
+    let refused = || {
+        let metrics = lab.get("/metrics");
+        let lines = metrics.as_str().expect("text").lines();
+        let line = lines.into_iter().find(|line| line.contains("reason=\"flow_rate\""));
+        line.and_then(|line| line.rsplit(' ').next()).map_or(0, |count| count.parse().expect("a number"))
+    };
+    eventually("nobody is refused", || refused() > 100_u64);
+    sink.recv_from(&mut [0; 16]).expect("some pass");
+    let before = refused();
+    let server = lab.inside.udp((INSIDE, 53));
+    for port in 1..=100 {
+        lab.outside.udp((OUTSIDE, 20000 + port)).send_to(b"q", (WAN, 5300)).expect("send");
+        server.recv_from(&mut [0; 16]).expect("the forward has its own");
+    }
+    assert_eq!(refused(), before);
+    worker.stop();
+    let _worker = lab.start();
+    for (path, body) in [("/nat/masquerade", &masquerade), ("/nat/forward", &forward)] {
+        assert_eq!(lab.post(path, body).ok()["data"]["changed"], false);
+    }
 }
 
 /// Through the programs: the settings reach them, and the sender is told.

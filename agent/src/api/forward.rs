@@ -15,7 +15,7 @@ use super::{
     error::{Refusal, Refusals},
     extract::Lenient,
     fields::{Fields, FromFields},
-    values,
+    values::{self, MAX_NEW_FLOWS},
 };
 use crate::{
     engine::{Change, ForwardSelector, Object},
@@ -62,6 +62,9 @@ pub struct CreateForward {
     /// Whether inside hosts may use it too, by the uplink's address.
     #[schema(required = false, default = true)]
     pub hairpin: bool,
+    /// Flows that it may make in a second, and as many at once; 0: as `NEW_FLOWS_PER_RULE` says.
+    #[schema(required = false, default = 0, minimum = 0, maximum = 1_000_000)]
+    pub new_flows_per_second: u32,
     /// How long its flows may be idle.
     #[schema(required = false)]
     pub timeouts: FlowTimeouts,
@@ -82,6 +85,7 @@ impl FromFields for CreateForward {
         let external_ip = fields.optional("external_ip", values::host_ip);
         let enabled = fields.or("enabled", true, values::boolean);
         let hairpin = fields.or("hairpin", true, values::boolean);
+        let new_flows_per_second = fields.or("new_flows_per_second", 0, values::integer(0, MAX_NEW_FLOWS));
         let timeouts = fields.or("timeouts", FlowTimeouts::default(), values::timeouts);
         let source_cidrs = fields.or("source_cidrs", Vec::new(), values::list(values::network));
         Some(Self {
@@ -95,6 +99,7 @@ impl FromFields for CreateForward {
             external_ip,
             source_cidrs,
             hairpin,
+            new_flows_per_second,
             timeouts,
             enabled,
         })
@@ -124,6 +129,7 @@ impl CreateForward {
             external_ip,
             source_cidrs,
             hairpin,
+            new_flows_per_second,
             timeouts,
             enabled,
         } = self;
@@ -137,6 +143,7 @@ impl CreateForward {
             protocol,
             source_cidrs,
             hairpin,
+            new_flows_per_second,
             timeouts,
             description,
             enabled,

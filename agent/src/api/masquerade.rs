@@ -13,7 +13,7 @@ use super::{
     error::{Refusal, Refusals},
     extract::Lenient,
     fields::{Fields, FromFields},
-    values,
+    values::{self, MAX_NEW_FLOWS},
 };
 use crate::{
     engine::{Change, MasqueradeSelector, Object},
@@ -44,6 +44,7 @@ impl FromFields for MasqueradeSpec {
         let exclude_destinations =
             fields.or("exclude_destinations", Vec::new(), values::list(values::network));
         let external_ips = fields.or("external_ips", Vec::new(), values::list(values::ip));
+        let new_flows_per_second = fields.or("new_flows_per_second", 0, values::integer(0, MAX_NEW_FLOWS));
         let timeouts = fields.or("timeouts", FlowTimeouts::default(), values::timeouts);
         Some(Self {
             source_network: source_network?,
@@ -53,6 +54,7 @@ impl FromFields for MasqueradeSpec {
             port_parity,
             exclude_destinations,
             external_ips,
+            new_flows_per_second,
             timeouts,
         })
     }

@@ -16,6 +16,9 @@ type Read<T> = Result<T, Fault>;
 /// Longest description of a rule, in characters.
 pub const DESCRIPTION_MAX: usize = 256;
 
+/// More flows in a second than anybody means.
+pub const MAX_NEW_FLOWS: i128 = 1_000_000;
+
 /// Any text.
 pub fn text(value: &Value) -> Read<String> {
     as_text(value).map(str::to_owned)

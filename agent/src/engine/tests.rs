@@ -108,6 +108,7 @@ fn request(port: u16, last: u8) -> ForwardRequest {
         protocol: ForwardProtocol::Tcp,
         source_cidrs: Vec::new(),
         hairpin: true,
+        new_flows_per_second: 0,
         timeouts: FlowTimeouts::default(),
         description: None,
         enabled: true,
@@ -123,6 +124,7 @@ fn masquerade(enabled: bool) -> Change {
         port_parity: false,
         exclude_destinations: Vec::new(),
         external_ips: Vec::new(),
+        new_flows_per_second: 0,
         timeouts: FlowTimeouts::default(),
     })
 }

@@ -113,6 +113,8 @@ pub enum NatRule {
         sources: Vec<IpNet>,
         /// For inside hosts too.
         hairpin: bool,
+        /// Flows that it may make in a second; 0: as the setting for all rules says.
+        new_flows: u32,
         timeouts: Timeouts,
     },
     Masquerade {
@@ -125,6 +127,8 @@ pub enum NatRule {
         except: Vec<IpNet>,
         /// What it translates to, in order, each once; none: to the uplink's address.
         pool: Vec<IpAddr>,
+        /// As of a forward.
+        new_flows: u32,
         timeouts: Timeouts,
     },
 }
@@ -157,6 +161,13 @@ impl NatRule {
         match self {
             Self::Forward { .. } => &[],
             Self::Masquerade { pool, .. } => pool,
+        }
+    }
+
+    /// How many flows it may make in a second; 0: as the setting for all rules says.
+    pub fn new_flows(&self) -> u32 {
+        match self {
+            Self::Forward { new_flows, .. } | Self::Masquerade { new_flows, .. } => *new_flows,
         }
     }
 

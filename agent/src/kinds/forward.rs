@@ -40,6 +40,7 @@ pub(super) fn create(request: &ForwardRequest, world: World<'_>) -> Result<Plan>
         protocol,
         source_cidrs,
         hairpin,
+        new_flows_per_second,
         timeouts,
         description,
         enabled,
@@ -54,6 +55,7 @@ pub(super) fn create(request: &ForwardRequest, world: World<'_>) -> Result<Plan>
         protocol,
         source_cidrs: apart(&source_cidrs),
         hairpin,
+        new_flows_per_second,
         timeouts,
         description,
         enabled,
@@ -273,6 +275,7 @@ pub(super) fn nat_rule(spec: &ForwardSpec, uplink: u32) -> NatRule {
         transports: transports(spec.protocol),
         sources: spec.source_cidrs.clone(),
         hairpin: spec.hairpin,
+        new_flows: spec.new_flows_per_second,
         timeouts: spec.timeouts.into(),
     }
 }
@@ -289,6 +292,7 @@ pub(super) fn view(spec: &ForwardSpec) -> RuleView {
         protocol,
         source_cidrs,
         hairpin,
+        new_flows_per_second,
         timeouts,
         description,
         enabled,
@@ -322,6 +326,7 @@ pub(super) fn view(spec: &ForwardSpec) -> RuleView {
         port_parity: None,
         exclude_destinations: None,
         external_ips: None,
+        new_flows_per_second: (*new_flows_per_second != 0).then_some(*new_flows_per_second),
         timeouts: timeouts.unusual(),
     }
 }

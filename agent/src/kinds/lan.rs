@@ -196,6 +196,7 @@ mod tests {
                 parity: false,
                 except: Vec::new(),
                 pool: Vec::new(),
+                new_flows: 0,
                 timeouts: Timeouts::RFC,
             });
             assert_eq!(shown(&insides).len() == 2, met, "{source}");
@@ -251,6 +252,7 @@ mod tests {
             transports: vec![Transport::Tcp],
             sources: Vec::new(),
             hairpin: true,
+            new_flows: 0,
             timeouts: Timeouts::RFC,
         }
     }

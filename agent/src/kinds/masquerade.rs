@@ -192,6 +192,7 @@ pub(super) fn nat_rule(spec: &MasqueradeSpec, uplink: u32) -> NatRule {
         port_parity,
         exclude_destinations,
         external_ips,
+        new_flows_per_second,
         timeouts,
     } = spec;
     NatRule::Masquerade {
@@ -201,6 +202,7 @@ pub(super) fn nat_rule(spec: &MasqueradeSpec, uplink: u32) -> NatRule {
         parity: *port_parity,
         except: exclude_destinations.clone(),
         pool: external_ips.clone(),
+        new_flows: *new_flows_per_second,
         timeouts: (*timeouts).into(),
     }
 }
@@ -215,6 +217,7 @@ pub(super) fn view(spec: &MasqueradeSpec) -> RuleView {
         port_parity,
         exclude_destinations,
         external_ips,
+        new_flows_per_second,
         timeouts,
     } = spec;
     let pool: Vec<String> = external_ips.iter().map(IpAddr::to_string).collect();
@@ -246,6 +249,7 @@ pub(super) fn view(spec: &MasqueradeSpec) -> RuleView {
         port_parity: Some(*port_parity),
         exclude_destinations: (!excluded.is_empty()).then_some(excluded),
         external_ips: (!pool.is_empty()).then_some(pool),
+        new_flows_per_second: (*new_flows_per_second != 0).then_some(*new_flows_per_second),
         timeouts: timeouts.unusual(),
     }
 }

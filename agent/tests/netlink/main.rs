@@ -194,6 +194,7 @@ fn a_change_that_fails_at_any_step_leaves_the_kernel_as_it_was() {
                 port_parity: false,
                 exclude_destinations: Vec::new(),
                 external_ips: Vec::new(),
+                new_flows_per_second: 0,
                 timeouts: FlowTimeouts::default(),
             }),
         ] {
@@ -349,6 +350,7 @@ fn the_data_plane_learns_of_addresses_that_others_set() {
             port_parity: false,
             exclude_destinations: Vec::new(),
             external_ips: Vec::new(),
+            new_flows_per_second: 0,
             timeouts: FlowTimeouts::default(),
         }))
         .await;

@@ -11,7 +11,7 @@ use super::work::Work;
 use crate::{
     drop::DropReason,
     family::Address,
-    maps::{EndpointKey, PaceKey, PlaceKey, PlacedPort},
+    maps::{EndpointKey, Opening, PaceKey, PlaceKey, PlacedPort},
     tables::{Limits, Tables},
 };
 
@@ -31,6 +31,8 @@ where
     if flows_per_host != 0 && !host.same(A::ANY) && !goes(tables, host, rule, flows_per_host, now) {
         return Err(DropReason::FlowRate);
     }
+    let own = tables.opening(rule).map_or(0, |Opening { flows_per_second, pool: _ }| flows_per_second);
+    let flows_per_rule = if own == 0 { flows_per_rule } else { own };
     if flows_per_rule != 0 && !goes(tables, A::ANY, rule, flows_per_rule, now) {
         return Err(DropReason::FlowRate);
     }

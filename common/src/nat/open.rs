@@ -114,7 +114,7 @@ where
     T: Tables<A>,
     A: Address,
 {
-    let Opening { pool } = tables.opening(slot)?;
+    let Opening { pool, flows_per_second: _ } = tables.opening(slot)?;
     if pool == 0 {
         return None;
     }

@@ -317,6 +317,24 @@ async fn how_long_flows_may_be_idle_is_said_for_a_rule_and_shown_where_it_is_not
 }
 
 #[tokio::test]
+async fn how_many_flows_a_rule_makes_in_a_second_is_shown_where_it_says_so() {
+    let lab = Lab::new().await;
+    let rule = |pace: Value| json!({ "source_network": "192.168.100.0/24", "output_interface": "ens3", "new_flows_per_second": pace });
+    for bad in [json!(-1), json!(1_000_001), json!("many"), json!(1.5)] {
+        lab.post("/nat/masquerade", rule(bad)).await.refused(422, "INVALID_FIELD");
+    }
+    lab.post("/nat/masquerade", rule(json!("50"))).await.done(true);
+    lab.post("/nat/masquerade", rule(json!(50))).await.done(false);
+    assert_eq!(rules(&lab).await.1[0]["new_flows_per_second"], 50);
+    lab.post("/nat/masquerade", rule(json!(0))).await.done(true);
+    assert_eq!(rules(&lab).await.1[0].get("new_flows_per_second"), None);
+    let forward = json!({ "external_port": 53, "internal_ip": "192.168.100.10", "internal_port": 53,
+                          "protocol": "udp", "new_flows_per_second": 20 });
+    lab.post("/nat/forward", forward).await.done(true);
+    assert_eq!(rules(&lab).await.0[0]["new_flows_per_second"], 20);
+}
+
+#[tokio::test]
 async fn masquerade_is_deleted_by_id_in_path_query_and_body() {
     let lab = Lab::new().await;
     for (path, body) in

@@ -177,6 +177,7 @@ async fn slots_that_the_kernel_uses_are_never_given_away() {
         parity: false,
         except: Vec::new(),
         pool: Vec::new(),
+        new_flows: 0,
         timeouts: Timeouts::RFC,
     };
     fake.dataplane.edit(|nat| drop(nat.rules.insert(crate::kernel::dataplane::Slot(0), foreign)));

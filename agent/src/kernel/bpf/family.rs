@@ -164,7 +164,7 @@ impl<A: Octets> FamilyMaps<A> {
             let except = parts.remove(&Slot(value.rule)).map(Parts::into_networks).unwrap_or_default();
             let pool: Vec<IpAddr> =
                 self.local.pool(Slot(value.rule)).map(|pooled| pooled.address.ip()).collect();
-            let Opening { pool: addresses } = opening(Slot(value.rule))?;
+            let Opening { pool: addresses, flows_per_second: new_flows } = opening(Slot(value.rule))?;
             let whole = (flags & rule::EXCEPT != 0) != except.is_empty()
                 && u32::try_from(pool.len()) == Ok(addresses);
             let rule = source.filter(|_| whole);
@@ -175,13 +175,15 @@ impl<A: Octets> FamilyMaps<A> {
                 parity,
                 except,
                 pool,
+                new_flows,
                 timeouts,
             });
             found.insert(Slot(value.rule), rule);
         }
         for (slot, parts) in parts {
             let (flags, timeouts) = said(slot.0);
-            found.insert(slot, parts.rule(flags, timeouts));
+            let Opening { pool: _, flows_per_second } = opening(slot)?;
+            found.insert(slot, parts.rule(flags, flows_per_second, timeouts));
         }
         Ok(())
     }
@@ -400,7 +402,16 @@ impl<A: Octets> FamilyMaps<A> {
 pub(super) fn entries<A: Octets>(slot: Slot, generation: u32, rule: &NatRule) -> Vec<Entry<A>> {
     match rule {
         NatRule::Forward { .. } => forwards::entries(slot, generation, rule),
-        NatRule::Masquerade { uplink, source, nat: _, parity: _, except, pool, timeouts: _ } => {
+        NatRule::Masquerade {
+            uplink,
+            source,
+            nat: _,
+            parity: _,
+            except,
+            pool,
+            new_flows: _,
+            timeouts: _,
+        } => {
             let Some(address) = A::from_ip(source.network()) else {
                 return Vec::new();
             };

@@ -44,6 +44,7 @@ pub(super) fn entries<A: Octets>(slot: Slot, generation: u32, rule: &NatRule) ->
         transports,
         sources,
         hairpin: _,
+        new_flows: _,
         timeouts: _,
     } = rule
     else {
@@ -152,7 +153,7 @@ impl<A: Octets> Parts<A> {
     }
 
     /// The forward, when that is one: all of its transports have the same ports without a gap, and lead to one place.
-    pub(super) fn rule(self, flags: u32, timeouts: Timeouts) -> Option<NatRule> {
+    pub(super) fn rule(self, flags: u32, new_flows: u32, timeouts: Timeouts) -> Option<NatRule> {
         let mut targets = self.targets.into_iter();
         let (Some(Target { uplink, external, internal, shift }), None) = (targets.next(), targets.next())
         else {
@@ -176,6 +177,7 @@ impl<A: Octets> Parts<A> {
             transports: self.ports.into_keys().collect(),
             sources: self.sources.into_iter().collect(),
             hairpin: flags & rule::HAIRPIN != 0,
+            new_flows,
             timeouts,
         })
     }
@@ -212,6 +214,7 @@ mod tests {
             transports: vec![Transport::Tcp, Transport::Udp],
             sources: sources.iter().map(|net| net.parse().unwrap()).collect(),
             hairpin: true,
+            new_flows: 100,
             timeouts: Timeouts { udp: 30, ..Timeouts::RFC },
         }
     }
@@ -231,7 +234,7 @@ mod tests {
                 Entry::Masquerade(..) | Entry::Pool(_) => panic!("a forward is no masquerade"),
             }
         }
-        parts.rule(rule.flags(), rule.timeouts())
+        parts.rule(rule.flags(), rule.new_flows(), rule.timeouts())
     }
 
     #[test]

@@ -19,7 +19,7 @@ const UNUSED: Rule = Rule { generation: 0, used: 0, uplink: 0, flags: 0, timeout
 
 /// What the first packets of a rule's flows ask for.
 pub(super) fn opening(rule: &NatRule) -> Opening {
-    Opening { pool: u32::try_from(rule.pool().len()).unwrap_or(u32::MAX) }
+    Opening { pool: u32::try_from(rule.pool().len()).unwrap_or(u32::MAX), flows_per_second: rule.new_flows() }
 }
 
 /// `rule`, `opening` and `rule_stat`.

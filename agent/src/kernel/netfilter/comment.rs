@@ -47,6 +47,7 @@ pub(super) fn rule(slot: Slot, placed: &Placed, part: Part<'_>) -> String {
             transports,
             sources: _,
             hairpin,
+            new_flows,
             timeouts,
         } => {
             let external_ip = external_ip.map_or_else(|| ANY.to_owned(), |ip| ip.to_string());
@@ -56,15 +57,21 @@ pub(super) fn rule(slot: Slot, placed: &Placed, part: Part<'_>) -> String {
                 false => format!("{external_port}-{external_port_end}"),
             };
             format!(
-                "forward{},{external_ip},{ports},{internal_ip},{internal_port},{}{}{part}",
+                "forward{}{},{external_ip},{ports},{internal_ip},{internal_port},{}{}{part}",
+                pace(*new_flows),
                 times(*timeouts),
                 transports.join("+"),
                 if *hairpin { "" } else { ",outside" },
             )
         }
-        NatRule::Masquerade { uplink: _, source, nat, parity, except: _, pool: _, timeouts } => {
+        NatRule::Masquerade { uplink: _, source, nat, parity, except: _, pool: _, new_flows, timeouts } => {
             let parity = if *parity { "parity" } else { ANY };
-            format!("masquerade{},{source},{},{parity}{part}", times(*timeouts), nat_type(*nat))
+            format!(
+                "masquerade{}{},{source},{},{parity}{part}",
+                pace(*new_flows),
+                times(*timeouts),
+                nat_type(*nat)
+            )
         }
     };
     format!("-m comment --comment \"{MARK}{},{uplink},{rule}\"", slot.0)
@@ -86,6 +93,7 @@ pub(super) fn rule_of(text: &str) -> Option<Placed> {
     let (uplink, rest) = rest.split_once(',')?;
     let (kind, rest) = rest.split_once(',')?;
     let (kind, timeouts) = timed(kind)?;
+    let (kind, new_flows) = paced(kind)?;
     let fields: Vec<&str> = [kind].into_iter().chain(rest.split(',')).collect();
     let rule = match fields[..] {
         ["forward", external_ip, ports, internal_ip, internal_port, transports, ref more @ ..] => {
@@ -110,6 +118,7 @@ pub(super) fn rule_of(text: &str) -> Option<Placed> {
                 transports: transports.split('+').map(transport).collect::<Option<_>>()?,
                 sources: sources.iter().map(|net| net.parse().ok()).collect::<Option<_>>()?,
                 hairpin,
+                new_flows,
                 timeouts,
             }
         }
@@ -130,6 +139,7 @@ pub(super) fn rule_of(text: &str) -> Option<Placed> {
                 .filter_map(|part| part.strip_prefix(TO))
                 .map(|ip| ip.parse().ok())
                 .collect::<Option<_>>()?,
+            new_flows,
             timeouts,
         },
         _ => return None,
@@ -187,6 +197,19 @@ fn timed(kind: &str) -> Option<(&str, Timeouts)> {
     Some((kind, Timeouts { tcp_open, tcp_change, udp, icmp }))
 }
 
+/// Behind the kind of a rule: how many flows it may make in a second, when it says so.
+fn pace(new_flows: u32) -> String {
+    if new_flows == 0 { String::new() } else { format!("@{new_flows}") }
+}
+
+/// The kind of a rule, and what [`pace`] has put behind it.
+fn paced(kind: &str) -> Option<(&str, u32)> {
+    let Some((kind, pace)) = kind.split_once('@') else {
+        return Some((kind, 0));
+    };
+    Some((kind, pace.parse().ok()?))
+}
+
 const fn nat_type(nat: NatType) -> &'static str {
     match nat {
         NatType::Restricted => "restricted",
@@ -241,6 +264,7 @@ mod tests {
                 parity: true,
                 except: vec!["172.16.0.0/12".parse().unwrap()],
                 pool: Vec::new(),
+                new_flows: 1_000_000,
                 timeouts: LONGEST,
             },
             uplink: "br-ex".to_owned(),
@@ -253,6 +277,7 @@ mod tests {
                 parity: true,
                 except: Vec::new(),
                 pool: vec!["2001:db8:1111:2222:3333:4444:5555:6666".parse().unwrap()],
+                new_flows: 1_000_000,
                 timeouts: LONGEST,
             },
             uplink: "a-name-of-15-by".to_owned(),
@@ -268,6 +293,7 @@ mod tests {
                 transports: vec![Transport::Tcp, Transport::Udp],
                 sources: vec!["2001:db8:1111:2222:3333:4444:5555:6666/128".parse().unwrap()],
                 hairpin: false,
+                new_flows: 1_000_000,
                 timeouts: LONGEST,
             },
             uplink: "a-name-of-15-by".to_owned(),

@@ -106,6 +106,7 @@ impl<'a> Owners<'a> {
                 transports,
                 sources: _,
                 hairpin: _,
+                new_flows: _,
                 timeouts: _,
             } => {
                 let offset = at_port.wrapping_sub(*external_port);

@@ -148,7 +148,16 @@ pub(super) fn lines(family: Family, rules: &Rules, uplinks: &Uplinks) -> Lines {
     for (slot, placed) in in_order(family, rules) {
         match &placed.rule {
             NatRule::Forward { .. } => forward(slot, placed, uplinks, &mut add),
-            NatRule::Masquerade { uplink: _, source, nat, parity: _, except, pool, timeouts: _ } => {
+            NatRule::Masquerade {
+                uplink: _,
+                source,
+                nat,
+                parity: _,
+                except,
+                pool,
+                new_flows: _,
+                timeouts: _,
+            } => {
                 let uplink = &placed.uplink;
                 let random = match nat {
                     // The kernel keeps the port where it can; only the destination sets flows apart.
@@ -242,6 +251,7 @@ fn forward(
         transports,
         sources,
         hairpin: _,
+        new_flows: _,
         timeouts: _,
     } = &placed.rule
     else {
@@ -337,6 +347,7 @@ pub(super) mod tests {
                 transports: vec![Transport::Tcp],
                 sources: Vec::new(),
                 hairpin: true,
+                new_flows: 0,
                 timeouts: Timeouts::RFC,
             },
             uplink: "ens3".to_owned(),
@@ -351,6 +362,7 @@ pub(super) mod tests {
             parity: false,
             except: Vec::new(),
             pool: Vec::new(),
+            new_flows: 0,
             timeouts: Timeouts::RFC,
         };
         Placed { rule, uplink: "ens3".to_owned() }

@@ -167,6 +167,9 @@ impl DataPlane for NetfilterDataPlane {
                     "iptables has no timeouts for a rule: flows may be idle for as long as nf_conntrack's settings say",
                 )
             }
+            NatRule::Masquerade { new_flows, .. } | NatRule::Forward { new_flows, .. } if *new_flows != 0 => {
+                Some("iptables does not pace a rule's new flows")
+            }
             NatRule::Masquerade { .. } | NatRule::Forward { .. } => None,
         }
     }
