@@ -15,7 +15,7 @@ use crate::{
     config::{Config, Dataplane, Ovs as OvsSetting},
     engine::Options,
     kernel::{
-        Kernel as _, KernelError,
+        ACCEPT_LOCAL, Kernel as _, KernelError,
         host::HostKernel,
         iptables::Iptables,
         links::Observed,
@@ -126,7 +126,7 @@ pub fn report(config: &Config) -> Report {
         iptables,
         forward_policy(Iptables::default().forward_policy().as_deref()),
     ]);
-    checks.extend([bridge_netfilter(), forwarding(), port(config), state_dir(config)]);
+    checks.extend([bridge_netfilter(), forwarding(), own_forwards(), port(config), state_dir(config)]);
     match look(config) {
         Ok(observed) => checks.extend(roles(&start::options(config), &observed)),
         Err(error) => {
@@ -321,6 +321,24 @@ fn bridge_netfilter() -> Check {
             .hint("sysctl net.bridge.bridge-nf-call-iptables=0, unless somebody relies on it"),
         Ok(_) => Check::new(NAME, State::Ok, "off"),
         Err(_) => Check::new(NAME, State::Ok, "not loaded"),
+    }
+}
+
+/// Whether the host itself reaches its forwards over IPv4; over IPv6 nothing is needed.
+fn own_forwards() -> Check {
+    const NAME: &str = "the host's own way to its forwards";
+    match fs::read_to_string(ACCEPT_LOCAL) {
+        Ok(text) if text.trim() == "1" => Check::new(NAME, State::Ok, "open"),
+        Ok(_) => match fs::OpenOptions::new().write(true).open(ACCEPT_LOCAL) {
+            Ok(_) => {
+                Check::new(NAME, State::Ok, "opened with the first rule (net.ipv4.conf.lo.accept_local)")
+            }
+            Err(error) => {
+                Check::new(NAME, State::Limited, format!("net.ipv4.conf.lo.accept_local is 0: {error}"))
+                    .hint("sysctl net.ipv4.conf.lo.accept_local=1")
+            }
+        },
+        Err(error) => Check::new(NAME, State::Limited, format!("{ACCEPT_LOCAL}: {error}")),
     }
 }
 

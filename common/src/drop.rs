@@ -31,10 +31,12 @@ pub enum DropReason {
     PortQuota = 11,
     /// More new flows in a second than a rule, or one inside host, may make.
     FlowRate = 12,
+    /// Of the host itself, to a forward whose server is not behind an interface towards inside hosts.
+    NoRoute = 13,
 }
 
 impl DropReason {
-    pub const COUNT: u32 = 13;
+    pub const COUNT: u32 = 14;
 
     /// Every reason, in the order of its number.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -51,6 +53,7 @@ impl DropReason {
         Self::Unsolicited,
         Self::PortQuota,
         Self::FlowRate,
+        Self::NoRoute,
     ];
 
     /// The label in metrics and logs.
@@ -69,6 +72,7 @@ impl DropReason {
             Self::Unsolicited => "unsolicited",
             Self::PortQuota => "port_quota",
             Self::FlowRate => "flow_rate",
+            Self::NoRoute => "no_route",
         }
     }
 }

@@ -58,6 +58,12 @@ pub mod stage {
     pub const REFUSE6: u32 = 29;
     pub const DEPART4: u32 = 30;
     pub const DEPART6: u32 = 31;
+    pub const LEAVE4: u32 = 32;
+    pub const LEAVE6: u32 = 33;
+    pub const AROUND4: u32 = 34;
+    pub const AROUND6: u32 = 35;
+    pub const HOME4: u32 = 36;
+    pub const HOME6: u32 = 37;
 }
 
 /// Places of the programs in the `xdp_stage` map, to which those on the hooks of drivers go on.

@@ -350,6 +350,9 @@ pub trait Tables<A: Address>: Host {
         self.local(address).is_some()
     }
 
+    /// Through which interface the kernel would send a packet of the host's own; `None`: to nobody.
+    fn route(&self, src: A, dst: A) -> Option<u32>;
+
     /// Does a socket of the host hold this local address and port, listening or connected to that remote?
     fn host_socket(&self, proto: u8, remote: (A, u16), local: (A, u16)) -> bool;
 }

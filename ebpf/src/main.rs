@@ -26,7 +26,9 @@ use telecluster_common::{
     nat::{
         Departure, Next, Verdict, depart, established,
         fast::lan_out,
-        first, fragment, icmp_error, lan_in, make, refuse, translate,
+        first, fragment, icmp_error, lan_in, make, refuse,
+        round::{around, home, leaves},
+        translate,
         turn::{is_for_uplink, is_own_error, is_turned_by, turn_in, turn_out},
     },
     packet::{Packet as _, note},
@@ -34,7 +36,12 @@ use telecluster_common::{
     vlan::{self, port_in, port_out},
 };
 
-use crate::{maps::STAGE, skb::Skb, switch::Maps, tables::Kernel};
+use crate::{
+    maps::STAGE,
+    skb::Skb,
+    switch::Maps,
+    tables::{Kernel, LOOPBACK},
+};
 
 pub type A4 = [u8; 4];
 pub type A6 = [u8; 16];
@@ -101,9 +108,9 @@ pub fn tc_turn_in(ctx: TcContext) -> i32 {
     // A note that somebody else has left means nothing here.
     skb.set_note(note::NONE);
     if is_for_uplink::<_, _, A4>(&mut skb, &kernel) {
-        go_on(&ctx, stage::TURN4_IN)
+        go_on(&ctx, stage::HOME4)
     } else if is_for_uplink::<_, _, A6>(&mut skb, &kernel) {
-        go_on(&ctx, stage::TURN6_IN)
+        go_on(&ctx, stage::HOME6)
     } else {
         NEXT
     }
@@ -131,6 +138,51 @@ pub fn tc_turn_out(ctx: TcContext) -> i32 {
         NEXT
     }
 }
+
+/// Egress of loopback: the host's own, to an address of an uplink.
+#[classifier]
+pub fn tc_lo_out(ctx: TcContext) -> i32 {
+    let skb = Skb::new(&ctx);
+    if skb.carries(A4::ETHERTYPE) {
+        go_on(&ctx, stage::LEAVE4)
+    } else if skb.carries(A6::ETHERTYPE) {
+        go_on(&ctx, stage::LEAVE6)
+    } else {
+        NEXT
+    }
+}
+
+/// What the host itself sends to a forward of its own, where it leaves and where its answers come in.
+macro_rules! round {
+    ($address:ty, $leave:ident, $around:ident, $home:ident, $turn:ident) => {
+        #[classifier]
+        pub fn $leave(ctx: TcContext) -> i32 {
+            let mut skb = Skb::new(&ctx);
+            skb.set_note(note::NONE);
+            if leaves::<_, _, $address>(&mut skb, &Kernel::new(&ctx)) {
+                go_on(&ctx, stage::$turn)
+            } else {
+                NEXT
+            }
+        }
+
+        #[classifier]
+        pub fn $around(ctx: TcContext) -> i32 {
+            act(&ctx, around::<_, _, $address>(&mut Skb::new(&ctx), &Kernel::new(&ctx)))
+        }
+
+        #[classifier]
+        pub fn $home(ctx: TcContext) -> i32 {
+            match home::<_, _, $address>(&mut Skb::new(&ctx), &Kernel::new(&ctx)) {
+                Some(verdict) => act(&ctx, verdict),
+                None => go_on(&ctx, stage::$turn),
+            }
+        }
+    };
+}
+
+round!(A4, tc_leave4, tc_around4, tc_home4, TURN4_IN);
+round!(A6, tc_leave6, tc_around6, tc_home6, TURN6_IN);
 
 /// The programs that those on the hooks go on to, of one family and direction: whatever packet; the first one of a flow;
 /// the making of that flow; an ICMP error; a part of a packet. Each leaves to the next what it cannot do, in memory of this CPU.
@@ -441,6 +493,18 @@ fn act(ctx: &TcContext, verdict: Verdict) -> i32 {
         Verdict::Pass => return NEXT,
         // SAFETY: no memory is involved; a missing interface is a dropped packet.
         Verdict::Redirect(interface) => return unsafe { bpf_redirect(interface, 0) } as i32,
+        // SAFETY: as above; the next hop is looked up by the addresses in the packet.
+        Verdict::Neighbour(interface) => {
+            return unsafe { bpf_redirect_neigh(interface, core::ptr::null_mut(), 0, 0) as i32 };
+        }
+        // SAFETY: as above.
+        Verdict::Home => return unsafe { bpf_redirect(LOOPBACK, u64::from(BPF_F_INGRESS)) } as i32,
+        Verdict::Around => {
+            let ipv4 = Skb::new(ctx).carries(A4::ETHERTYPE);
+            // SAFETY: nothing here has to be dropped. It comes back only when the place is empty.
+            unsafe { STAGE.tail_call(ctx, if ipv4 { stage::AROUND4 } else { stage::AROUND6 }) }
+            DropReason::Program
+        }
         Verdict::Drop(reason) | Verdict::Refuse(reason) => reason,
     };
     maps::count_drop(reason);

@@ -5,12 +5,15 @@ use core::{arch::asm, ffi::c_void, ptr::NonNull};
 use aya_ebpf::{
     EbpfContext, Global,
     bindings::{
-        BPF_F_CURRENT_NETNS, BPF_NOEXIST, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
-        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
+        BPF_F_CURRENT_NETNS, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_NOEXIST,
+        bpf_fib_lookup, bpf_fib_lookup__bindgen_ty_3, bpf_fib_lookup__bindgen_ty_4, bpf_sock_tuple,
+        bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
     },
     btf_maps::lpm_trie::Key,
     helpers::{
-        bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
+        bpf_fib_lookup as ask_routes, bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_sk_lookup_udp,
+        bpf_sk_release, bpf_skc_lookup_tcp,
     },
 };
 use telecluster_common::{
@@ -36,6 +39,9 @@ use crate::maps::{
 };
 
 const EEXIST: i32 = -17;
+
+/// In every network namespace (include/net/net_namespace.h `LOOPBACK_IFINDEX`).
+pub const LOOPBACK: u32 = 1;
 
 /// Places of `half4` and of `half6`, a power of two; the agent sets it.
 #[unsafe(no_mangle)]
@@ -75,6 +81,30 @@ impl Kernel {
             bpf_sk_release(socket.cast());
         }
         true
+    }
+}
+
+/// Family, source and destination, for the kernel's routes.
+type Ends = (u8, bpf_fib_lookup__bindgen_ty_3, bpf_fib_lookup__bindgen_ty_4);
+
+impl Kernel {
+    /// The interface where the kernel would send a packet of the host's own.
+    #[inline(always)]
+    fn ask(&self, (family, src, dst): Ends) -> Option<u32> {
+        // SAFETY: integers, of which 0 is one.
+        let mut question: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+        question.family = family;
+        // As if it had come in by loopback, which is how the kernel asks for its own.
+        question.ifindex = LOOPBACK;
+        question.__bindgen_anon_3 = src;
+        question.__bindgen_anon_4 = dst;
+        let len = size_of::<bpf_fib_lookup>() as i32;
+        // SAFETY: the context of the program that runs, and a question on our stack.
+        let answer = unsafe { ask_routes(self.0, &raw mut question, len, 0) };
+        // Whoever is not known yet is asked for when the packet is sent.
+        let known =
+            answer == i64::from(BPF_FIB_LKUP_RET_SUCCESS) || answer == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH);
+        (known && question.ifindex != LOOPBACK).then_some(question.ifindex)
     }
 }
 
@@ -184,7 +214,7 @@ impl Ways for Kernel {
 macro_rules! tables {
     ($address:ty, $prefix:literal, $flow:ident, $half:ident, $family:literal, $work:ident, $binding:ident, $moved:ident,
      $fragment:ident, $pace:ident, $placed:ident, $pair:ident, $forward:ident, $range:ident, $source:ident, $masquerade:ident, $uplink:ident, $local:ident,
-     $pool:ident, $tuple:expr) => {
+     $pool:ident, $tuple:expr, $ends:expr) => {
         impl Tables<$address> for Kernel {
             #[inline(always)]
             fn flow(&self, key: &FlowKey<$address>) -> Option<FlowRef<$address>> {
@@ -365,6 +395,11 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn route(&self, src: $address, dst: $address) -> Option<u32> {
+                self.ask($ends(src, dst))
+            }
+
+            #[inline(always)]
             fn host_socket(&self, protocol: u8, remote: ($address, u16), local: ($address, u16)) -> bool {
                 // The lookup sees the packet that the socket would receive: from the remote to the local address.
                 let (tuple, len) = $tuple(remote, local);
@@ -394,7 +429,8 @@ tables!(
     UPLINK4,
     LOCAL4,
     POOL4,
-    tuple4
+    tuple4,
+    ends4
 );
 tables!(
     [u8; 16],
@@ -416,7 +452,8 @@ tables!(
     UPLINK6,
     LOCAL6,
     POOL6,
-    tuple6
+    tuple6,
+    ends6
 );
 
 /// The same bytes as aya's own key of a trie.
@@ -425,6 +462,20 @@ fn trie_key<K>(key: &Prefixed<K>) -> &Key<K> {
     const { assert!(size_of::<Prefixed<K>>() == size_of::<Key<K>>()) }
     // SAFETY: both are the number of bits, then the key, without padding (asserted); a `Key` is aligned to one byte.
     unsafe { &*core::ptr::from_ref(key).cast() }
+}
+
+#[inline(always)]
+fn ends4(src: [u8; 4], dst: [u8; 4]) -> Ends {
+    const AF_INET: u8 = 2;
+    let (src, dst) = (u32::from_ne_bytes(src), u32::from_ne_bytes(dst));
+    (AF_INET, bpf_fib_lookup__bindgen_ty_3 { ipv4_src: src }, bpf_fib_lookup__bindgen_ty_4 { ipv4_dst: dst })
+}
+
+#[inline(always)]
+fn ends6(src: [u8; 16], dst: [u8; 16]) -> Ends {
+    const AF_INET6: u8 = 10;
+    let (src, dst) = (words(src), words(dst));
+    (AF_INET6, bpf_fib_lookup__bindgen_ty_3 { ipv6_src: src }, bpf_fib_lookup__bindgen_ty_4 { ipv6_dst: dst })
 }
 
 #[inline(always)]

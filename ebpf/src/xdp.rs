@@ -79,6 +79,8 @@ fn act(verdict: Verdict) -> u32 {
             }
             XDP_REDIRECT
         }
+        // Of other hooks.
+        Verdict::Around | Verdict::Neighbour(_) | Verdict::Home => XDP_ABORTED,
         // Half translated, which the bounds that were checked before rule out: it must go nowhere.
         Verdict::Drop(reason) | Verdict::Refuse(reason) => {
             count_drop(reason);

@@ -462,6 +462,11 @@ impl<A: Side> Tables<A> for HostTables {
         LOCAL.contains(&address.ip()).then_some(Local { uplink, flags: 0 })
     }
 
+    /// The vectors are about what leaves, not where.
+    fn route(&self, _src: A, _dst: A) -> Option<u32> {
+        None
+    }
+
     fn host_socket(&self, _protocol: u8, _remote: (A, u16), local: (A, u16)) -> bool {
         self.sockets.contains(&(local.0.ip(), local.1))
     }
@@ -574,7 +579,8 @@ impl Machine for Host {
                 }
                 (Outcome::Dropped(reason), frame)
             }
-            Verdict::Redirect(interface) => (Outcome::Sent(interface), frame),
+            Verdict::Redirect(interface) | Verdict::Neighbour(interface) => (Outcome::Sent(interface), frame),
+            Verdict::Around | Verdict::Home => panic!("nothing here is the host's own: {verdict:?}"),
         }
     }
 

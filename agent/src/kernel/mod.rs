@@ -37,6 +37,9 @@ use tokio::sync::mpsc;
 
 use self::{links::Observed, listeners::Listener, step::LinkStep};
 
+/// Lets loopback take packets from the host's own addresses.
+pub const ACCEPT_LOCAL: &str = "/proc/sys/net/ipv4/conf/lo/accept_local";
+
 /// Links, addresses and namespaces of the machine. `netlink` does it for real, `fake` in memory.
 #[async_trait]
 pub trait Kernel: Send + Sync + std::fmt::Debug {

@@ -16,6 +16,7 @@ mod limit;
 mod open;
 mod pair;
 mod refuse;
+pub mod round;
 pub mod turn;
 pub mod work;
 pub mod xdp;
@@ -54,6 +55,12 @@ pub enum Verdict {
     Refuse(DropReason),
     /// Out through the interface with this index, at once.
     Redirect(u32),
+    /// The host's own, to an inside host: [`round::around`].
+    Around,
+    /// Out through the interface with this index, to whom the kernel finds there.
+    Neighbour(u32),
+    /// In at loopback.
+    Home,
 }
 
 /// Translates a packet of a flow that is under way, and sends it on at once when its way is known. `None`, and the
@@ -159,7 +166,11 @@ where
     };
     life::advance(tables, work, flow, now);
     look(packet, tables, work, flow, direction);
-    Next::Done(finish(packet, tables, work, flow, direction, now))
+    // What meets an egress as a whole packet takes the kernel's way, whichever program it has come from.
+    Next::Done(match direction {
+        Direction::In => finish(packet, tables, work, flow, direction, now),
+        Direction::Out => here(packet, tables, work, flow, direction, now),
+    })
 }
 
 /// Decides about the first packet of a flow, of which [`translate`] has filled in what there is to know. `None`: it gets
@@ -245,15 +256,18 @@ where
     A: Address,
 {
     let way = work.way();
-    if way != Way::KERNEL {
-        if let Some(verdict) = at_once(packet, tables, work, flow, direction, now) {
-            return verdict;
-        }
-        if way == Way::DEPARTS {
-            return Verdict::Pass;
-        }
+    if (way == Way::ONWARD || way == Way::DEPARTS)
+        && let Some(verdict) = at_once(packet, tables, work, flow, direction, now)
+    {
+        return verdict;
     }
-    here(packet, tables, work, flow, direction, now)
+    if way == Way::DEPARTS {
+        return Verdict::Pass;
+    }
+    match here(packet, tables, work, flow, direction, now) {
+        Verdict::Pass if way == Way::AROUND => Verdict::Around,
+        verdict => verdict,
+    }
 }
 
 /// The same where it goes on the kernel's way.

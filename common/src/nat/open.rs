@@ -2,7 +2,7 @@
 
 use super::{
     Verdict, binding, life, limit,
-    work::{Maker, PortRange, Prefixed, Search, Translation, Work},
+    work::{Maker, PortRange, Prefixed, Search, Translation, Way, Work},
 };
 use crate::{
     drop::DropReason,
@@ -37,6 +37,8 @@ where
         limit::pace(tables, work.maker.rule, A::ANY, now).map_err(Verdict::Drop)?;
         search_port(tables, work, interface, now);
         claimed(tables, work)
+    } else if work.way() == Way::AROUND {
+        Err(Verdict::Pass) // one of its own services, or nobody
     } else {
         binding::accept(tables, work, interface, now)
     }

@@ -102,6 +102,8 @@ impl Way {
     pub(super) const ONWARD: u32 = 1;
     /// From a port of the LAN out through the uplink, at once; else it is left as it is, and meets the uplink's own hook.
     pub(super) const DEPARTS: u32 = 2;
+    /// From the host itself to an inside server, see [`super::round`].
+    pub(super) const AROUND: u32 = 3;
 }
 
 /// What has come of the search for a port: [`Work::search`].

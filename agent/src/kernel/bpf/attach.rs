@@ -38,6 +38,8 @@ pub(super) enum Role {
     Lan,
     /// Where packets of inside hosts to an uplink's address turn back.
     Turn,
+    /// Loopback, where the host's own packets to an uplink's address go out.
+    Loopback,
     /// A port of a bridge with VLANs.
     Port,
     /// Such a bridge itself: what the host sends goes into the bridge, what the bridge hands up leaves it.
@@ -100,6 +102,7 @@ const TURN: &[Hook] = &[
     hook("tc_turn_in", TcAttachType::Ingress, "turnin", Place::Last),
     hook("tc_turn_out", TcAttachType::Egress, "turnout", Place::First),
 ];
+const LOOPBACK: &[Hook] = &[hook("tc_lo_out", TcAttachType::Egress, "loout", Place::Last)];
 const PORT: &[Hook] = &[
     hook("tc_port_in", TcAttachType::Ingress, "portin", Place::Last),
     hook("tc_port_out", TcAttachType::Egress, "portout", Place::First),
@@ -112,13 +115,15 @@ const HOST: &[Hook] = &[
 const ROOM: &[Hook] = &[hook("tc_waited", TcAttachType::Ingress, "waited", Place::Anywhere)];
 
 impl Role {
-    const ALL: [Self; 6] = [Self::Uplink, Self::Lan, Self::Turn, Self::Port, Self::Host, Self::Room];
+    const ALL: [Self; 7] =
+        [Self::Uplink, Self::Lan, Self::Turn, Self::Loopback, Self::Port, Self::Host, Self::Room];
 
     const fn hooks(self) -> &'static [Hook] {
         match self {
             Self::Uplink => UPLINK,
             Self::Lan => LAN,
             Self::Turn => TURN,
+            Self::Loopback => LOOPBACK,
             Self::Port => PORT,
             Self::Host => HOST,
             Self::Room => ROOM,
@@ -131,6 +136,7 @@ impl Role {
             Self::Uplink => "clsact",
             Self::Lan => "lanclsact",
             Self::Turn => "turnclsact",
+            Self::Loopback => "loclsact",
             Self::Port => "portclsact",
             Self::Host => "hostclsact",
             Self::Room => "waitedclsact",

@@ -7,6 +7,7 @@
 //! | [`rules`], [`family`], [`forwards`], [`local`], [`slots`] | rules and addresses into maps |
 //! | [`switch`] | ports and their VLANs into maps, stations and counters out of them |
 //! | [`flows`], [`bindings`] | flows out of maps: joined, aged; external ports whose time is over |
+//! | [`loopback`] | where the host's own packets to its forwards turn |
 //! | [`waiting`] | where fragments wait for their first one |
 //! | [`epoch`], [`fast`] | when and where flows may take the fast path |
 //! | [`xdp`] | the same in drivers |
@@ -25,6 +26,7 @@ mod forwards;
 mod leave;
 mod local;
 pub mod log;
+mod loopback;
 mod mirror;
 pub mod object;
 mod probe;
@@ -198,7 +200,11 @@ impl DataPlane for BpfDataPlane {
         for index in attached.into_iter().filter(|index| !interfaces.contains(index)) {
             attacher.detach(Role::Turn, index)?;
         }
-        interfaces.iter().try_for_each(|index| attacher.attach(Role::Turn, *index))
+        interfaces.iter().try_for_each(|index| attacher.attach(Role::Turn, *index))?;
+        match interfaces.is_empty() {
+            true => attacher.detach(Role::Loopback, loopback::INDEX),
+            false => loopback::open(attacher),
+        }
     }
 
     fn fast_path(&self) -> FastPath {

@@ -32,20 +32,21 @@ use crate::kernel::KernelError;
 static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/telecluster"));
 
 /// The programs that hang on hooks.
-pub const PROGRAM_NAMES: [&str; 9] = [
+pub const PROGRAM_NAMES: [&str; 10] = [
     "tc_wan_in",
     "tc_wan_out",
     "tc_lan_in",
     "tc_lan_out",
     "tc_turn_in",
     "tc_turn_out",
+    "tc_lo_out",
     "tc_port_in",
     "tc_port_out",
     "tc_waited",
 ];
 
 /// The programs that those go on to, with their places in the `stage` map.
-const STAGES: [(&str, u32); 32] = [
+const STAGES: [(&str, u32); 38] = [
     ("tc_nat4_in", stage::NAT4_IN),
     ("tc_nat4_out", stage::NAT4_OUT),
     ("tc_nat6_in", stage::NAT6_IN),
@@ -74,6 +75,12 @@ const STAGES: [(&str, u32); 32] = [
     ("tc_refuse6", stage::REFUSE6),
     ("tc_depart4", stage::DEPART4),
     ("tc_depart6", stage::DEPART6),
+    ("tc_leave4", stage::LEAVE4),
+    ("tc_leave6", stage::LEAVE6),
+    ("tc_around4", stage::AROUND4),
+    ("tc_around6", stage::AROUND6),
+    ("tc_home4", stage::HOME4),
+    ("tc_home6", stage::HOME6),
     ("tc_turn4_in", stage::TURN4_IN),
     ("tc_turn4_out", stage::TURN4_OUT),
     ("tc_turn6_in", stage::TURN6_IN),
