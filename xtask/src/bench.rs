@@ -33,6 +33,8 @@ enum What {
     Nat,
     /// Requests: thousands of links and rules, many clients
     Api,
+    /// A million flows: listing them, and looking for those that are over
+    Flows,
     /// The eBPF programs alone: time of a packet, work of the verifier
     Programs,
 }
@@ -47,7 +49,7 @@ pub(crate) fn main(options: &Options) -> Result<()> {
     need_root("bench")?;
     let Measured { table, done } = match options.what {
         What::Nat => nat::measure(options)?,
-        What::Api | What::Programs => own::measure(options)?,
+        What::Api | What::Flows | What::Programs => own::measure(options)?,
     };
     // What failed fails the run, but the other figures are still worth seeing.
     println!("\n{table}");
@@ -66,6 +68,7 @@ impl What {
         match self {
             Self::Nat => ["<!-- bench -->", "<!-- /bench -->"],
             Self::Api => ["<!-- bench api -->", "<!-- /bench api -->"],
+            Self::Flows => ["<!-- bench flows -->", "<!-- /bench flows -->"],
             Self::Programs => ["<!-- bench programs -->", "<!-- /bench programs -->"],
         }
     }
@@ -122,7 +125,7 @@ mod tests {
     #[test]
     fn the_document_has_a_place_for_every_table() {
         let document = include_str!("../../docs/performance.md");
-        for what in [What::Nat, What::Api, What::Programs] {
+        for what in [What::Nat, What::Api, What::Flows, What::Programs] {
             between_markers(document, what.markers(), "new").unwrap();
         }
     }

@@ -12,6 +12,7 @@ pub(super) fn measure(options: &Options) -> Result<Measured> {
     let agent = build::agent(Profile::Release)?;
     let name = match options.what {
         What::Programs => "programs",
+        What::Flows => "flows",
         What::Api | What::Nat => "api",
     };
     let mut bench = cargo(["bench", "--quiet", "-p", "telecluster-tests", "--bench", name, "--"]);
