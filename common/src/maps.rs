@@ -4,6 +4,8 @@
 //! are written (`[192,168,100,10]`), ports and counters are numbers in host order. No struct has padding that is
 //! not a field: a key with undefined bytes would never be found again.
 
+use core::mem::offset_of;
+
 use crate::packet::LinkHeader;
 
 /// Rules of all kinds that can exist at once: the size of the `rule` and `rule_stat` maps.
@@ -172,6 +174,17 @@ pub struct Flow<A> {
     pub flags: u8,
     /// When this direction last refreshed the other, in units of 2^32 ns.
     pub synced: u16,
+}
+
+/// Values of [`Flow::lease`] that are no time.
+pub mod lease {
+    /// A packet was seen to go that way, once. A bridge that does not know a station sends to every port, so one
+    /// sight of it proves nothing.
+    pub const SEEN: u32 = 0;
+    /// The way is known, but that of the other direction is not.
+    pub const WAITING: u32 = 1;
+    /// Somebody is removing the entry.
+    pub const OWNED: u32 = 2;
 }
 
 /// Bits of [`Flow::flags`].
@@ -584,6 +597,10 @@ const _: () = {
     assert!(size_of::<PairKey<A4>>() == 16 && size_of::<PairKey<A6>>() == 40);
     assert!(size_of::<FlowKey<A4>>() == 16);
     assert!(size_of::<Flow<A4>>() == 64);
+    // One exchange takes both, see `crate::nat::collect`.
+    assert!(offset_of!(Flow<A4>, last_seen) == offset_of!(Flow<A4>, lease) + 4);
+    assert!(offset_of!(Flow<A6>, last_seen) == offset_of!(Flow<A6>, lease) + 4);
+    assert!(offset_of!(Flow<A4>, lease) % 8 == 0 && offset_of!(Flow<A6>, lease) % 8 == 0);
     assert!(size_of::<FlowKey<A6>>() == 40);
     assert!(size_of::<Flow<A6>>() == 88);
     assert!(size_of::<ForwardKey<A4>>() == 12);

@@ -7,7 +7,7 @@ use crate::{
     maps::{
         Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented, Local,
         Masquerade, Moved, Opening, PaceKey, Pair, PairKey, PlaceKey, PlacedPort, PoolKey, REMOTES, Range,
-        RangeKey, Rule, SourceKey, TICK_BITS, Uplink,
+        RangeKey, Rule, SourceKey, TICK_BITS, Uplink, lease,
     },
     nat::work::{Prefixed, Work},
 };
@@ -72,6 +72,26 @@ impl<A: Address> FlowRef<A> {
     #[expect(clippy::cast_possible_truncation, reason = "ticks wrap")]
     pub fn see(self, now: u64) {
         self.set_last_seen((now >> TICK_BITS) as u32);
+    }
+
+    /// When it was last seen, and its lease: what changes whenever it is used, read at once. For [`Tables::own`].
+    #[inline(always)]
+    pub fn clock(self) -> u64 {
+        // SAFETY: readable by the contract of `new`; the two fields are neighbours, aligned to eight bytes (asserted in `maps`).
+        unsafe { self.clock_ptr().read_volatile() }
+    }
+
+    /// For the tables' own use: where the clock is.
+    #[inline(always)]
+    pub const fn clock_ptr(self) -> *mut u64 {
+        // SAFETY: within the record.
+        unsafe { (&raw mut (*self.0.as_ptr()).lease).cast() }
+    }
+
+    /// Somebody is removing it.
+    #[inline(always)]
+    pub fn is_owned(self) -> bool {
+        self.lease() == lease::OWNED
     }
 
     /// A copy of the whole record.
@@ -238,6 +258,17 @@ pub struct Limits {
     pub flows_per_rule: u32,
 }
 
+/// The clock of an entry that somebody owns, which had this one before; `None`: it is owned already.
+#[inline(always)]
+pub const fn owned(clock: u64) -> Option<u64> {
+    let [a, b, c, d, e, f, g, h] = clock.to_ne_bytes();
+    if u32::from_ne_bytes([a, b, c, d]) == lease::OWNED {
+        return None;
+    }
+    let [a, b, c, d] = lease::OWNED.to_ne_bytes();
+    Some(u64::from_ne_bytes([a, b, c, d, e, f, g, h]))
+}
+
 /// What both families share: rules, clock, dice.
 pub trait Host {
     /// What is in a rule's slot now.
@@ -272,7 +303,11 @@ pub trait Tables<A: Address>: Host {
     /// Inserts; an existing key is left alone.
     fn claim(&self, key: &FlowKey<A>, flow: &Flow<A>) -> Claim;
 
-    /// Removes; a missing key is no error.
+    /// Makes an entry the caller's to remove, if its clock still is `clock`. False: it has been used meanwhile, or somebody
+    /// else is removing it. See [`crate::nat::collect`].
+    fn own(&self, flow: FlowRef<A>, clock: u64) -> bool;
+
+    /// Removes what the caller owns, or has just made; a missing key is no error.
     fn remove(&self, key: &FlowKey<A>);
 
     /// Adds to the flow's counters, whatever other CPUs do at the same time, and sets `last_seen`.

@@ -5,6 +5,7 @@
 // Inline assembly for BPF is unstable; it is used for two instructions, see `skb` and `tables`.
 #![feature(asm_experimental_arch)]
 
+mod collect;
 mod frame;
 mod maps;
 mod skb;

@@ -27,7 +27,7 @@ use telecluster_common::{
         fast::{HopRef, Ways, is_ahead, is_settled, stamp},
         work::{Prefixed, Work},
     },
-    tables::{BindingRef, Claim, FlowRef, Host, Limits, RangeRef, Tables},
+    tables::{BindingRef, Claim, FlowRef, Host, Limits, RangeRef, Tables, owned},
     tcp::proto,
 };
 
@@ -230,6 +230,15 @@ macro_rules! tables {
                     Err(EEXIST) => Claim::Exists,
                     Err(_) => Claim::Full,
                 }
+            }
+
+            #[inline(always)]
+            fn own(&self, flow: FlowRef<$address>, clock: u64) -> bool {
+                let Some(new) = owned(clock) else {
+                    return false;
+                };
+                // SAFETY: two fields of a flow in map memory, aligned to eight bytes.
+                unsafe { compare_exchange(flow.clock_ptr(), clock, new) == clock }
             }
 
             #[inline(always)]

@@ -336,6 +336,13 @@ impl<A: Side> Tables<A> for HostTables {
         Claim::Ok
     }
 
+    fn own(&self, flow: FlowRef<A>, clock: u64) -> bool {
+        let Some(new) = tables::owned(clock).filter(|_| flow.clock() == clock) else { return false };
+        // SAFETY: see `flow`.
+        unsafe { flow.clock_ptr().write(new) }
+        true
+    }
+
     fn remove(&self, key: &FlowKey<A>) {
         A::of(self).flows.borrow_mut().remove(key);
     }

@@ -18,7 +18,7 @@ use super::{Verdict, commit, pair};
 use crate::{
     drop::DropReason,
     family::Address,
-    maps::{Direction, FlowKey, HOPS, Hop, Pair, Port, TICK_BITS, ticks},
+    maps::{Direction, FlowKey, HOPS, Hop, Pair, Port, TICK_BITS, lease, ticks},
     packet::{ChecksumFix, Headers, LinkHeader, Packet, Parsed, note, parse},
     tables::{FlowRef, Host, Tables},
     tcp::{FlowState, proto},
@@ -33,15 +33,6 @@ const LEASE: u32 = ticks(16);
 /// How long after its beginning nothing is learned under an epoch: 16 ms. A packet that leaves now has been routed a while
 /// ago, on a processor that was taken away meanwhile perhaps; it must not tell of an old way under a new epoch.
 const UNSETTLED: u32 = 16;
-
-/// Values of a flow's lease that are no time.
-mod lease {
-    /// A packet was seen to go that way, once. A bridge that does not know a station sends to every port, so one
-    /// sight of it proves nothing.
-    pub(super) const SEEN: u32 = 0;
-    /// The way is known, but that of the other direction is not.
-    pub(super) const WAITING: u32 = 1;
-}
 
 /// Values of a hop's stamp that are no epoch.
 pub mod stamp {
@@ -220,7 +211,7 @@ pub const fn is_settled(begun: u32, now: u64) -> bool {
 
 #[inline(always)]
 const fn runs(lease: u32, now: u64) -> bool {
-    lease > lease::WAITING && lease.wrapping_sub(tick(now)) <= LEASE
+    lease > lease::OWNED && lease.wrapping_sub(tick(now)) <= LEASE
 }
 
 #[inline(always)]
@@ -332,7 +323,7 @@ pub(super) fn learn<P, T, A>(
         }
         return;
     }
-    let until = tick(tables.now()).wrapping_add(LEASE).max(lease::WAITING + 1);
+    let until = tick(tables.now()).wrapping_add(LEASE).max(lease::OWNED + 1);
     if tables.are_alike() {
         tables.set_pair(&hosts, &Pair { hop: slot, stamp: epoch, lease: until });
     }

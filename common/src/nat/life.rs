@@ -50,7 +50,7 @@ pub(super) const fn beat(now: u64) -> u16 {
 /// Ticks since the flow was seen; negative when another CPU has seen it after we looked at the clock.
 #[inline(always)]
 #[expect(clippy::cast_possible_wrap, reason = "a difference on a clock that wraps")]
-fn idle<A: Address>(flow: FlowRef<A>, now: u64) -> i32 {
+pub(super) fn idle<A: Address>(flow: FlowRef<A>, now: u64) -> i32 {
     tick(now).wrapping_sub(flow.last_seen()) as i32
 }
 
@@ -62,12 +62,13 @@ where
     A: Address,
 {
     let flow = tables.flow(&work.key)?;
+    let clock = flow.clock();
     if is_alive(tables, flow, work.key.proto, interface, now)
         && !is_in_vain(tables, work, flow, interface, now)
     {
         return Some(flow);
     }
-    bury(tables, &work.key, &mut work.peer, flow);
+    bury(tables, &work.key, &mut work.peer, flow, clock);
     None
 }
 
@@ -111,19 +112,36 @@ where
         && i64::from(idle(flow, now)) <= i64::from(limit)
 }
 
-/// Removes both directions. `peer`: memory for the other one's key.
+/// Removes both directions, if nobody has used the flow since `clock` was read. `peer`: memory for the other one's key.
 #[inline(always)]
-pub(super) fn bury<T, A>(tables: &T, key: &FlowKey<A>, peer: &mut FlowKey<A>, flow: FlowRef<A>)
+pub(super) fn bury<T, A>(tables: &T, key: &FlowKey<A>, peer: &mut FlowKey<A>, flow: FlowRef<A>, clock: u64)
 where
     T: Tables<A>,
     A: Address,
 {
     *peer = flow.peer_of(key);
     let unanswered = flow.flags() & (flag::OPENER | flag::ANSWERED) == flag::OPENER;
+    if !tables.own(flow, clock) {
+        return;
+    }
     tables.remove(key);
     // Of what goes out, the other direction is made by the first answer.
     if !(unanswered && key.direction == Direction::Out as u8) {
-        tables.remove(peer);
+        take_back(tables, peer);
+    }
+}
+
+/// Removes one direction, whatever it has seen.
+#[inline(always)]
+pub(super) fn take_back<T, A>(tables: &T, key: &FlowKey<A>)
+where
+    T: Tables<A>,
+    A: Address,
+{
+    if let Some(flow) = tables.flow(key)
+        && tables.own(flow, flow.clock())
+    {
+        tables.remove(key);
     }
 }
 
@@ -262,12 +280,13 @@ where
         let Some(flow) = tables.flow(&work.oldest) else {
             return;
         };
+        let clock = flow.clock();
         if flow.flags() & flag::PROVEN != 0 {
             return;
         }
         let busy = flow.packets() >= BUSY_PACKETS && idle(flow, now) < BUSY;
         if !busy || chances == 0 {
-            return bury(tables, &work.oldest, &mut work.oldest_peer, flow);
+            return bury(tables, &work.oldest, &mut work.oldest_peer, flow, clock);
         }
         chances -= 1;
     }
@@ -293,8 +312,9 @@ where
         let Some(flow) = tables.flow(&work.oldest) else {
             continue;
         };
+        let clock = flow.clock();
         if flow.flags() & flag::PROVEN == 0 {
-            bury(tables, &work.oldest, &mut work.oldest_peer, flow);
+            bury(tables, &work.oldest, &mut work.oldest_peer, flow, clock);
             return true;
         }
     }

@@ -7,6 +7,7 @@
 //! the hook stays small. What it cannot do, [`translate`] does whole, in a program of its own.
 
 mod binding;
+pub mod collect;
 mod depart;
 pub mod fast;
 mod fragment;

@@ -328,8 +328,9 @@ where
 {
     let (mut flags, mut state) = (flag::OPENER, 0);
     if let Some(peer) = tables.flow(&work.peer) {
+        let clock = peer.clock();
         if !life::is_alive(tables, peer, work.key.proto, interface, now) || !is_answer(peer, &work.key) {
-            life::bury(tables, &work.peer, &mut work.oldest_peer, peer);
+            life::bury(tables, &work.peer, &mut work.oldest_peer, peer, clock);
         } else if peer.flags() & flag::OPENER != 0 {
             (flags, state) = (0, peer.state());
         }
@@ -350,8 +351,12 @@ where
     let Some(flow) = tables.flow(&work.key) else {
         return Err(Verdict::Drop(DropReason::FlowTableFull));
     };
+    // What was there is over, and somebody is just removing it.
+    if flow.is_owned() {
+        return Err(Verdict::Drop(DropReason::FlowTableFull));
+    }
     if flow.to_sport() != work.to.sport {
-        tables.remove(&work.peer);
+        life::take_back(tables, &work.peer);
     }
     if flags == 0 {
         life::advance(tables, work, flow, now);
@@ -387,9 +392,10 @@ where
     let Some(holder) = tables.flow(&work.peer) else {
         return Claim::Exists; // gone this instant: the next port will do
     };
+    let clock = holder.clock();
     // Somebody has the key: somebody dead, ourselves, or somebody else.
     if !life::is_alive(tables, holder, work.peer.proto, interface, now) {
-        life::bury(tables, &work.peer, &mut work.oldest_peer, holder);
+        life::bury(tables, &work.peer, &mut work.oldest_peer, holder, clock);
         return tables.claim(&work.peer, &work.flow);
     }
     // Our own answers: only the first direction had been lost.

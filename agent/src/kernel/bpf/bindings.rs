@@ -4,12 +4,12 @@ use std::collections::HashMap;
 
 use telecluster_common::{
     maps::{Binding, EndpointKey, Moved, Rule},
-    nat::HOLD_DOWN,
+    nat::{HOLD_DOWN, collect::MARGIN},
 };
 
 use super::{
     family::Octets,
-    flows::{GRACE, Table, idle, now},
+    flows::{Table, idle, now},
     object::Object,
 };
 use crate::kernel::{KernelError, dataplane::MapPressure};
@@ -83,7 +83,7 @@ impl Pair {
 /// away from a binding that its inside socket may just be using again.
 fn is_over<A>(binding: &Binding<A>, rules: &[Rule], now: u64) -> bool {
     let in_force = rules.get(binding.rule as usize).is_some_and(|rule| rule.generation == binding.generation);
-    !in_force || idle(binding.expires, now) > u64::from(HOLD_DOWN + GRACE)
+    !in_force || idle(binding.expires, now) > u64::from(HOLD_DOWN + MARGIN)
 }
 
 #[cfg(test)]

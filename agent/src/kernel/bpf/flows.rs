@@ -1,17 +1,22 @@
 //! Flows out of the tables: the two directions joined into one, the dead ones removed.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, path::Path, time::Duration};
 
 use aya::maps::MapData;
 use nix::time::{ClockId, clock_gettime};
 use telecluster_common::{
     maps::{Direction, Epoch, Flow as Record, FlowKey, Rule, TICK_BITS, flag, ticks},
-    nat::fast::{is_ahead, is_fast},
+    nat::{
+        collect::MARGIN,
+        fast::{is_ahead, is_fast},
+    },
     tcp::{FlowState, proto, timeout},
 };
 
 use super::{
-    batch, failed,
+    batch,
+    collect::Collector,
+    failed,
     family::Octets,
     object::{self, Object},
 };
@@ -20,15 +25,13 @@ use crate::kernel::{
     dataplane::{Counters, Flow, MapPressure, Slot},
 };
 
-/// How long after its end a flow's memory is kept. The programs judge for themselves and revive nothing that is
-/// over; the margin keeps the agent away from an entry that a packet may just have found alive. In ticks.
-pub(super) const GRACE: u32 = ticks(10);
-
 /// `flow4` and `flow6`.
 #[derive(Debug)]
 pub(super) struct FlowTables {
     ipv4: Table,
     ipv6: Table,
+    collect4: Collector<[u8; 4]>,
+    collect6: Collector<[u8; 16]>,
 }
 
 #[derive(Debug)]
@@ -63,21 +66,15 @@ impl Table {
         Ok(join.flows)
     }
 
-    /// Frees what is over; returns how many flows.
-    fn collect_garbage<A: Octets>(&self, rules: &[Rule], now: u64) -> Result<usize, KernelError> {
-        let mut dead = Vec::new();
+    /// What may be over.
+    fn over<A: Octets>(&self, rules: &[Rule], now: u64) -> Result<Vec<FlowKey<A>>, KernelError> {
+        let mut over = Vec::new();
         self.for_each(|key: &FlowKey<A>, record: &Record<A>| {
-            if rule_of(key, record, rules, now, GRACE).is_none() {
-                dead.push((*key, record.flags));
+            if rule_of(key, record, rules, now, MARGIN).is_none() {
+                over.push(*key);
             }
         })?;
-        let mut collected = 0;
-        for (key, flags) in dead {
-            if self.delete(&key)? {
-                collected += usize::from(flags & flag::OPENER != 0);
-            }
-        }
-        Ok(collected)
+        Ok(over)
     }
 
     /// Frees an entry; false when it was gone already.
@@ -94,8 +91,14 @@ impl Table {
 }
 
 impl FlowTables {
-    pub(super) fn open(object: &Object) -> Result<Self, KernelError> {
-        Ok(Self { ipv4: Table::open(object, "flow4")?, ipv6: Table::open(object, "flow6")? })
+    /// `directory`: where the programs are pinned.
+    pub(super) fn open(object: &Object, directory: &Path) -> Result<Self, KernelError> {
+        Ok(Self {
+            ipv4: Table::open(object, "flow4")?,
+            ipv6: Table::open(object, "flow6")?,
+            collect4: Collector::open(directory)?,
+            collect6: Collector::open(directory)?,
+        })
     }
 
     /// Every live flow. `rules`: what is in each slot; `epoch`: what ways are learned under.
@@ -109,8 +112,9 @@ impl FlowTables {
     /// Frees what is over; returns how many flows.
     pub(super) fn collect_garbage(&self, rules: &[Rule]) -> Result<usize, KernelError> {
         let now = now()?;
-        let (ipv4, ipv6) = (&self.ipv4, &self.ipv6);
-        Ok(ipv4.collect_garbage::<[u8; 4]>(rules, now)? + ipv6.collect_garbage::<[u8; 16]>(rules, now)?)
+        let ipv4 = self.collect4.collect(&self.ipv4.over(rules, now)?)?;
+        let ipv6 = self.collect6.collect(&self.ipv6.over(rules, now)?)?;
+        Ok(ipv4 + ipv6)
     }
 
     pub(super) fn pressure(&self) -> Result<Vec<MapPressure>, KernelError> {
@@ -307,7 +311,7 @@ mod tests {
         assert!(!lives(&rules(2), 299, 0), "the slot has another rule now");
         assert!(!lives(&[], 299, 0), "there is no such slot");
         assert!(!lives(&rules(1), 306, 0), "UDP idles 300 s");
-        assert!(lives(&rules(1), 306, GRACE));
+        assert!(lives(&rules(1), 306, MARGIN));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! | [`attach`] | put the programs on an interface: TCX, or clsact below 6.6 |
 //! | [`rules`], [`family`], [`forwards`], [`local`], [`slots`] | rules and addresses into maps |
 //! | [`switch`] | ports and their VLANs into maps, stations and counters out of them |
-//! | [`flows`], [`bindings`] | flows out of maps: joined, aged; external ports whose time is over |
+//! | [`flows`], [`collect`], [`bindings`] | flows out of maps: joined, and removed when they are over; external ports whose time is |
 //! | [`loopback`] | where the host's own packets to its forwards turn |
 //! | [`waiting`] | where fragments wait for their first one |
 //! | [`epoch`], [`fast`] | when and where flows may take the fast path |
@@ -18,6 +18,7 @@
 mod attach;
 mod batch;
 mod bindings;
+mod collect;
 mod epoch;
 mod family;
 mod fast;
@@ -107,7 +108,7 @@ impl BpfDataPlane {
     pub fn load(options: &Options) -> Result<(Self, Object), KernelError> {
         let mut object = object::load(options)?;
         let rules = RuleMaps::take(&mut object)?;
-        let flows = FlowTables::open(&object)?;
+        let flows = FlowTables::open(&object, &options.directory)?;
         let bindings = BindingTables::open(&object)?;
         let mut switch = SwitchMaps::take(&mut object)?;
         let epoch = Arc::new(Epoch::take(&mut object)?);

@@ -87,6 +87,9 @@ const STAGES: [(&str, u32); 38] = [
     ("tc_turn6_out", stage::TURN6_OUT),
 ];
 
+/// The programs that are run by the agent and hang nowhere.
+pub(super) const RUN_NAMES: [&str; 2] = ["tc_collect4", "tc_collect6"];
+
 /// The programs that hang in drivers.
 const XDP_NAMES: [&str; 2] = ["xdp_wan_in", "xdp_lan_in"];
 
@@ -221,7 +224,7 @@ pub fn load(options: &Options) -> Result<Object, KernelError> {
     loader.override_global("FLOWS_PER_RULE", flows_per_rule, true);
     let mut object = loader.load(PROGRAMS).map_err(|error| failed("create the BPF maps", &error))?;
     fill_stages(&mut object, directory, "stage", &STAGES)?;
-    for name in PROGRAM_NAMES {
+    for name in PROGRAM_NAMES.into_iter().chain(RUN_NAMES) {
         load_program(&mut object, directory, name)?;
     }
     info!(directory = %directory.display(), "programs loaded");
