@@ -1,11 +1,16 @@
 //! The loaded programs through `BPF_PROG_TEST_RUN`: real verifier, real maps, no interface.
 
-use std::path::PathBuf;
+use std::{
+    os::fd::{AsFd as _, AsRawFd as _},
+    path::PathBuf,
+};
 
 use aya::{
     TestRun as _, TestRunOptions,
+    maps::MapData,
     programs::{Program, SchedClassifier},
 };
+use nix::libc;
 use telecluster_common::{
     drop::DropReason,
     maps::{Direction, RuleStat, Timeouts},
@@ -54,6 +59,18 @@ impl Kernel {
         Self { plane, object }
     }
 
+    /// Empties the tables and the slots of `rules`, for the next story: to load the programs takes much longer.
+    pub fn forget(&mut self, rules: usize) {
+        for slot in 0..u32::try_from(rules).expect("few rules") {
+            self.plane.clear_slot(Slot(slot)).expect("empty a slot");
+        }
+        for family in ["4", "6"] {
+            for table in ["flow", "binding", "moved", "fragment", "pace", "placed", "pair"] {
+                clear(&format!("{table}{family}"));
+            }
+        }
+    }
+
     pub fn program(&mut self, direction: Direction) -> &mut SchedClassifier {
         let name = match direction {
             Direction::In => "tc_wan_in",
@@ -77,6 +94,33 @@ impl Kernel {
 
     fn drops(&self) -> Vec<(DropReason, u64)> {
         self.plane.drops().expect("read the drop counters")
+    }
+}
+
+/// Deletes every entry of a hash map, whatever its keys are.
+fn clear(name: &str) {
+    /// include/uapi/linux/bpf.h, `enum bpf_cmd`.
+    const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
+    const BPF_MAP_GET_NEXT_KEY: libc::c_int = 4;
+    #[repr(C)]
+    struct ElementAttr {
+        map: u32,
+        key: u64,
+        /// Of `BPF_MAP_GET_NEXT_KEY` where the next key goes.
+        value: u64,
+        flags: u64,
+    }
+    let map = MapData::from_pin(format!("/sys/fs/bpf/telecluster/maps/{name}")).expect("open the map");
+    let mut key = vec![0_u8; map.info().expect("describe the map").key_size() as usize];
+    let call = |command, key: u64, value: u64| {
+        let map = u32::try_from(map.fd().as_fd().as_raw_fd()).expect("a descriptor");
+        let mut attr = ElementAttr { map, key, value, flags: 0 };
+        // SAFETY: the attribute is complete for these commands, and the keys are as long as the map's.
+        unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of::<ElementAttr>()) == 0 }
+    };
+    // The first key, until there is none.
+    while call(BPF_MAP_GET_NEXT_KEY, 0, key.as_mut_ptr() as u64) {
+        assert!(call(BPF_MAP_DELETE_ELEM, key.as_ptr() as u64, 0), "delete an entry of {name}");
     }
 }
 

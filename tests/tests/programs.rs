@@ -17,8 +17,15 @@ use telecluster_worker::kernel::dataplane::DataPlane as _;
 
 #[test]
 fn every_vector_holds_in_the_kernel() {
-    for vector in vectors::all() {
-        sandbox::run(|| vectors::play(&vector, &mut Kernel::load()));
+    // The list of unproven flows is not emptied: it must not come round.
+    for some in vectors::all().chunks(20) {
+        sandbox::run(|| {
+            let mut kernel = Kernel::load();
+            for vector in some {
+                vectors::play(vector, &mut kernel);
+                kernel.forget(vector.rules.len());
+            }
+        });
     }
 }
 

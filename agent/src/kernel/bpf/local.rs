@@ -104,7 +104,8 @@ impl<A: Octets> LocalAddresses<A> {
 
     /// Writes what is known of each address now, where that is not what the map says.
     fn settle(&mut self) -> Result<()> {
-        let plain = self.own.iter().map(|(address, uplink)| (*address, Plain(Local { uplink: *uplink, flags: 0 })));
+        let plain =
+            self.own.iter().map(|(address, uplink)| (*address, Plain(Local { uplink: *uplink, flags: 0 })));
         let pooled = self.pooled.values().map(|pooled| {
             let absent = if self.own.contains_key(&pooled.address) { 0 } else { local::ABSENT };
             (pooled.address, Plain(Local { uplink: pooled.uplink, flags: local::POOL | absent }))
