@@ -13,6 +13,9 @@ use crate::{
     tcp::proto,
 };
 
+/// IPv6-Frag (RFC 8200 section 4.5).
+const FRAGMENT_HEADER: u8 = 44;
+
 /// Reserved (IANA).
 const NO_PROTOCOL: u8 = 255;
 
@@ -35,6 +38,8 @@ pub trait Address: Copy + Eq + Hash + Debug {
     const QUOTED: u32;
     /// To how many words of eight bytes behind its header a longer one is cut.
     const CUT: usize;
+    /// The protocol number of a header that says that this is a part of a packet.
+    const FRAGMENT: u8;
     /// Whether every fragment of a packet says what protocol it is of (RFC 791; not so in RFC 8200 section 4.5).
     const FRAGMENTS_NAME_PROTOCOL: bool;
 
@@ -84,8 +89,8 @@ pub trait Address: Copy + Eq + Hash + Debug {
     /// The traffic class that routes may ask for (DSCP, in the upper six of eight bits).
     fn class(header: &Self::Header) -> u32;
 
-    /// Counts one router.
-    fn hop(header: &mut Self::Header);
+    /// Counts one router; what that adds to a sum over the packet.
+    fn hop(header: &mut Self::Header) -> u32;
 
     /// Bytes behind this header, as it says.
     fn payload_len(header: &Self::Header) -> u16;
@@ -107,6 +112,7 @@ impl Address for [u8; 4] {
     const PROHIBITED: (u8, u8) = (icmp::UNREACHABLE, 13);
     const QUOTED: u32 = 576 - 28;
     const CUT: usize = 66;
+    const FRAGMENT: u8 = NO_PROTOCOL;
     const FRAGMENTS_NAME_PROTOCOL: bool = true;
 
     #[inline(always)]
@@ -193,13 +199,14 @@ impl Address for [u8; 4] {
     }
 
     #[inline(always)]
-    fn hop(header: &mut Ipv4Hdr) {
+    fn hop(header: &mut Ipv4Hdr) -> u32 {
         let ttl = header.ttl.wrapping_sub(1);
         // The protocol shares the word with it, and does not change.
         let word = |ttl| u16::from_ne_bytes([ttl, 0]);
         let difference = checksum::fold(checksum::difference16(word(header.ttl), word(ttl)));
         header.check = checksum::apply(header.check, difference);
         header.ttl = ttl;
+        0 // the header's own checksum makes up for it
     }
 
     #[inline(always)]
@@ -248,6 +255,7 @@ impl Address for [u8; 16] {
     const PROHIBITED: (u8, u8) = (icmp::ERROR6_FIRST, 1);
     const QUOTED: u32 = 1280 - 48;
     const CUT: usize = 149;
+    const FRAGMENT: u8 = FRAGMENT_HEADER;
     const FRAGMENTS_NAME_PROTOCOL: bool = false;
 
     #[inline(always)]
@@ -323,7 +331,7 @@ impl Address for [u8; 16] {
 
     #[inline(always)]
     fn embedded(header: &Ipv6Hdr) -> (u8, usize) {
-        // Behind extension headers it is not looked for: nobody's flow.
+        // Behind other extension headers than the one of parts it is not looked for: nobody's flow.
         let protocol = if header.vcf[0] >> 4 == 6 { header.next_hdr } else { NO_PROTOCOL };
         (protocol, size_of::<Ipv6Hdr>())
     }
@@ -344,8 +352,12 @@ impl Address for [u8; 16] {
     }
 
     #[inline(always)]
-    fn hop(header: &mut Ipv6Hdr) {
-        header.hop_limit = header.hop_limit.wrapping_sub(1);
+    fn hop(header: &mut Ipv6Hdr) -> u32 {
+        let before = header.hop_limit;
+        header.hop_limit = before.wrapping_sub(1);
+        // What follows shares the word with it, and does not change.
+        let word = |hops| u16::from_ne_bytes([0, hops]);
+        checksum::difference16(word(before), word(header.hop_limit))
     }
 
     #[inline(always)]

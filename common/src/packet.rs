@@ -76,9 +76,19 @@ pub struct ChecksumFix {
     pub body: u16,
     /// A checksum of 0 means "none" and stays (UDP, RFC 768).
     pub optional: bool,
+    /// What changed in the IP header adds where no checksum there makes up for it (IPv6). A device that has summed up the whole
+    /// packet has summed that up too, and the helper for transport checksums takes it for IPv4.
+    pub uncovered: u16,
 }
 
 impl ChecksumFix {
+    /// With something more in the IP header.
+    #[inline(always)]
+    #[must_use]
+    pub const fn and(self, uncovered: u32) -> Self {
+        Self { uncovered: checksum::fold(self.uncovered as u32 + uncovered), ..self }
+    }
+
     /// What a checksum becomes that is whole.
     #[inline(always)]
     pub const fn applied(self, old: [u8; 2]) -> [u8; 2] {

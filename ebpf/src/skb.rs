@@ -143,6 +143,9 @@ impl Packet for Skb {
                 return false;
             }
         }
+        if fix.uncovered != 0 {
+            self.resum(fix.uncovered);
+        }
         true
     }
 }

@@ -72,8 +72,8 @@ where
     }
     tables.touch(flow, now, packets, shape.network_len);
     tables.count(flow.rule(), Direction::Out, packets, shape.network_len);
-    A::hop(headers.ip);
-    let fix = rewrite(headers, flow);
+    let hop_adds = A::hop(headers.ip);
+    let fix = rewrite(headers, flow).and(hop_adds);
     Some(Departure::Done(fast::send(packet, &hop, fix)))
 }
 

@@ -92,8 +92,8 @@ where
     if direction == Direction::In
         && let Some(hop) = fast::way(tables, flow, &headers, shape, interface, now)
     {
-        A::hop(headers.ip);
-        let fix = rewrite(headers, flow);
+        let hop_adds = A::hop(headers.ip);
+        let fix = rewrite(headers, flow).and(hop_adds);
         return Some(fast::send(packet, &hop, fix));
     }
     let class = A::class(headers.ip);
@@ -322,8 +322,8 @@ where
     let hop = fast::way(tables, flow, &headers, shape, work.from, now)?;
     tables.touch(flow, now, packets, shape.network_len);
     tables.count(flow.rule(), direction, packets, shape.network_len);
-    A::hop(headers.ip);
-    let fix = rewrite(headers, flow);
+    let hop_adds = A::hop(headers.ip);
+    let fix = rewrite(headers, flow).and(hop_adds);
     Some(fast::send(packet, &hop, fix))
 }
 
@@ -390,17 +390,19 @@ pub fn rewrite<A: Address>(headers: Headers<'_, A>, flow: FlowRef<A>) -> Checksu
     let Headers { ip, transport, transport_offset, protocol, tcp_bits: _, transport_len: _ } = headers;
     let (pseudo, body) = (flow.address_difference(), flow.port_difference());
     A::rewrite(ip, flow.to_src(), flow.to_dst(), pseudo);
+    // IPv4's own checksum makes up for its addresses.
+    let uncovered = if A::ICMP_HAS_PSEUDO_HEADER { pseudo } else { 0 };
     let (sport, dport) = (flow.to_sport().to_be_bytes(), flow.to_dport().to_be_bytes());
     if protocol == A::ICMP {
         transport.third = if A::asks(transport.first[0]) { sport } else { dport };
         let pseudo = if A::ICMP_HAS_PSEUDO_HEADER { pseudo } else { 0 };
-        return ChecksumFix { offset: transport_offset + 2, pseudo, body, optional: false };
+        return ChecksumFix { offset: transport_offset + 2, pseudo, body, optional: false, uncovered };
     }
     transport.first = sport;
     transport.second = dport;
     match protocol {
-        proto::UDP => ChecksumFix { offset: transport_offset + 6, pseudo, body, optional: true },
-        _ => ChecksumFix { offset: transport_offset + 16, pseudo, body, optional: false },
+        proto::UDP => ChecksumFix { offset: transport_offset + 6, pseudo, body, optional: true, uncovered },
+        _ => ChecksumFix { offset: transport_offset + 16, pseudo, body, optional: false, uncovered },
     }
 }
 

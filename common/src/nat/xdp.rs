@@ -85,8 +85,8 @@ where
     let headers = headers_at::<P, A>(packet, place, key.proto)?;
     tables.touch(flow, now, 1, shape.network_len);
     tables.count(flow.rule(), direction, 1, shape.network_len);
-    A::hop(headers.ip);
-    let fix = rewrite(headers, flow);
+    let hop_adds = A::hop(headers.ip);
+    let fix = rewrite(headers, flow).and(hop_adds);
     Some(send(packet, &hop, fix))
 }
 

@@ -72,10 +72,10 @@ pub struct Checksum(pub [u8; 2]);
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct Extension {
-    pub(super) next: u8,
+    pub(crate) next: u8,
     /// In units of 8 bytes, the first 8 not counted.
-    pub(super) len: u8,
-    pub(super) rest: [u8; 6],
+    pub(crate) len: u8,
+    pub(crate) rest: [u8; 6],
 }
 
 /// IPv6 extension headers that are looked behind (RFC 8200 section 4.1 orders them; nobody sends more).

@@ -51,7 +51,24 @@ pub(super) fn icmp_error_vectors(cast: Cast) -> Vec<Vector> {
     let unknown = udp((uplink, 1), (remote, 2), b"q");
     let unknown_inside = udp((remote, 2), (inside, 1), b"q");
     let about_error = icmp_error(uplink, remote, kind, &unknown, 1500);
+    let long = [7; 100];
+    let (sent, seen) = (udp((inside, 40003), (remote, 53), &long), udp((uplink, 40003), (remote, 53), &long));
+    let part = |whole: &Frame| whole.fragments(77, 32).swap_remove(0);
+    let about_a_part = vec![
+        out(&part(&sent), &part(&seen)),
+        inward(
+            &icmp_error(router, uplink, kind, &part(&seen), 1500),
+            &icmp_error(router, inside, kind, &part(&sent), 1500),
+        ),
+        // the others name nobody
+        untouched(Direction::In, icmp_error(router, uplink, kind, &seen.fragments(77, 32)[1], 1500).bytes()),
+    ];
     vec![
+        Vector {
+            name: "errors about the first part of a packet find their way inside",
+            rules: vec![masquerade()],
+            steps: about_a_part,
+        },
         Vector {
             name: "errors about what has left find their way inside, however much they embed",
             rules: vec![masquerade()],
