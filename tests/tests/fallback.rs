@@ -246,7 +246,7 @@ fn vlans_that_iptables_leaves_unfiltered_are_in_the_health() {
     assert!(problems.contains("vm1") && problems.contains("iptables"), "{problems}");
     let metrics = lab.call("GET", "/metrics", None).body;
     let text = metrics.as_str().unwrap_or_default();
-    assert!(text.lines().any(|line| line == "telecluster_drifted_objects{} 1"), "{text}");
+    assert!(text.lines().any(|line| line == "telecluster_drifted_objects 1"), "{text}");
     worker.stop();
     lab.set_dataplane("ebpf");
     let _worker = lab.start();
