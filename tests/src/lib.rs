@@ -9,6 +9,7 @@
 //! | [`kernel`] | the loaded programs through `BPF_PROG_TEST_RUN` |
 //! | [`lab`] | hosts, worker and sockets in namespaces |
 //! | [`switch`] | frames through the ports of a bridge with VLANs: engine, programs, the kernel's own filter |
+//! | [`serving`] | a server that tells its callers who they are |
 //! | [`ovs`] | Open vSwitch of a test's own |
 //! | [`sandbox`] | namespaces that vanish with the thread that made them |
 //! | [`chaos`] | a host that changes all the time, and where its packets may be |
@@ -31,6 +32,7 @@ pub mod lab;
 pub mod machine;
 pub mod ovs;
 pub mod sandbox;
+pub mod serving;
 pub mod switch;
 pub mod tap;
 pub mod traffic;

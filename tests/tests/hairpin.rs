@@ -11,7 +11,7 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     thread,
     time::Duration,
 };
@@ -23,6 +23,7 @@ use telecluster_tests::{
         rule_id,
     },
     on_each_data_plane,
+    serving::serving,
 };
 
 const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(192, 168, 100, 11);
@@ -107,25 +108,6 @@ fn forward(lab: &Lab, port: u16, to: (IpAddr, u16), more: &Value) -> String {
         body[name] = value.clone();
     }
     rule_id(&lab.post("/nat/forward", &body).ok())
-}
-
-/// Accepts, says who it is that has connected, and repeats what it hears.
-fn serving(listener: TcpListener) {
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let Ok(mut stream) = stream else { return };
-            thread::spawn(move || {
-                let Ok(peer) = stream.peer_addr() else { return };
-                let mut line = [0; 64];
-                let _ = stream.write_all(format!("{:<64}", peer.ip()).as_bytes());
-                while let Ok(len) = stream.read(&mut line)
-                    && len > 0
-                {
-                    let _ = stream.write_all(&line[..len]);
-                }
-            });
-        }
-    });
 }
 
 /// Answers datagrams with the address that they came from.

@@ -2,7 +2,7 @@
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
     thread,
     time::Duration,
 };
@@ -11,31 +11,13 @@ use serde_json::json;
 use telecluster_tests::{
     lab::{INSIDE, INSIDE6, Lab, WAN, WAN6, eventually, rule_id},
     on_each_data_plane,
+    serving::serving,
 };
 
 on_each_data_plane!(
     the_host_itself_reaches_a_forward_by_the_uplink_s_address,
     what_is_not_forwarded_for_inside_hosts_is_not_for_the_host_either,
 );
-
-/// Accepts, says who it is that has connected, and repeats what it hears.
-fn serving(listener: TcpListener) {
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let Ok(mut stream) = stream else { return };
-            thread::spawn(move || {
-                let Ok(peer) = stream.peer_addr() else { return };
-                let mut line = [0; 4096];
-                let _ = stream.write_all(format!("{:<64}", peer.ip()).as_bytes());
-                while let Ok(len) = stream.read(&mut line)
-                    && len > 0
-                {
-                    let _ = stream.write_all(&line[..len]);
-                }
-            });
-        }
-    });
-}
 
 /// Answers datagrams with what they are.
 fn answering(socket: UdpSocket) {
