@@ -25,7 +25,7 @@ const ROUNDS: usize = 5;
 fn main() {
     let quick = std::env::args().any(|argument| argument == "--quick");
     let (flows, watched) =
-        if quick { (100_000, Duration::from_secs(21)) } else { (1_000_000, Duration::from_secs(61)) };
+        if quick { (100_000, Duration::from_secs(21)) } else { (1_000_000, Duration::from_secs(41)) };
     let mut lab = Lab::new();
     lab.environment.push(("FLOW_CAPACITY", "1048576".to_owned()));
     let worker = lab.start();
@@ -86,7 +86,7 @@ fn processor(worker: &Worker) -> Duration {
 fn fill(lab: &Lab, flows: u32) {
     let open = |name: &str| Map::HashMap(MapData::from_pin(lab.pinned(name)).expect("open the map"));
     let mut table: HashMap<_, [u8; 16], [u8; 64]> = open("flow4").try_into().expect("a hash map");
-    let rule = lab.dump("masquerade4")[0]["value"].clone();
+    let rule = lab.dump("masquerade4")[0]["formatted"]["value"].clone();
     let number = |name: &str| u32::try_from(rule[name].as_u64().expect("a number")).expect("a small one");
     let (slot, generation) = (number("rule"), number("generation"));
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).expect("the clock");

@@ -1,7 +1,7 @@
 //! `/nat/flows`: the data plane's flows with names, filtered, sorted, paged. Pure.
 
 use std::{
-    cmp::Reverse,
+    cmp::Ordering,
     collections::{BTreeMap, HashMap},
 };
 
@@ -26,15 +26,27 @@ pub(super) struct Names {
 /// The page of the flows that a query asks for.
 pub(super) fn page(flows: &[Flow], names: &Names, query: &FlowQuery) -> FlowPage {
     let mut matching: Vec<&Flow> = flows.iter().filter(|flow| matches(flow, names, query)).collect();
-    // The tuple last, so that pages do not shuffle between two calls.
-    matching.sort_by_cached_key(|flow| {
-        (Reverse(weight(flow, query.sort)), flow.protocol, flow.remote, flow.external, flow.inside)
-    });
+    let total = matching.len();
     let limit = if query.limit == 0 { usize::MAX } else { query.limit };
-    FlowPage {
-        total: matching.len(),
-        flows: matching.into_iter().skip(query.offset).take(limit).map(|flow| view(flow, names)).collect(),
+    let end = query.offset.saturating_add(limit).min(total);
+    let start = query.offset.min(end);
+    // Of a million flows only those of the page are put in order.
+    if end < total {
+        matching.select_nth_unstable_by(end, |a, b| order(a, b, query.sort));
+        matching.truncate(end);
     }
+    if 0 < start && start < end {
+        matching.select_nth_unstable_by(start, |a, b| order(a, b, query.sort));
+    }
+    let page = &mut matching[start..];
+    page.sort_unstable_by(|a, b| order(a, b, query.sort));
+    FlowPage { total, flows: page.iter().map(|flow| view(flow, names)).collect() }
+}
+
+/// The largest first. Addresses and ports last, so that pages do not shuffle between two calls.
+fn order(a: &Flow, b: &Flow, sort: FlowSort) -> Ordering {
+    let tuple = |flow: &Flow| (flow.protocol, flow.remote, flow.external, flow.inside);
+    weight(b, sort).cmp(&weight(a, sort)).then_with(|| tuple(a).cmp(&tuple(b)))
 }
 
 fn weight(flow: &Flow, sort: FlowSort) -> u128 {

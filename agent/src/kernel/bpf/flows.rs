@@ -162,13 +162,14 @@ type Socket<A> = (A, u16);
 /// Both directions of a flow meet here, in whichever order the maps give them.
 struct Join<A> {
     flows: Vec<Flow>,
-    /// (protocol, external, remote) to its place in `flows`.
-    places: HashMap<(u8, Socket<A>, Socket<A>), usize>,
+    /// (protocol, external, remote) to its place in `flows`. Strangers choose what is in it, so the hash is seeded, but it need
+    /// not be a cryptographer's: with a million flows that would be half of the work.
+    places: HashMap<(u8, Socket<A>, Socket<A>), usize, foldhash::fast::RandomState>,
 }
 
 impl<A> Default for Join<A> {
     fn default() -> Self {
-        Self { flows: Vec::new(), places: HashMap::new() }
+        Self { flows: Vec::new(), places: HashMap::default() }
     }
 }
 
