@@ -34,9 +34,9 @@ fn main() {
     fill(&lab, flows);
     println!("| {flows} live flows | |\n|---|---|");
     let first = median(|| list(&lab, "limit=1000", flows));
-    println!("| `GET /nat/flows?limit=1000`, by bytes | {first:.0?} |");
+    println!("| `GET /nat/flows?limit=1000`, by bytes | {first:.2?} |");
     let picked = median(|| list(&lab, "limit=1000&external_port=30000", flows));
-    println!("| the same, those of one external port | {picked:.0?} |");
+    println!("| the same, those of one external port | {picked:.2?} |");
     let whole =
         (0..flows).step_by(100_000).map(|offset| list(&lab, &format!("limit=100000&offset={offset}"), flows));
     println!("| all of them, by pages of 100,000 | {:.1?} |", whole.sum::<Duration>());
