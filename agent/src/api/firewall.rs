@@ -30,8 +30,8 @@ use crate::{
 
 pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()
-        .routes(routes!(create_rule))
-        .routes(routes!(delete_rule))
+        .routes(routes!(create_firewall_rule))
+        .routes(routes!(delete_firewall_rule))
         .routes(routes!(flush_firewall))
         .routes(routes!(flush_nat))
 }
@@ -150,7 +150,7 @@ impl FromFields for Nothing {
     })),
     responses((status = 200, description = "The rule", body = Answer<FirewallView>), Refusals),
 )]
-async fn create_rule(
+async fn create_firewall_rule(
     State(app): State<App>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     request: Lenient<CreateFirewallRule>,
@@ -177,7 +177,7 @@ async fn create_rule(
     params(("id" = String, Path, description = "As /nat/status shows it"), DeleteFirewallRule),
     responses((status = 200, description = "The rule is gone", body = Answer<Gone>), Refusals),
 )]
-async fn delete_rule(
+async fn delete_firewall_rule(
     State(app): State<App>,
     Path(id): Path<String>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
