@@ -191,14 +191,20 @@ fn bpf(lacking: State) -> Check {
 
 fn hash_maps(state: State) -> Check {
     const NAME: &str = "eBPF maps";
-    let absent: Vec<_> = [MapType::Hash, MapType::LruHash, MapType::LpmTrie, MapType::PerCpuArray]
-        .into_iter()
-        .filter(|kind| !matches!(is_map_supported(*kind), Ok(true)))
-        .map(|kind| format!("{kind:?}"))
-        .collect();
+    let mut absent = Vec::new();
+    for kind in [MapType::Hash, MapType::LruHash, MapType::LpmTrie, MapType::PerCpuArray] {
+        match is_map_supported(kind) {
+            Ok(true) => {}
+            Ok(false) => absent.push(format!("{kind:?}")),
+            // Not asked for its maps at all: the kernel may well have them.
+            Err(error) => return Check::new(NAME, state, chain(&error)).hint("CAP_BPF, or run as root"),
+        }
+    }
     match absent.is_empty() {
         true => Check::new(NAME, State::Ok, "hash, LRU, longest prefix, per processor"),
-        false => Check::new(NAME, state, absent.join(", ")).hint("a newer kernel"),
+        false => {
+            Check::new(NAME, state, format!("the kernel has no {}", absent.join(", "))).hint("a newer kernel")
+        }
     }
 }
 
@@ -256,7 +262,13 @@ fn tun() -> Check {
     const NAME: &str = "TUN and TAP";
     match fs::File::open("/dev/net/tun") {
         Ok(_) => Check::new(NAME, State::Ok, "/dev/net/tun"),
-        Err(error) => Check::new(NAME, State::Limited, format!("/dev/net/tun: {error}")).hint("modprobe tun"),
+        Err(error) => {
+            let hint = match error.kind() {
+                io::ErrorKind::PermissionDenied => "run as root",
+                _ => "modprobe tun",
+            };
+            Check::new(NAME, State::Limited, format!("/dev/net/tun: {error}")).hint(hint)
+        }
     }
 }
 
