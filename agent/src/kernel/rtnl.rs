@@ -4,16 +4,22 @@
 //! here and not by `netlink-proto`, because a message of a dump that cannot be decoded must fail the dump
 //! (there it is logged and left out), and because the kernel's explanation of an error must be kept.
 
-use std::num::NonZeroI32;
+use std::{
+    num::NonZeroI32,
+    time::{Duration, Instant},
+};
 
 use netlink_packet_core::{
     DecodeError, ErrorMessage, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use nix::sys::{
-    socket::{setsockopt, sockopt},
-    time::{TimeVal, TimeValLike},
+use nix::{
+    libc,
+    sys::{
+        socket::{setsockopt, sockopt},
+        time::{TimeVal, TimeValLike},
+    },
 };
 
 use super::{KernelError, names};
@@ -26,6 +32,12 @@ const DUMP_ATTEMPTS: usize = 8;
 const RECEIVE_BUFFER: usize = 1 << 20;
 /// The kernel answers at once; anything else is a fault, and must not stall the worker for ever.
 const TIMEOUT_SECONDS: i64 = 5;
+const TIMEOUT: Duration = Duration::from_secs(TIMEOUT_SECONDS.unsigned_abs());
+/// How often an answer is asked for again that could not be read.
+const RECEIVE_ATTEMPTS: usize = 3;
+/// What a dump puts into one datagram at most, and more datagrams than any has.
+const DATAGRAM: usize = 1 << 16;
+const MOST_DATAGRAMS: usize = 1 << 16;
 /// Header of the request that an error message repeats (NETLINK_CAP_ACK: without its payload).
 const NLMSG_HEADER: usize = 16;
 const NLMSGERR_ATTR_MSG: u16 = 1;
@@ -35,6 +47,8 @@ const NLMSGERR_ATTR_MSG: u16 = 1;
 pub(super) struct Rtnl {
     socket: Socket,
     sequence: u32,
+    /// An answer was not read to its end, and the kernel begins no other dump on this socket before it is.
+    unread: bool,
 }
 
 enum Failure {
@@ -55,7 +69,7 @@ impl Rtnl {
         socket.set_rx_buf_sz(RECEIVE_BUFFER).map_err(failed)?;
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(TIMEOUT_SECONDS))
             .map_err(|errno| KernelError::errno("open a netlink socket", errno as i32))?;
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self { socket, sequence: 0, unread: false })
     }
 
     /// One that the kernel lets ask for a part of what there is, and refuses what it does not understand.
@@ -123,12 +137,22 @@ impl Rtnl {
         request.finalize();
         let mut buffer = vec![0; request.buffer_len()];
         request.serialize(&mut buffer);
+        if std::mem::replace(&mut self.unread, true) {
+            self.drain();
+        }
         self.socket.send(&buffer, 0).map_err(failed)?;
+        let result = self.answers(operation);
+        self.unread = result.is_err();
+        result
+    }
 
+    /// What the kernel answers to the request that was sent last.
+    fn answers(&mut self, operation: &str) -> Result<Vec<RouteNetlinkMessage>, Failure> {
+        let failed = |error: std::io::Error| Failure::Error(io_error(operation, &error));
         let mut answers = Vec::new();
         let mut interrupted = false;
         loop {
-            let (datagram, _) = self.socket.recv_from_full().map_err(failed)?;
+            let datagram = self.receive().map_err(failed)?;
             let mut rest = datagram.as_slice();
             while !rest.is_empty() {
                 let answer = read(rest).map_err(|error| {
@@ -162,6 +186,33 @@ impl Rtnl {
                     // Noop, and what a later kernel may add.
                     _ => {}
                 }
+            }
+        }
+    }
+}
+
+impl Rtnl {
+    /// The kernel has answered when `send` returns: what keeps us from reading it does so for the moment, and without the answer
+    /// nobody knows whether the change was made.
+    fn receive(&self) -> std::io::Result<Vec<u8>> {
+        let began = Instant::now();
+        let mut failed = 0;
+        loop {
+            match self.socket.recv_from_full() {
+                Ok((datagram, _)) => return Ok(datagram),
+                Err(error) if failed >= RECEIVE_ATTEMPTS || began.elapsed() >= TIMEOUT => return Err(error),
+                Err(_) => failed += 1,
+            }
+        }
+    }
+
+    /// Reads what is left of an earlier answer.
+    fn drain(&self) {
+        let mut rest = Vec::with_capacity(DATAGRAM);
+        for _ in 0..MOST_DATAGRAMS {
+            rest.clear();
+            if self.socket.recv(&mut rest, libc::MSG_DONTWAIT).is_err() {
+                return;
             }
         }
     }
