@@ -57,11 +57,21 @@ pub trait Store: Send + Sync + fmt::Debug {
 #[derive(Debug)]
 pub struct RedbStore {
     path: PathBuf,
-    /// `None` after a write that failed: redb then refuses everything until the file is opened anew.
-    database: Mutex<Option<Database>>,
+    held: Mutex<Held>,
     /// Not in the database, whose commits cost an fsync.
     making: PathBuf,
 }
+
+#[derive(Debug, Default)]
+struct Held {
+    /// `None` after a write that failed: redb then refuses everything until the file is opened anew.
+    database: Option<Database>,
+    /// What the keys of a commit had before that was refused to its caller, and yet may be in the file: whoever cannot sync has
+    /// written. It is taken back before anything else is done.
+    doubt: Values,
+}
+
+type Values = BTreeMap<String, Option<Vec<u8>>>;
 
 impl RedbStore {
     /// Opens the store of a state directory, and makes both when they are missing.
@@ -74,26 +84,43 @@ impl RedbStore {
         if schema != SCHEMA {
             return Err(StoreError::OtherSchema { path, found: schema });
         }
-        Ok(Self { making: state_dir.join("making.json"), path, database: Mutex::new(Some(database)) })
+        let held = Held { database: Some(database), doubt: Values::new() };
+        Ok(Self { making: state_dir.join("making.json"), path, held: Mutex::new(held) })
     }
 
     /// Does something with the database, which is opened anew if the last time failed.
     fn with<T>(
         &self,
-        task: impl FnOnce(&Database) -> Result<T, redb::Error>,
+        task: impl FnOnce(&Database, &mut Values) -> Result<T, redb::Error>,
         failed: fn(String) -> StoreError,
     ) -> Result<T, StoreError> {
-        let mut database = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let Held { database, doubt } = &mut *held;
         let open = match database.take() {
             Some(open) => open,
-            None => open(&self.path).map_err(|error| failed(error.to_string()))?,
+            None => {
+                let open = open(&self.path).map_err(|error| failed(error.to_string()))?;
+                take_back(&open, doubt).map_err(|error| failed(error.to_string()))?;
+                open
+            }
         };
-        let done = task(&open);
+        let done = task(&open, doubt);
         if done.is_ok() {
             *database = Some(open);
         }
         done.map_err(|error| failed(error.to_string()))
     }
+}
+
+fn take_back(database: &Database, doubt: &mut Values) -> Result<(), redb::Error> {
+    if !doubt.is_empty() {
+        let before = doubt.clone();
+        let entries: Vec<_> = before.iter().map(|(key, value)| (key.as_str(), value.clone())).collect();
+        // Should it fail, the same is in doubt as before.
+        write_all(database, &entries, &mut Values::new())?;
+        doubt.clear();
+    }
+    Ok(())
 }
 
 fn open(path: &Path) -> Result<Database, StoreError> {
@@ -130,25 +157,32 @@ fn read_all(database: &Database) -> Result<Vec<(String, Vec<u8>)>, redb::Error> 
     Ok(entries)
 }
 
-fn write_all(database: &Database, entries: &[(&str, Option<Vec<u8>>)]) -> Result<(), redb::Error> {
+/// `doubt`: where the values go that were there before, if nobody can tell whether they still are.
+fn write_all(
+    database: &Database,
+    entries: &[(&str, Option<Vec<u8>>)],
+    doubt: &mut Values,
+) -> Result<(), redb::Error> {
     // redb's default durability: commit() returns after the fsync.
     let transaction = database.begin_write()?;
+    let mut before = Values::new();
     {
         let mut objects = transaction.open_table(OBJECTS)?;
         for (key, value) in entries {
-            match value {
-                Some(value) => drop(objects.insert(key, value.as_slice())?),
-                None => drop(objects.remove(key)?),
-            }
+            let old = match value {
+                Some(value) => objects.insert(key, value.as_slice())?,
+                None => objects.remove(key)?,
+            };
+            let old = old.map(|old| old.value().to_vec());
+            before.entry((*key).to_owned()).or_insert(old);
         }
     }
-    transaction.commit()?;
-    Ok(())
+    Ok(transaction.commit().inspect_err(|_| *doubt = before)?)
 }
 
 impl Store for RedbStore {
     fn load(&self) -> Result<BTreeMap<String, Value>, StoreError> {
-        let entries = self.with(read_all, StoreError::Unreadable)?;
+        let entries = self.with(|database, _| read_all(database), StoreError::Unreadable)?;
         entries
             .into_iter()
             .map(|(key, bytes)| match serde_json::from_slice(&bytes) {
@@ -164,7 +198,12 @@ impl Store for RedbStore {
             .flatten()
             .map(|(key, value)| (key.as_str(), value.as_ref().map(|value| value.to_string().into_bytes())))
             .collect();
-        self.with(|database| write_all(database, &entries), StoreError::Unwritable)
+        let done = self.with(|database, doubt| write_all(database, &entries, doubt), StoreError::Unwritable);
+        if done.is_err() {
+            // Opening it anew takes back what is in doubt; if it cannot be now, then before the next commit.
+            let _ = self.with(|_, _| Ok(()), StoreError::Unwritable);
+        }
+        done
     }
 
     fn note_making(&self, links: &[At]) -> Result<(), StoreError> {
