@@ -9,6 +9,7 @@ use std::{
 use crate::{
     engine::Options,
     kernel::{
+        KernelError,
         dataplane::{FastPort, HostAddresses, NatRule, Slot},
         filter::FilterRule,
         links::{At, Observed},
@@ -184,6 +185,14 @@ impl Step {
                 vec![Self::Filter(FilterStep { before: after.clone(), after: before.clone() })]
             }
             Self::Vlan(step) => step.inverse(nat).into_iter().map(Self::Vlan).collect(),
+        }
+    }
+
+    /// Whether an error says that there is nothing left to do.
+    pub fn finds_it_done(&self, error: &KernelError) -> bool {
+        match self {
+            Self::Link(step) => step.finds_it_done(error),
+            Self::Nat(_) | Self::Filter(_) | Self::Vlan(_) => false,
         }
     }
 }

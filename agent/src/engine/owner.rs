@@ -349,7 +349,14 @@ impl Owner {
     async fn undo(&mut self, undo: Undo) -> Vec<KernelError> {
         let mut failures = Vec::new();
         for step in undo.into_iter().rev().flatten() {
-            if let Err(error) = self.act(&step).await {
+            let mut done = self.act(&step).await;
+            if done.is_err() {
+                // Whatever kept the kernel from it may be over.
+                done = self.act(&step).await;
+            }
+            if let Err(error) = done
+                && !step.finds_it_done(&error)
+            {
                 error!(%step, %error, "a step could not be undone");
                 failures.push(error);
             }

@@ -3,8 +3,10 @@
 use std::{fmt, net::IpAddr};
 
 use ipnet::IpNet;
+use nix::errno::Errno;
 
 use super::{
+    KernelError,
     links::{Address, At, Link, LinkKind, Mac, Observed, Place, VlanTag},
     ovs::OvsVlans,
     routes::{Neighbour, Route},
@@ -158,6 +160,19 @@ impl LinkStep {
             Self::CreateTun(tun) => vec![At::here(&tun.name)],
             Self::CreateVlan(vlan) => vec![At::here(&vlan.name)],
             _ => Vec::new(),
+        }
+    }
+
+    /// Whether the kernel refuses because there is nothing left to do: what an undo wants gone, somebody else may have taken away.
+    pub fn finds_it_done(&self, error: &KernelError) -> bool {
+        let Some(errno) = error.errno.map(Errno::from_raw) else { return false };
+        match self {
+            // The name of a namespace may be gone, too: then so is what was in it.
+            Self::DeleteLink(_) => matches!(errno, Errno::ENODEV | Errno::ENOENT),
+            Self::RemoveAddress { .. } => matches!(errno, Errno::EADDRNOTAVAIL | Errno::ENODEV),
+            Self::RemoveRoute(_) => matches!(errno, Errno::ESRCH | Errno::ENODEV),
+            Self::RemoveNeighbour(_) => matches!(errno, Errno::ENOENT | Errno::ENODEV),
+            _ => false,
         }
     }
 
@@ -408,5 +423,21 @@ impl fmt::Display for LinkStep {
             Self::SetPortVlans { port, .. } => write!(f, "set the VLANs of port {port}"),
             Self::SetIpForwarding(on) => write!(f, "set net.ipv4.ip_forward to {}", u8::from(*on)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_that_is_to_go_and_is_gone_is_no_failure_of_an_undo() {
+        let done = |step: &LinkStep, errno: Errno| step.finds_it_done(&KernelError::errno("x", errno as i32));
+        let delete = LinkStep::DeleteLink(At::here("w1"));
+        assert!(done(&delete, Errno::ENODEV));
+        assert!(!done(&delete, Errno::EBUSY));
+        assert!(!delete.finds_it_done(&KernelError::other("x", "timed out")));
+        let up = LinkStep::SetUp { link: At::here("w1"), up: true };
+        assert!(!done(&up, Errno::ENODEV), "what is to be up has to be there");
     }
 }
