@@ -251,7 +251,7 @@ impl VlanPlane for BpfDataPlane {
 
     fn remove_switch_port(&self, index: u32) -> Result<(), KernelError> {
         let Inner { attacher, switch, .. } = &mut *self.inner();
-        switch.clear(attacher, index)
+        switch.remove(attacher, index)
     }
 
     fn switch_ports(&self) -> Result<BTreeMap<u32, SwitchPort>, KernelError> {

@@ -135,13 +135,15 @@ impl SwitchMaps {
             Some(before) => self.shape(attacher, before),
             None => self.clear(attacher, port.index),
         };
-        match back {
-            Ok(()) => Err(error),
-            Err(second) => Err(KernelError {
-                reason: format!("{}; and it could not be undone: {second}", error.reason),
-                ..error
-            }),
-        }
+        Err(undone(error, back))
+    }
+
+    /// Takes a port out of everything, or leaves it as it was.
+    pub(super) fn remove(&mut self, attacher: &mut Attacher, index: u32) -> Result<()> {
+        let before = self.held.port(index);
+        let Err(error) = self.clear(attacher, index) else { return Ok(()) };
+        let Some(before) = before else { return Err(error) };
+        Err(undone(error, self.shape(attacher, &before)))
     }
 
     fn shape(&mut self, attacher: &mut Attacher, port: &SwitchPort) -> Result<()> {
@@ -558,4 +560,14 @@ fn now() -> Result<u64> {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC)
         .map_err(|errno| KernelError::errno("read the clock", errno as i32))?;
     Ok(Duration::from(now).as_nanos().try_into().unwrap_or(u64::MAX))
+}
+
+/// The error, with what went wrong when everything was put back.
+fn undone(error: KernelError, back: Result<()>) -> KernelError {
+    match back {
+        Ok(()) => error,
+        Err(second) => {
+            KernelError { reason: format!("{}; and it could not be undone: {second}", error.reason), ..error }
+        }
+    }
 }
