@@ -15,6 +15,7 @@
 //! | [`chaos`] | a host that changes all the time, and where its packets may be |
 //! | [`conversation`] | one flow there and back, and a worker that masquerades it |
 //! | [`machine`] | machines behind the ports of a bridge |
+//! | [`objects`], [`strace`] | workloads, and system calls that fail meanwhile |
 //! | [`dice`] | chance that can be repeated |
 //! | [`tap`] | the far side of a TAP |
 //! | [`traffic`] | many flows that notice every lost packet |
@@ -30,9 +31,11 @@ pub mod host;
 pub mod kernel;
 pub mod lab;
 pub mod machine;
+pub mod objects;
 pub mod ovs;
 pub mod sandbox;
 pub mod serving;
+pub mod strace;
 pub mod switch;
 pub mod tap;
 pub mod traffic;

@@ -51,6 +51,7 @@ const TOOLS: &[Tool] = &[
     tool(Set::Test, "python3 -m venv", "python3-venv", "a place for schemathesis, which tries the whole API"),
     tool(Set::Test, "systemd-analyze", "systemd", "judges the worker's unit"),
     tool(Set::Test, "setpriv", "util-linux", "takes rights away from a worker"),
+    tool(Set::Test, "strace", "strace", "makes system calls of a worker fail"),
     tool(Set::Test, "nft", "nftables", "proves that no nft rule exists"),
     tool(Set::Test, "iptables", "iptables", "proves that no iptables rule exists"),
     tool(Set::Vm, "qemu-system-x86_64", QEMU, "boots other kernels, without KVM"),
