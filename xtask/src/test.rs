@@ -14,8 +14,8 @@ use crate::sh::{cargo, need_root, say, shown, table};
 use crate::{lint, schemathesis, vm};
 
 /// What another kernel may do differently: its verifier, clsact, what NAT and fast path do on real packets; and what
-/// this one may not have at all: VLAN links (8021q), a bridge's own VLAN filter. In an emulator the others take too long for every run; `cargo xtask
-/// vm-test` runs them all.
+/// this one may not have at all: VLAN links (8021q), a bridge's own VLAN filter. In an emulator the others take too
+/// long for every run; `cargo xtask vm-test` runs them all.
 const ON_ANOTHER_KERNEL: [&str; 13] = [
     "bridge_filter",
     "cone",
