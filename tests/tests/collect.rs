@@ -6,6 +6,7 @@ use std::{
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
     thread,
+    time::Instant,
 };
 
 use aya::{
@@ -128,6 +129,15 @@ impl Flows {
         record[LAST_SEEN].copy_from_slice(&old.to_ne_bytes());
         self.0.insert(Self::bytes(key), record, 0).expect("write an entry");
     }
+
+    /// All of them are there, and over.
+    fn make_old(&mut self, uplink: &Uplink) {
+        uplink.send_all();
+        for port in 40000..40000 + FLOWS {
+            self.age(&key(port, Direction::Out));
+            self.age(&key(port, Direction::In));
+        }
+    }
 }
 
 /// The programs' clock.
@@ -169,13 +179,14 @@ fn a_flow_that_begins_anew_while_its_old_entry_is_collected_stays() {
         kernel.put(0, &masquerade());
         let uplink = Uplink::open();
         let mut flows = Flows::open();
+        // So that packets come before, in the middle of and near the end of a collection, however fast the machine is.
+        flows.make_old(&uplink);
+        let began = Instant::now();
+        assert_eq!(kernel.plane.collect_garbage().expect("collect"), usize::from(FLOWS));
+        let whole = began.elapsed();
         let mut met = 0;
         for round in 0..ROUNDS {
-            uplink.send_all();
-            for port in 40000..40000 + FLOWS {
-                flows.age(&key(port, Direction::Out));
-                flows.age(&key(port, Direction::In));
-            }
+            flows.make_old(&uplink);
             let (plane, done) = (&kernel.plane, AtomicBool::new(false));
             thread::scope(|scope| {
                 let collector = scope.spawn(|| {
@@ -185,6 +196,9 @@ fn a_flow_that_begins_anew_while_its_old_entry_is_collected_stays() {
                     }
                     collected
                 });
+                thread::sleep(
+                    whole * u32::try_from(round).expect("few") / u32::try_from(ROUNDS).expect("few"),
+                );
                 uplink.send_all();
                 done.store(true, Ordering::Relaxed);
                 met += collector.join().expect("a thread");
