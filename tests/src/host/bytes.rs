@@ -1,0 +1,77 @@
+//! A frame as the engine wants packets.
+
+use std::ptr::NonNull;
+
+use telecluster_common::{
+    checksum::{apply, fold},
+    packet::{ChecksumFix, Packet, Wire, note},
+};
+
+use super::INSIDE_INTERFACE;
+use crate::vectors::UPLINK;
+
+/// A frame in memory, as complete as a socket buffer without offloads.
+pub(super) struct Bytes<'a>(pub(super) &'a mut Vec<u8>);
+
+impl Packet for Bytes<'_> {
+    fn carries(&self, ethertype: u16) -> bool {
+        self.0.get(12..14) == Some(&ethertype.to_be_bytes())
+    }
+
+    fn interface(&self) -> u32 {
+        UPLINK
+    }
+
+    fn network_len(&self) -> u32 {
+        u32::try_from(self.0.len() - 14).expect("a frame")
+    }
+
+    fn segments(&self) -> u32 {
+        1
+    }
+
+    fn segment_payload(&self) -> u32 {
+        0
+    }
+
+    fn came_in_through(&self) -> u32 {
+        INSIDE_INTERFACE
+    }
+
+    fn note(&self) -> u32 {
+        note::NONE
+    }
+
+    fn set_note(&mut self, _note: u32) {}
+
+    fn make_linear(&mut self, _len: usize) {}
+
+    fn quote(&mut self, keep: u32, room: u32) -> bool {
+        self.0.truncate(keep as usize);
+        self.0.splice(14..14, std::iter::repeat_n(0, room as usize));
+        true
+    }
+
+    fn resum(&mut self, _difference: u16) {}
+
+    fn at<T: Wire>(&mut self, offset: usize) -> Option<NonNull<T>> {
+        let bytes = self.0.get_mut(offset..offset.checked_add(size_of::<T>())?)?;
+        NonNull::new(bytes.as_mut_ptr().cast())
+    }
+
+    fn commit(&mut self, fix: ChecksumFix) -> bool {
+        let Some(field) = self.0.get_mut(fix.offset..fix.offset + 2) else {
+            return false;
+        };
+        let old = [field[0], field[1]];
+        if (fix.optional && old == [0, 0]) || (fix.pseudo == 0 && fix.body == 0) {
+            return true;
+        }
+        let mut new = apply(old, fold(u32::from(fix.pseudo) + u32::from(fix.body)));
+        if fix.optional && new == [0, 0] {
+            new = [0xff, 0xff];
+        }
+        field.copy_from_slice(&new);
+        true
+    }
+}
