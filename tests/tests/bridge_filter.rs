@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::json;
 use telecluster_tests::{
-    lab::{Lab, OUTSIDE, WAN, eventually},
+    lab::{Lab, OUTSIDE, WAN, Worker, eventually},
     machine::{Machine, apart, bridge, into_vlan, rows, talk},
     on_each_data_plane,
     switch::frames::{BROADCAST, EXPERIMENT, ether, mac},
@@ -40,14 +40,19 @@ fn filtered(lab: &Lab) -> bool {
     filtered
 }
 
+/// Two machines in VLAN 10, two in VLAN 20.
+fn two_vlans(lab: &Lab) -> (Worker, [Machine; 2], [Machine; 2]) {
+    let worker = lab.start();
+    bridge(lab);
+    let machines = |numbers: [u8; 2], vlan| numbers.map(|number| Machine::in_vlan(lab, number, vlan));
+    (worker, machines([1, 2], 10), machines([3, 4], 20))
+}
+
 fn machines_of_one_vlan_talk_and_those_of_another_hear_nothing_with_the_worker_or_without(lab: &Lab) {
     if !filtered(lab) {
         return;
     }
-    let worker = lab.start();
-    bridge(lab);
-    let [a, b] = [1, 2].map(|number| Machine::in_vlan(lab, number, 10));
-    let [c, d] = [3, 4].map(|number| Machine::in_vlan(lab, number, 20));
+    let (worker, [a, b], [c, d]) = two_vlans(lab);
     let check = || {
         talk(&a, &b);
         talk(&c, &d);
@@ -139,10 +144,7 @@ fn an_interface_that_is_made_again_has_its_vlans_again(lab: &Lab) {
     if !filtered(lab) {
         return;
     }
-    let _worker = lab.start();
-    bridge(lab);
-    let [a, b] = [1, 2].map(|number| Machine::in_vlan(lab, number, 10));
-    let [c, d] = [3, 4].map(|number| Machine::in_vlan(lab, number, 20));
+    let (_worker, [a, b], [c, d]) = two_vlans(lab);
     talk(&a, &b);
     drop(b);
     eventually("the interface is still there", || !rows(lab).contains(&("p2".to_owned(), 10)));
@@ -158,10 +160,7 @@ fn a_port_whose_carrier_comes_and_goes_is_what_it_was(lab: &Lab) {
     if !filtered(lab) {
         return;
     }
-    let _worker = lab.start();
-    bridge(lab);
-    let [a, b] = [1, 2].map(|number| Machine::in_vlan(lab, number, 10));
-    let [c, d] = [3, 4].map(|number| Machine::in_vlan(lab, number, 20));
+    let (_worker, [a, b], [c, d]) = two_vlans(lab);
     for _ in 0..10 {
         b.netns.ip("link set eth0 down");
         b.netns.ip("link set eth0 up");
@@ -220,10 +219,7 @@ fn what_somebody_does_to_the_kernels_filter_is_put_right() {
     if !filtered(&lab) {
         return;
     }
-    let _worker = lab.start();
-    bridge(&lab);
-    let [a, b] = [1, 2].map(|number| Machine::in_vlan(&lab, number, 10));
-    let [c, d] = [3, 4].map(|number| Machine::in_vlan(&lab, number, 20));
+    let (_worker, [a, b], [c, d]) = two_vlans(&lab);
     talk(&a, &b);
     let right = shown(&lab);
     for change in [

@@ -116,17 +116,9 @@ fn request(port: u16, last: u8) -> ForwardRequest {
 }
 
 fn masquerade(enabled: bool) -> Change {
-    Change::CreateMasquerade(MasqueradeSpec {
-        source_network: "10.1.0.0/24".parse().unwrap(),
-        output_interface: name("ens3"),
-        enabled,
-        nat_type: NatType::Restricted,
-        port_parity: false,
-        exclude_destinations: Vec::new(),
-        external_ips: Vec::new(),
-        new_flows_per_second: 0,
-        timeouts: FlowTimeouts::default(),
-    })
+    // As it is when nothing else is asked for.
+    let spec = serde_json::json!({ "source_network": "10.1.0.0/24", "output_interface": "ens3", "enabled": enabled });
+    Change::CreateMasquerade(serde_json::from_value(spec).unwrap())
 }
 
 fn firewall(port: u16) -> Change {

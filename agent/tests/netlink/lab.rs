@@ -12,6 +12,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use serde_json::json;
 use telecluster_worker::{
     engine::{Change, Engine, Options},
     error::Code,
@@ -173,6 +174,12 @@ pub(crate) fn tap(tap: &str, bridge: Option<&str>) -> TunSpec {
         mtu: Some(1400),
         addresses: Vec::new(),
     }
+}
+
+/// As it is when nothing else is asked for.
+pub(crate) fn masquerade(uplink: &str) -> Change {
+    let spec = json!({ "source_network": "10.1.0.0/24", "output_interface": uplink });
+    Change::CreateMasquerade(serde_json::from_value(spec).unwrap())
 }
 
 pub(crate) fn delete(bridge: &str) -> Change {

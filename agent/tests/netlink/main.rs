@@ -13,18 +13,17 @@ use telecluster_worker::{
     error::Code,
     kernel::{
         Kernel,
-        dataplane::NatType,
         links::{At, LinkKind, Links, Observed, OperState, Place, PortState},
         netlink::NetlinkKernel,
         step::{LinkStep, NewBridge, NewTun},
     },
-    model::{
-        BridgeSpec, BridgeType, FlowTimeouts, MasqueradeSpec, NamespaceName, TunSpec, TunType, VethSpec,
-    },
+    model::{BridgeSpec, BridgeType, NamespaceName, TunSpec, TunType, VethSpec},
     store::{MemoryStore, Store},
 };
 
-use self::lab::{Lab, Named, bridge, delete, eventually, in_namespace, name, no_filter, run, tap, veth};
+use self::lab::{
+    Lab, Named, bridge, delete, eventually, in_namespace, masquerade, name, no_filter, run, tap, veth,
+};
 
 #[test]
 fn a_bridge_is_what_the_kernel_says() {
@@ -186,17 +185,7 @@ fn a_change_that_fails_at_any_step_leaves_the_kernel_as_it_was() {
             Change::MoveVethToNamespace { veth: "v1".into(), namespace: named.name() },
             Change::DeleteVeth { name: "w1".into() },
             delete("br-a"),
-            Change::CreateMasquerade(MasqueradeSpec {
-                source_network: "10.1.0.0/24".parse().unwrap(),
-                output_interface: name("br-b"),
-                enabled: true,
-                nat_type: NatType::Restricted,
-                port_parity: false,
-                exclude_destinations: Vec::new(),
-                external_ips: Vec::new(),
-                new_flows_per_second: 0,
-                timeouts: FlowTimeouts::default(),
-            }),
+            masquerade("br-b"),
         ] {
             let before = essence(lab.kernel.observe().await.unwrap(), &named);
             let stored = lab.store.load().unwrap();
@@ -342,18 +331,7 @@ fn the_data_plane_learns_of_addresses_that_others_set() {
         for end in ["wan", "wan-peer"] {
             run("ip", &["link", "set", end, "up"]);
         }
-        lab.change(Change::CreateMasquerade(MasqueradeSpec {
-            source_network: "10.1.0.0/24".parse().unwrap(),
-            output_interface: name("wan"),
-            enabled: true,
-            nat_type: NatType::Restricted,
-            port_parity: false,
-            exclude_destinations: Vec::new(),
-            external_ips: Vec::new(),
-            new_flows_per_second: 0,
-            timeouts: FlowTimeouts::default(),
-        }))
-        .await;
+        lab.change(masquerade("wan")).await;
         let seen = lab.kernel.observe().await.unwrap();
         assert!(seen.ip_forward);
         for address in ["192.0.2.10/24", "192.0.2.11/24"] {
