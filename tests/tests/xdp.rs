@@ -84,17 +84,21 @@ fn a_conversation_goes_from_driver_to_driver_and_is_counted_exactly() {
     let (lab, _worker, conversation) = warm_lab();
     assert_eq!(mode(&lab, "wan0").0, "native");
     assert_eq!(mode(&lab, "lan0").0, "native");
-    let (flow, sent) = (the_flow(&lab), sent_in_drivers(&lab));
-    for _ in 0..200 {
-        conversation.turn();
-    }
-    let after = the_flow(&lab);
-    for (name, each) in [("packets_in", 1), ("packets_out", 1), ("bytes_in", 33), ("bytes_out", 33)] {
-        assert_eq!(counter(&after, name) - counter(&flow, name), 200 * each, "{name}: {after}");
-    }
-    // Leases are renewed, directions refresh each other, neighbours change their minds, and no more.
-    let sent = sent_in_drivers(&lab) - sent;
-    assert!((200..=400).contains(&sent), "{sent} of 400 packets");
+    // Not at once when something has just changed: in the first 16 ms of an epoch nothing is learned.
+    eventually("no conversation stays in the drivers", || {
+        let (flow, sent) = (the_flow(&lab), sent_in_drivers(&lab));
+        for _ in 0..200 {
+            conversation.turn();
+        }
+        let after = the_flow(&lab);
+        for (name, each) in [("packets_in", 1), ("packets_out", 1), ("bytes_in", 33), ("bytes_out", 33)] {
+            assert_eq!(counter(&after, name) - counter(&flow, name), 200 * each, "{name}: {after}");
+        }
+        let sent = sent_in_drivers(&lab) - sent;
+        assert!(sent <= 400, "{sent} of 400 packets");
+        // Leases are renewed, directions refresh each other, neighbours change their minds, and no more.
+        sent >= 200
+    });
     let metrics = lab.call("GET", "/metrics", None).body.to_string();
     assert!(metrics.contains(r#"telecluster_xdp_attached{interface=\"wan0\"} 1"#), "{metrics}");
 }
