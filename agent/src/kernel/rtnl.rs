@@ -189,9 +189,7 @@ impl Rtnl {
             }
         }
     }
-}
 
-impl Rtnl {
     /// The kernel has answered when `send` returns: what keeps us from reading it does so for the moment, and without the answer
     /// nobody knows whether the change was made.
     fn receive(&self) -> std::io::Result<Vec<u8>> {
