@@ -465,11 +465,12 @@ fn switched(ctx: &TcContext, verdict: vlan::Verdict) -> i32 {
             // SAFETY: no pointers.
             unsafe { bpf_redirect(port, flags) as i32 }
         }
-        vlan::Verdict::Drop(reason) => {
+        vlan::Verdict::Drop(dropped) => {
             // SAFETY: the context of the program that runs.
             let port = unsafe { (*ctx.skb.skb).ifindex };
-            switch::count_drop(port, reason);
-            debug!(ctx, "port {}: dropped {} bytes, reason {}", port, ctx.len(), reason as u32);
+            switch::count_drop(port, dropped);
+            let (vlan, reason) = (u32::from(dropped.vlan), dropped.reason as u32);
+            debug!(ctx, "port {}, VLAN {}: dropped {} bytes, reason {}", port, vlan, ctx.len(), reason);
             TC_ACT_SHOT as i32
         }
     }

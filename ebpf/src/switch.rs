@@ -10,10 +10,10 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use telecluster_common::vlan::{
-    VlanDrop,
+    Dropped,
     maps::{
         FloodKey, MAX_MEMBERS, MAX_PORTS, MAX_STATIONS, Member, MemberKey, PortConfig, PortStat, Station,
-        StationKey, VlanStat,
+        StationKey, VlanDrops, VlanStat,
     },
     tables::{StationRef, Switch},
 };
@@ -37,6 +37,11 @@ pub static VLAN_FLOOD: HashMap<FloodKey, u32, { MAX_MEMBERS as usize }, LAZY> = 
 #[btf_map(name = "vlan_stat")]
 pub static VLAN_STAT: PerCpuArray<VlanStat, { MAX_MEMBERS as usize }> = PerCpuArray::new();
 
+/// Dropped frames of each member.
+#[btf_map(name = "vlan_drop")]
+pub static VLAN_DROP: PerCpuHashMap<MemberKey, VlanDrops, { MAX_MEMBERS as usize }, LAZY> =
+    PerCpuHashMap::new();
+
 #[btf_map(name = "port_stat")]
 pub static PORT_STAT: PerCpuHashMap<u32, PortStat, { MAX_PORTS as usize }, LAZY> = PerCpuHashMap::new();
 
@@ -47,14 +52,23 @@ pub static PORT_STATIONS: HashMap<u32, u64, { MAX_PORTS as usize }, LAZY> = Hash
 #[btf_map(name = "fdb")]
 pub static FDB: HashMap<StationKey, Station, { MAX_STATIONS as usize }> = HashMap::new();
 
+/// Counted for its VLAN when the port is in that, else for the port: whatever VLANs strangers write into frames, there
+/// are no more counters than the agent has made.
 #[inline(always)]
-pub fn count_drop(port: u32, reason: VlanDrop) {
-    let Some(stat) = PORT_STAT.get_ptr_mut(port) else {
+pub fn count_drop(port: u32, dropped: Dropped) {
+    let Dropped { reason, vlan } = dropped;
+    let counters = if let Some(of_vlan) = VLAN_DROP.get_ptr_mut(MemberKey { port, vlan, unused: 0 }) {
+        // SAFETY: map memory; no reference is made.
+        unsafe { &raw mut (*of_vlan).dropped }
+    } else if let Some(of_port) = PORT_STAT.get_ptr_mut(port) {
+        // SAFETY: as above.
+        unsafe { &raw mut (*of_port).dropped }
+    } else {
         return;
     };
     // SAFETY: this CPU's own value; the hooks run with softirqs off, so nothing interrupts the addition. The pointer
     // is to the reason's own counter: an index would have to be checked for the verifier's sake.
-    unsafe { *(&raw mut (*stat).dropped).cast::<u64>().add(reason as usize) += 1 }
+    unsafe { *counters.cast::<u64>().add(reason as usize) += 1 }
 }
 
 /// Maps and clock of the running kernel.

@@ -7,6 +7,7 @@ use telecluster_tests::switch::{
     frames::{BROADCAST, ether, mac},
     play, stories,
 };
+use telecluster_worker::model::bridge_vlan::Accept;
 
 #[test]
 fn every_story_holds_on_the_host_wherever_the_tag_is() {
@@ -23,7 +24,7 @@ fn every_reason_to_drop_but_two_is_met() {
     for story in stories::all() {
         let mut engine = Engine::new(&story.ports, true);
         play(&story, &mut engine);
-        met.extend(engine.drops);
+        met.extend(engine.drops.into_iter().map(|dropped| dropped.reason));
     }
     for reason in VlanDrop::ALL {
         // No frame of a story is malformed, and the host's tags can always be written.
@@ -39,7 +40,7 @@ fn frames_without_their_headers_are_dropped() {
     for length in [0, 1, 13, 14, 17] {
         assert!(engine.send(1, &whole[..length]).is_empty());
     }
-    assert_eq!(engine.drops, [VlanDrop::Malformed; 5]);
+    assert_eq!(engine.drops, [VlanDrop::Malformed.within(0); 5]);
 }
 
 #[test]
@@ -53,6 +54,30 @@ fn frames_are_counted_where_they_come_in_and_where_they_leave() {
     assert_eq!((one.rx_packets, one.rx_bytes, one.tx_packets), (45, 120, 0));
     assert_eq!((two.rx_packets, two.tx_packets, two.tx_bytes), (0, 45, 120));
     assert_eq!(engine.counters(3, 10).tx_packets, 45);
+}
+
+#[test]
+fn a_drop_knows_the_vlan_that_the_frame_was_in() {
+    let tagged_only = Port { accept: Accept::Tagged, ..Port::trunk(&[20]).native(10) };
+    let ports = [Port::plain(), Port::access(10), tagged_only, Port { blocked: true, ..Port::access(20) }];
+    let mut engine = Engine::new(&ports, true);
+    let frame = || ether(mac(1), BROADCAST);
+    for (port, frame, expected) in [
+        // On an access port: another VLAN's tag, a second tag.
+        (1, frame().q(20), VlanDrop::NotMember.within(20)),
+        (1, frame().q(10).q(20), VlanDrop::NestedTag.within(10)),
+        (1, frame().q(0).q(20), VlanDrop::NestedTag.within(10)),
+        (1, frame().q(4095), VlanDrop::ReservedVlan.within(0)),
+        // Its native VLAN is meant, which frames without a tag are not welcome in.
+        (2, frame(), VlanDrop::NotAccepted.within(10)),
+        (3, frame(), VlanDrop::Blocked.within(20)),
+        // Out of the blocked port.
+        (2, frame().q(20), VlanDrop::Blocked.within(20)),
+    ] {
+        engine.drops.clear();
+        assert!(engine.send(port, &frame.bytes()).is_empty());
+        assert_eq!(engine.drops, [expected]);
+    }
 }
 
 #[test]

@@ -2,18 +2,20 @@
 
 use std::time::Instant;
 
+use aya::maps::{Map, MapData, PerCpuHashMap};
+use telecluster_common::vlan::{VlanDrop, maps::VlanDrops};
 use telecluster_tests::{
     lab::PATIENCE,
     sandbox,
     switch::{
         Port,
-        frames::{BROADCAST, ether, mac},
+        frames::{BROADCAST, Ether, ether, mac},
         kernel::{OwnFilter, Programs, batch, interface, load},
         play, stories,
         wire::Wire,
     },
 };
-use telecluster_worker::kernel::switch::{VlanCounters, VlanPlane as _};
+use telecluster_worker::kernel::switch::{DropCount, VlanCounters, VlanPlane as _};
 
 #[test]
 fn every_story_holds_on_real_ports() {
@@ -40,6 +42,46 @@ fn the_kernels_own_filter_tells_the_same_stories() {
             sandbox::run(|| play(&story, &mut OwnFilter::new(&story.ports)));
         }
     }
+}
+
+#[test]
+fn drops_are_counted_by_vlan_where_the_port_is_in_it() {
+    sandbox::run(|| {
+        let plane = load();
+        let ports = [Port::plain(), Port::access(10), Port::access(10)];
+        let programs = Programs::new(&plane, &ports);
+        let drops = || {
+            let all = plane.0.port_drops().expect("the drops of ports");
+            let of_port = all.into_iter().find(|drops| drops.port == programs.bridge.port(1));
+            let counts = of_port.map(|drops| drops.dropped).unwrap_or_default();
+            let happened = counts.into_iter().filter(|drops| drops.count != 0);
+            happened.map(|DropCount { vlan, reason, count }| (vlan, reason, count)).collect::<Vec<_>>()
+        };
+        let send = |frame: Ether, times| {
+            for _ in 0..times {
+                assert!(programs.bridge.send(1, &frame.bytes()).is_empty());
+            }
+        };
+        let nested = || ether(mac(1), BROADCAST).q(10).q(20);
+        send(nested(), 2);
+        send(ether(mac(1), BROADCAST).q(20), 1);
+        let expected = [(None, VlanDrop::NotMember, 1), (Some(10), VlanDrop::NestedTag, 2)];
+        assert_eq!(drops(), expected);
+        // Another VLAN of the same port has its own; with a VLAN its counters go.
+        programs.put(1, &Port::trunk(&[20]).native(10));
+        send(ether(mac(9), mac(9)).q(20), 1);
+        assert_eq!(drops(), [&expected[..], &[(Some(20), VlanDrop::SamePort, 1)]].concat());
+        programs.put(1, &Port::access(20));
+        programs.put(1, &Port::access(10));
+        assert_eq!(drops(), expected[..1]);
+        send(nested(), 1);
+        assert_eq!(drops(), [expected[0], (Some(10), VlanDrop::NestedTag, 1)]);
+        programs.remove();
+        let left = MapData::from_pin("/sys/fs/bpf/telecluster/maps/vlan_drop").expect("the map");
+        let left: PerCpuHashMap<MapData, [u8; 8], [u8; size_of::<VlanDrops>()]> =
+            PerCpuHashMap::try_from(Map::PerCpuHashMap(left)).expect("its type");
+        assert_eq!(left.keys().count(), 0);
+    });
 }
 
 /// As many ports as a Linux bridge takes, give or take a few, every one in sixteen VLANs.

@@ -8,6 +8,7 @@ use std::{
 };
 
 use serde_json::json;
+use telecluster_common::vlan::VlanDrop;
 use telecluster_tests::{
     lab::{Lab, OUTSIDE, WAN, eventually},
     machine::{Machine, bridge, into_vlan, next, talk},
@@ -103,8 +104,8 @@ fn a_tap_in_a_vlan_is_a_machine_like_the_others() {
     wire.send(&answer);
     assert_eq!(vm.receive(|frame| frame == answer), answer);
     // More than ours: the host's own IPv6 on the TAP is in no VLAN either.
-    for reason in ["not_member", "nested_tag"] {
-        let labels = format!(r#"{{bridge="br-v",port="tap-vm1",reason="{reason}"}}"#);
+    for (vlan, reason) in [("none", "not_member"), ("100", "nested_tag")] {
+        let labels = format!(r#"{{bridge="br-v",port="tap-vm1",vlan="{vlan}",reason="{reason}"}}"#);
         let dropped = counter(&lab, "vlan_dropped_packets_total", &labels);
         assert!(dropped >= 1, "{reason}: {dropped}");
     }
@@ -156,6 +157,14 @@ fn the_maps_explain_themselves() {
     let member =
         entries("vlan_member").into_iter().find(|entry| entry["key"]["port"] == *port).expect("a member");
     assert_eq!((&member["key"]["vlan"], &member["value"]["untagged"]), (&json!(10), &json!(1)));
+    a.wire().send(&ether(mac(1), BROADCAST).q(10).q(20).bytes());
+    let nested = |value: &serde_json::Value| value["value"]["dropped"][VlanDrop::NestedTag as usize] == 1;
+    eventually("a second tag is not counted", || {
+        let ours = |entry: &&serde_json::Value| entry["key"]["port"] == *port && entry["key"]["vlan"] == 10;
+        let drops = lab.dump("vlan_drop");
+        let entry = drops.iter().map(|entry| entry.get("formatted").unwrap_or(entry)).find(ours).cloned();
+        entry.is_some_and(|entry| entry["values"].as_array().expect("of each CPU").iter().any(nested))
+    });
     let config = entries("port_cfg").into_iter().find(|entry| entry["key"] == *port).expect("a port");
     assert_eq!((&config["value"]["native"], &config["value"]["mtu"]), (&json!(10), &json!(1500)));
 }

@@ -2,14 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use telecluster_common::vlan::VlanDrop;
-
 use super::{Engine, Shared};
 use crate::{
     error::Result,
     kernel::{
         links::{Mac, Observed, Place},
-        switch::{SwitchPort, VlanCounters},
+        switch::{DropCount, SwitchPort, VlanCounters},
     },
     kinds::{bridge_vlan, ovs_vlan},
     model::bridge_vlan::{BridgeVlanView, PortVlansView, StationView},
@@ -28,7 +26,7 @@ pub struct StationQuery {
 #[derive(Debug, Clone, Default)]
 pub struct Switching {
     pub vlans: Vec<(PortLabel, VlanCounters)>,
-    pub drops: Vec<(PortLabel, Vec<(VlanDrop, u64)>)>,
+    pub drops: Vec<(PortLabel, Vec<DropCount>)>,
     /// Frames whose sender could not be learned.
     pub not_learned: Vec<(PortLabel, u64)>,
     /// Learned and fixed ones.

@@ -68,10 +68,18 @@ pub struct VlanCounters {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortDrops {
     pub port: u32,
-    /// By reason, reasons that never happened included.
-    pub dropped: Vec<(VlanDrop, u64)>,
+    pub dropped: Vec<DropCount>,
     /// Frames whose sender could not be learned.
     pub not_learned: u64,
+}
+
+/// How many frames were dropped for a reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DropCount {
+    /// A VLAN that the port is in, reasons that never happened left out; `None`: frames of no such VLAN, every reason.
+    pub vlan: Option<u16>,
+    pub reason: VlanDrop,
+    pub count: u64,
 }
 
 /// A station, and where it is.

@@ -5,7 +5,10 @@ use std::fmt;
 use prometheus_client::encoding::DescriptorEncoder;
 
 use super::{Labels, counters, gauges};
-use crate::engine::{PortLabel, Switching};
+use crate::{
+    engine::{PortLabel, Switching},
+    kernel::switch::DropCount,
+};
 
 pub(super) fn encode(out: &mut DescriptorEncoder<'_>, measured: &Switching) -> fmt::Result {
     let Switching { vlans, drops, not_learned, stations } = measured;
@@ -41,9 +44,19 @@ pub(super) fn encode(out: &mut DescriptorEncoder<'_>, measured: &Switching) -> f
         both(|counters| (counters.rx_bytes, counters.tx_bytes)),
     )?;
     let drops = drops.iter().flat_map(|(label, reasons)| {
-        reasons.iter().map(|(reason, count)| (with(label, "reason", reason.name().to_owned()), *count))
+        reasons.iter().map(|DropCount { vlan, reason, count }| {
+            let vlan = vlan.map_or_else(|| "none".to_owned(), |vlan| vlan.to_string());
+            let mut labels = with(label, "vlan", vlan);
+            labels.push(("reason", reason.name().to_owned()));
+            (labels, *count)
+        })
     });
-    counters(out, "vlan_dropped_packets", "Frames that the VLAN filter dropped on a port", drops)?;
+    counters(
+        out,
+        "vlan_dropped_packets",
+        "Frames that the VLAN filter dropped on a port; vlan is none where the port is not in the frame's",
+        drops,
+    )?;
     let not_learned = not_learned.iter().map(|(label, count)| (port(label), *count));
     counters(out, "vlan_not_learned", "Frames whose sender there was no room to remember", not_learned)?;
     let stations = stations.iter().map(|(label, count)| (port(label), *count));
@@ -70,7 +83,13 @@ mod tests {
             VlanCounters { port: 5, vlan: 100, rx_packets: 1, rx_bytes: 60, tx_packets: 2, tx_bytes: 120 };
         let switching = Switching {
             vlans: vec![(label.clone(), counters)],
-            drops: vec![(label.clone(), vec![(VlanDrop::NotMember, 3)])],
+            drops: vec![(
+                label.clone(),
+                vec![
+                    DropCount { vlan: None, reason: VlanDrop::NotMember, count: 3 },
+                    DropCount { vlan: Some(100), reason: VlanDrop::SamePort, count: 6 },
+                ],
+            )],
             not_learned: vec![(label.clone(), 4)],
             stations: vec![(label, 5)],
         };
@@ -79,7 +98,8 @@ mod tests {
         for line in [
             r#"telecluster_vlan_packets_total{bridge="br-vm",port="tap-vm1",vlan="100",direction="rx"} 1"#,
             r#"telecluster_vlan_bytes_total{bridge="br-vm",port="tap-vm1",vlan="100",direction="tx"} 120"#,
-            r#"telecluster_vlan_dropped_packets_total{bridge="br-vm",port="tap-vm1",reason="not_member"} 3"#,
+            r#"telecluster_vlan_dropped_packets_total{bridge="br-vm",port="tap-vm1",vlan="none",reason="not_member"} 3"#,
+            r#"telecluster_vlan_dropped_packets_total{bridge="br-vm",port="tap-vm1",vlan="100",reason="same_port"} 6"#,
             r#"telecluster_vlan_not_learned_total{bridge="br-vm",port="tap-vm1"} 4"#,
             r#"telecluster_vlan_stations{bridge="br-vm",port="tap-vm1"} 5"#,
         ] {

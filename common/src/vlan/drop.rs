@@ -1,6 +1,6 @@
 //! Why a frame was dropped by the VLAN filter: shared by the programs that count and the agent that shows.
 
-/// A reason to drop a frame. The number is its index in `port_stat` and never changes its meaning.
+/// A reason to drop a frame. The number is its index in `vlan_drop` and `port_stat` and never changes its meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum VlanDrop {
@@ -34,6 +34,14 @@ pub enum VlanDrop {
     Rewrite = 13,
 }
 
+/// A frame that goes no further.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dropped {
+    pub reason: VlanDrop,
+    /// The VLAN that it was in, or said to be in; 0: in none.
+    pub vlan: u16,
+}
+
 impl VlanDrop {
     pub const COUNT: u32 = 14;
 
@@ -54,6 +62,13 @@ impl VlanDrop {
         Self::Malformed,
         Self::Rewrite,
     ];
+
+    /// The same, of a frame of a VLAN.
+    #[inline(always)]
+    #[must_use]
+    pub const fn within(self, vlan: u16) -> Dropped {
+        Dropped { reason: self, vlan }
+    }
 
     /// The label in metrics and logs.
     pub const fn name(self) -> &'static str {

@@ -61,7 +61,7 @@ pub mod port {
     pub const STP: u32 = 1024;
 }
 
-/// Key of `vlan_member`.
+/// Key of `vlan_member` and `vlan_drop`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(C, align(4))]
 pub struct MemberKey {
@@ -132,11 +132,19 @@ pub struct VlanStat {
     pub tx_bytes: u64,
 }
 
+/// Value of `vlan_drop`, by port, VLAN and CPU: frames of a VLAN that the port is in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct VlanDrops {
+    /// By [`super::VlanDrop`].
+    pub dropped: [u64; super::VlanDrop::COUNT as usize],
+}
+
 /// Value of `port_stat`, by interface index and CPU.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct PortStat {
-    /// By [`super::VlanDrop`].
+    /// By [`super::VlanDrop`]: frames of no VLAN that the port is in.
     pub dropped: [u64; super::VlanDrop::COUNT as usize],
     /// Frames whose sender was not learned, because the port's limit or the table was full.
     pub not_learned: u64,

@@ -15,7 +15,7 @@ pub mod learn;
 pub mod maps;
 pub mod tables;
 
-pub use self::drop::VlanDrop;
+pub use self::drop::{Dropped, VlanDrop};
 use self::{
     frame::{Frame, Headers, Note, Tag, is_control, is_group, is_tag},
     maps::{FloodKey, MAX_VLAN_PORTS, Member, MemberKey, PortConfig, StationKey, port, station},
@@ -27,7 +27,7 @@ use self::{
 pub enum Verdict {
     /// On to the next program, then to the kernel.
     Pass,
-    Drop(VlanDrop),
+    Drop(Dropped),
     /// Straight out of another port; up to the host when that is the bridge itself.
     Forward {
         port: u32,
@@ -52,17 +52,17 @@ pub fn port_in<F: Frame, S: Switch>(frame: &mut F, switch: &S) -> Verdict {
     let admitted = match admit(frame, switch) {
         Ok(Some(admitted)) => admitted,
         Ok(None) => return Verdict::Pass,
-        Err(reason) => return Verdict::Drop(reason),
+        Err(dropped) => return Verdict::Drop(dropped),
     };
     let Admitted { index, ref config, ref headers, vlan } = admitted;
     let now = switch.now();
     if config.flags & port::LEARNING != 0
         && let Err(reason) = learn::learn(frame, switch, index, config, vlan, headers, now)
     {
-        return Verdict::Drop(reason);
+        return Verdict::Drop(reason.within(vlan));
     }
     if config.flags & port::FORWARDING == 0 {
-        return Verdict::Drop(VlanDrop::Blocked);
+        return Verdict::Drop(VlanDrop::Blocked.within(vlan));
     }
     forward(frame, switch, &admitted, now)
 }
@@ -81,22 +81,22 @@ pub fn port_out<F: Frame, S: Switch>(frame: &mut F, switch: &S) -> Verdict {
     // It may meet another bridge of ours behind this port, where it has to be classified anew.
     frame.set_note(Note::default());
     let Some(member) = member(switch, index, &config, vlan) else {
-        return Verdict::Drop(VlanDrop::NotMember);
+        return Verdict::Drop(VlanDrop::NotMember.within(vlan));
     };
     if config.flags & port::FORWARDING == 0 {
-        return Verdict::Drop(VlanDrop::Blocked);
+        return Verdict::Drop(VlanDrop::Blocked.within(vlan));
     }
     if note.isolated() && config.flags & port::ISOLATED != 0 {
-        return Verdict::Drop(VlanDrop::Isolated);
+        return Verdict::Drop(VlanDrop::Isolated.within(vlan));
     }
     let (bytes, packets) = (frame.bytes(), frame.segments());
     // A super-packet is cut to the sender's segment size later, as the kernel's bridge reckons too
     // (`is_skb_forwardable`).
     if packets == 1 && config.flags & port::HOST == 0 && bytes > config.mtu.saturating_add(HEADER_AND_TAG) {
-        return Verdict::Drop(VlanDrop::TooBig);
+        return Verdict::Drop(VlanDrop::TooBig.within(vlan));
     }
     if let Err(reason) = dress(frame, &config, vlan, note.tagged(), member.untagged != 0) {
-        return Verdict::Drop(reason);
+        return Verdict::Drop(reason.within(vlan));
     }
     switch.count_tx(member.stat, packets, bytes);
     Verdict::Pass
@@ -106,13 +106,13 @@ const HEADER_AND_TAG: u32 = 14 + 4;
 
 /// Finds out which VLAN a frame is in and whether the port may send into it. `None`: it is the kernel's bridge's.
 #[inline(always)]
-fn admit<F: Frame, S: Switch>(frame: &mut F, switch: &S) -> Result<Option<Admitted>, VlanDrop> {
+fn admit<F: Frame, S: Switch>(frame: &mut F, switch: &S) -> Result<Option<Admitted>, Dropped> {
     let index = frame.port();
     let Some(config) = switch.port(index) else {
         return Ok(None);
     };
     let Some(headers) = frame::read(frame) else {
-        return Err(VlanDrop::Malformed);
+        return Err(VlanDrop::Malformed.within(0));
     };
     if is_control(headers.dst, config.flags & port::STP != 0) {
         return Ok(None);
@@ -122,7 +122,7 @@ fn admit<F: Frame, S: Switch>(frame: &mut F, switch: &S) -> Result<Option<Admitt
         return Ok(None);
     }
     let Some(member) = member(switch, index, &config, vlan) else {
-        return Err(VlanDrop::NotMember);
+        return Err(VlanDrop::NotMember.within(vlan));
     };
     switch.count_rx(member.stat, frame.segments(), frame.bytes());
     frame.set_note(Note::new(vlan, tagged, config.flags & port::ISOLATED != 0));
@@ -140,7 +140,7 @@ fn member<S: Switch>(switch: &S, index: u32, config: &PortConfig, vlan: u16) -> 
 
 /// The VLAN of a frame, 0 for none, and whether its outer tag is the VLAN's (or says a priority only).
 #[inline(always)]
-fn classify(config: &PortConfig, headers: &Headers) -> Result<(u16, bool), VlanDrop> {
+fn classify(config: &PortConfig, headers: &Headers) -> Result<(u16, bool), Dropped> {
     if config.flags & port::TUNNEL != 0 {
         return native(config).map(|vlan| (vlan, false));
     }
@@ -148,23 +148,24 @@ fn classify(config: &PortConfig, headers: &Headers) -> Result<(u16, bool), VlanD
     let own = headers.tag.filter(|tag| tag.protocol == config.protocol);
     let nested = if own.is_some() { is_tag(headers.kind) } else { headers.tag.is_some() };
     if nested && config.flags & port::NESTED == 0 {
-        return Err(VlanDrop::NestedTag);
+        let named = own.map_or(0, Tag::vlan);
+        return Err(VlanDrop::NestedTag.within(if named == 0 { config.native } else { named }));
     }
     let (vlan, needed) = match own {
-        Some(tag) if tag.vlan() == Tag::RESERVED => return Err(VlanDrop::ReservedVlan),
+        Some(tag) if tag.vlan() == Tag::RESERVED => return Err(VlanDrop::ReservedVlan.within(0)),
         Some(tag) if tag.vlan() != 0 => (tag.vlan(), port::TAGGED_IN),
         Some(_) | None => (native(config)?, port::UNTAGGED_IN),
     };
     if config.flags & needed == 0 {
-        return Err(VlanDrop::NotAccepted);
+        return Err(VlanDrop::NotAccepted.within(vlan));
     }
     Ok((vlan, own.is_some()))
 }
 
 #[inline(always)]
-fn native(config: &PortConfig) -> Result<u16, VlanDrop> {
+fn native(config: &PortConfig) -> Result<u16, Dropped> {
     if config.native == 0 && config.flags & port::PLAIN == 0 {
-        return Err(VlanDrop::NoNative);
+        return Err(VlanDrop::NoNative.within(0));
     }
     Ok(config.native)
 }
@@ -178,7 +179,7 @@ fn forward<F: Frame, S: Switch>(frame: &mut F, switch: &S, admitted: &Admitted, 
         return flood(frame, switch, admitted);
     }
     if target == index && config.flags & port::HAIRPIN == 0 {
-        return Verdict::Drop(VlanDrop::SamePort);
+        return Verdict::Drop(VlanDrop::SamePort.within(vlan));
     }
     Verdict::Forward { port: target, host: target == config.bridge }
 }
@@ -211,7 +212,7 @@ fn flood<F: Frame, S: Switch>(frame: &mut F, switch: &S, admitted: &Admitted) ->
         first = switch.flood(&key).unwrap_or(0);
     }
     if first == 0 {
-        return Verdict::Drop(VlanDrop::NobodyThere);
+        return Verdict::Drop(VlanDrop::NobodyThere.within(vlan));
     }
     // As little as possible in here: the verifier walks through it for every port that a VLAN can have.
     while key.place < MAX_VLAN_PORTS {
@@ -228,7 +229,7 @@ fn flood<F: Frame, S: Switch>(frame: &mut F, switch: &S, admitted: &Admitted) ->
 #[inline(always)]
 fn unclassified<F: Frame>(frame: &mut F, config: &PortConfig) -> Verdict {
     let Some(headers) = frame::read(frame) else {
-        return Verdict::Drop(VlanDrop::Malformed);
+        return Verdict::Drop(VlanDrop::Malformed.within(0));
     };
     let untagged = headers.tag.is_none_or(|tag| tag.vlan() == 0);
     if untagged && config.flags & port::PLAIN != 0 {
@@ -238,7 +239,7 @@ fn unclassified<F: Frame>(frame: &mut F, config: &PortConfig) -> Verdict {
     if untagged && frame.is_the_hosts_own() && is_control(headers.dst, true) {
         return Verdict::Pass;
     }
-    Verdict::Drop(VlanDrop::NotMember)
+    Verdict::Drop(VlanDrop::NotMember.within(0))
 }
 
 /// The tag that the port wants to see, or none.

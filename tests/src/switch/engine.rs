@@ -9,7 +9,7 @@ use std::{
 use telecluster_common::{
     packet::Wire,
     vlan::{
-        Verdict, VlanDrop,
+        Dropped, Verdict,
         frame::{Frame, Note, Tag, is_tag},
         maps::{FloodKey, Member, MemberKey, PortConfig, Station, StationKey, VlanStat, station},
         port_in, port_out,
@@ -220,7 +220,7 @@ pub struct Engine {
     /// Where tags are when the hook runs.
     beside: bool,
     /// Why frames were dropped, in order.
-    pub drops: Vec<VlanDrop>,
+    pub drops: Vec<Dropped>,
 }
 
 impl Engine {
@@ -282,7 +282,7 @@ impl Engine {
         let mut targets: Vec<u32> =
             std::mem::take(&mut bytes.copies).into_iter().map(|(port, _)| port).collect();
         match verdict {
-            Verdict::Drop(reason) => self.drops.push(reason),
+            Verdict::Drop(dropped) => self.drops.push(dropped),
             Verdict::Forward { port, host } => {
                 assert_eq!(host, port == BRIDGE, "only the bridge itself is the host");
                 targets.push(port);
@@ -310,7 +310,7 @@ impl Engine {
                     assert_eq!(copy.note, Note::default(), "a note leaves with the frame");
                     out.push((number, copy.on_the_wire()));
                 }
-                Verdict::Drop(reason) => self.drops.push(reason),
+                Verdict::Drop(dropped) => self.drops.push(dropped),
                 Verdict::Forward { .. } => panic!("forwarded on the way out"),
             }
         }

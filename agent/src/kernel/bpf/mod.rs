@@ -322,7 +322,7 @@ plain!(maps::Local, maps::PoolKey);
 plain!(maps::RangeKey<A>, maps::Range<A>, maps::SourceKey<A>);
 plain!(maps::Rule, maps::RuleStat, maps::Opening, maps::Epoch, maps::Port);
 plain!(vlan::PortConfig, vlan::MemberKey, vlan::Member, vlan::FloodKey, vlan::StationKey, vlan::Station);
-plain!(vlan::VlanStat, vlan::PortStat);
+plain!(vlan::VlanStat, vlan::VlanDrops, vlan::PortStat);
 
 #[cfg(test)]
 mod tests {

@@ -16,7 +16,7 @@ use telecluster_common::vlan::{
     VlanDrop, learn,
     maps::{
         FloodKey, MAX_MEMBERS, MAX_PORTS, MAX_STATIONS, MAX_VLAN_PORTS, Member, MemberKey, PortConfig,
-        PortStat, Station as Record, StationKey, VlanStat, port as flag, station,
+        PortStat, Station as Record, StationKey, VlanDrops, VlanStat, port as flag, station,
     },
 };
 
@@ -30,18 +30,22 @@ use crate::{
     kernel::{
         KernelError,
         links::Mac,
-        switch::{PortDrops, Station, SwitchPort, VlanCounters},
+        switch::{DropCount, PortDrops, Station, SwitchPort, VlanCounters},
     },
     model::{VlanProtocol, bridge_vlan::Accept},
 };
 
+/// BPF_NOEXIST: insert, and leave what is there alone.
+const NOEXIST: u64 = 1;
+
 type Result<T> = std::result::Result<T, KernelError>;
 
-pub(super) const LAYOUTS: [Layout; 7] = [
+pub(super) const LAYOUTS: [Layout; 8] = [
     layout::<u32, PortConfig>("port_cfg", MapType::Hash, Entries::Fixed(MAX_PORTS)),
     layout::<MemberKey, Member>("vlan_member", MapType::Hash, Entries::Fixed(MAX_MEMBERS)),
     layout::<FloodKey, u32>("vlan_flood", MapType::Hash, Entries::Fixed(MAX_MEMBERS)),
     layout::<u32, VlanStat>("vlan_stat", MapType::PerCpuArray, Entries::Fixed(MAX_MEMBERS)),
+    layout::<MemberKey, VlanDrops>("vlan_drop", MapType::PerCpuHash, Entries::Fixed(MAX_MEMBERS)),
     layout::<u32, PortStat>("port_stat", MapType::PerCpuHash, Entries::Fixed(MAX_PORTS)),
     layout::<u32, u64>("port_stations", MapType::Hash, Entries::Fixed(MAX_PORTS)),
     layout::<StationKey, Record>("fdb", MapType::Hash, Entries::Fixed(MAX_STATIONS)),
@@ -53,6 +57,7 @@ pub(super) struct SwitchMaps {
     members: HashMap<MapData, Plain<MemberKey>, Plain<Member>>,
     floods: HashMap<MapData, Plain<FloodKey>, u32>,
     vlan_stats: PerCpuArray<MapData, Plain<VlanStat>>,
+    vlan_drops: PerCpuHashMap<MapData, Plain<MemberKey>, Plain<VlanDrops>>,
     port_stats: PerCpuHashMap<MapData, u32, Plain<PortStat>>,
     counts: HashMap<MapData, u32, u64>,
     fdb: HashMap<MapData, Plain<StationKey>, Plain<Record>>,
@@ -88,12 +93,17 @@ impl SwitchMaps {
             members: take(object, "vlan_member")?,
             floods: take(object, "vlan_flood")?,
             vlan_stats: take(object, "vlan_stat")?,
+            vlan_drops: take(object, "vlan_drop")?,
             port_stats: take(object, "port_stat")?,
             counts: take(object, "port_stations")?,
             fdb: take(object, "fdb")?,
             held: Held::default(),
         };
         maps.held = maps.read()?;
+        // An earlier version counted drops for ports only.
+        for (port, vlan) in maps.held.members.keys().copied().collect::<Vec<_>>() {
+            maps.count_drops(port, vlan)?;
+        }
         Ok(maps)
     }
 
@@ -254,13 +264,33 @@ impl SwitchMaps {
                 .get(&port, 0)
                 .map_err(|error| failed(format!("read the drops of port {port}"), &error))?;
             let sum = |reason: VlanDrop| values.iter().map(|Plain(stat)| stat.dropped[reason as usize]).sum();
+            let mut dropped =
+                VlanDrop::ALL.map(|reason| DropCount { vlan: None, reason, count: sum(reason) }).to_vec();
+            for vlan in self.held.vlans_of(port) {
+                dropped.extend(self.drops_in(port, vlan)?);
+            }
             Ok(PortDrops {
                 port,
-                dropped: VlanDrop::ALL.into_iter().map(|reason| (reason, sum(reason))).collect(),
+                dropped,
                 not_learned: values.iter().map(|Plain(stat)| stat.not_learned).sum(),
             })
         };
         self.held.configs.keys().map(drops).collect()
+    }
+
+    /// What has happened, and nothing else: a port may be in many VLANs.
+    fn drops_in(&self, port: u32, vlan: u16) -> Result<Vec<DropCount>> {
+        let values = self
+            .vlan_drops
+            .get(&Plain(MemberKey { port, vlan, unused: 0 }), 0)
+            .map_err(|error| failed(format!("read the drops of port {port} in VLAN {vlan}"), &error))?;
+        let sum = |reason: VlanDrop| values.iter().map(|Plain(drops)| drops.dropped[reason as usize]).sum();
+        let counts = VlanDrop::ALL.into_iter().map(|reason| DropCount {
+            vlan: Some(vlan),
+            reason,
+            count: sum(reason),
+        });
+        Ok(counts.filter(|drops| drops.count != 0).collect())
     }
 
     pub(super) fn stations(&self) -> Result<Vec<Station>> {
@@ -344,7 +374,20 @@ impl SwitchMaps {
             .map_err(|error| failed(operation(), &error))?;
         self.held.members.insert((port, vlan), member);
         self.held.stats.insert(stat);
-        Ok(())
+        self.count_drops(port, vlan)
+    }
+
+    /// Begins to count what is dropped of a VLAN; until then it is counted for the port.
+    fn count_drops(&mut self, port: u32, vlan: u16) -> Result<()> {
+        let operation = || format!("count the drops of port {port} in VLAN {vlan}");
+        let zero = per_cpu(VlanDrops::default()).map_err(|error| failed(operation(), &error))?;
+        match self.vlan_drops.insert(Plain(MemberKey { port, vlan, unused: 0 }), zero, NOEXIST) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                let error = failed(operation(), &error);
+                if error.errno == Some(nix::errno::Errno::EEXIST as i32) { Ok(()) } else { Err(error) }
+            }
+        }
     }
 
     fn drop_member(&mut self, port: u32, vlan: u16) -> Result<()> {
@@ -353,7 +396,9 @@ impl SwitchMaps {
         if let Some(member) = self.held.members.remove(&(port, vlan)) {
             self.held.stats.remove(&member.stat);
         }
-        Ok(())
+        gone_is_fine(self.vlan_drops.remove(&key), || {
+            format!("forget the drops of port {port} in VLAN {vlan}")
+        })
     }
 
     /// The lowest counters that nobody has.

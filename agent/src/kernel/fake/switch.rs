@@ -7,7 +7,7 @@ use telecluster_common::vlan::VlanDrop;
 use super::{FakeDataPlane, lock};
 use crate::kernel::{
     KernelError,
-    switch::{PortDrops, Station, SwitchPort, VlanCounters, VlanPlane},
+    switch::{DropCount, PortDrops, Station, SwitchPort, VlanCounters, VlanPlane},
 };
 
 impl VlanPlane for FakeDataPlane {
@@ -46,7 +46,7 @@ impl VlanPlane for FakeDataPlane {
     fn port_drops(&self) -> Result<Vec<PortDrops>, KernelError> {
         let none = |port: &u32| PortDrops {
             port: *port,
-            dropped: VlanDrop::ALL.iter().map(|reason| (*reason, 0)).collect(),
+            dropped: VlanDrop::ALL.map(|reason| DropCount { vlan: None, reason, count: 0 }).to_vec(),
             not_learned: 0,
         };
         Ok(lock(&self.switch).keys().map(none).collect())
