@@ -56,6 +56,21 @@ pub fn bridge(lab: &Lab) {
     lab.post("/bridge/create", &json!({ "name": "br-v" })).ok();
 }
 
+/// Whether the data plane of this lab can keep VLANs apart on this kernel.
+pub fn filtered(lab: &Lab) -> bool {
+    let filtered = lab.dataplane() != Some("iptables") || lab.bridges_filter_vlans();
+    if !filtered {
+        assert!(
+            std::env::var_os("TELECLUSTER_VM").is_none(),
+            "the bridges of the VMs' kernels have the filter"
+        );
+        eprintln!(
+            "this kernel's bridge has no VLAN filter: shown in the VM; that it is refused here is shown in `fallback`"
+        );
+    }
+    filtered
+}
+
 pub fn into_vlan(lab: &Lab, port: &str, vlan: u16, tagged: bool) -> Value {
     let body = json!({ "bridge_name": "br-v", "port_name": port, "vlan_id": vlan, "tagged": tagged });
     lab.post("/vlan/add-to-bridge", &body).ok()

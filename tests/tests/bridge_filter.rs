@@ -11,7 +11,7 @@ use std::{
 use serde_json::json;
 use telecluster_tests::{
     lab::{Lab, OUTSIDE, WAN, Worker, eventually},
-    machine::{Machine, apart, bridge, into_vlan, rows, talk},
+    machine::{Machine, apart, bridge, filtered, into_vlan, rows, talk},
     on_each_data_plane,
     switch::frames::{BROADCAST, EXPERIMENT, ether, mac},
 };
@@ -24,21 +24,6 @@ on_each_data_plane!(
     a_port_whose_carrier_comes_and_goes_is_what_it_was,
     the_host_is_in_a_vlan_and_masquerades_it,
 );
-
-/// Whether the data plane of this lab can keep VLANs apart on this kernel.
-fn filtered(lab: &Lab) -> bool {
-    let filtered = lab.dataplane() != Some("iptables") || lab.bridges_filter_vlans();
-    if !filtered {
-        assert!(
-            std::env::var_os("TELECLUSTER_VM").is_none(),
-            "the bridges of the VMs' kernels have the filter"
-        );
-        eprintln!(
-            "this kernel's bridge has no VLAN filter: shown in the VM; that it is refused here is shown in `fallback`"
-        );
-    }
-    filtered
-}
 
 /// Two machines in VLAN 10, two in VLAN 20.
 fn two_vlans(lab: &Lab) -> (Worker, [Machine; 2], [Machine; 2]) {

@@ -131,6 +131,8 @@ pub struct Link {
     /// The other end, of a veth pair whose namespace has a name.
     pub peer: Option<Peer>,
     pub addresses: Vec<Address>,
+    /// Of a bridge: milliseconds for which it remembers a silent station.
+    pub ageing: Option<u32>,
     /// State of a port of a bridge.
     pub port: Option<BridgePort>,
     /// The link that this one lies on, in the same namespace: of a VLAN its parent.
@@ -157,6 +159,7 @@ impl Link {
             master: None,
             peer: None,
             addresses: Vec::new(),
+            ageing: None,
             port: None,
             parent: None,
             vlan: None,

@@ -274,6 +274,11 @@ fn take_info(link: &mut Link, info: LinkInfo) {
                 |info| matches!(info, InfoBridge::StpState(state) if *state != BridgeStpState::Disabled),
             );
             link.kind = LinkKind::Bridge { stp };
+            link.ageing = infos.iter().find_map(|info| match info {
+                // In hundredths of a second (USER_HZ).
+                InfoBridge::AgeingTime(time) => Some(time.saturating_mul(10)),
+                _ => None,
+            });
         }
         LinkInfo::Data(InfoData::Vlan(infos)) => link.vlan = Some(vlan(&infos)),
         LinkInfo::Data(InfoData::Tun(infos)) => link.tun = Some(tun(&infos)),

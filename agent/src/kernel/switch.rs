@@ -34,6 +34,8 @@ pub struct SwitchPort {
     pub mtu: u32,
     /// 0: none.
     pub station_limit: u32,
+    /// Milliseconds for which a silent station is remembered: the bridge's ageing time.
+    pub ageing: u32,
     /// Stations that are here whatever frames say: VLAN and address.
     pub stations: BTreeSet<(u16, Mac)>,
 }

@@ -7,12 +7,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use telecluster_common::vlan::maps::{MAX_MEMBERS, MAX_PORTS};
+use telecluster_common::vlan::{
+    learn::AGEING,
+    maps::{MAX_MEMBERS, MAX_PORTS},
+};
 
 use crate::{
     error::{Code, Error, Result},
     kernel::{
-        links::{Link, LinkKind, Mac, Observed, Place, PortState},
+        links::{Link, LinkKind, Mac, Observed, OperState, Place, PortState},
         step::LinkStep,
         switch::{Station, SwitchPort},
     },
@@ -257,10 +260,13 @@ pub fn desired(state: &State, observed: &Observed) -> BTreeMap<u32, SwitchPort> 
             let vlans = state.port_vlans.get(&link.name).filter(|vlans| vlans.bridge == *name);
             let port = link.port;
             let stp = bridge.stp();
-            // Without spanning tree the kernel disables a port only while it has no carrier.
+            // Without spanning tree the kernel disables a port while it is not in operation, and no longer: one that is and
+            // is disabled was told so.
+            let operates = link.up && matches!(link.operstate, OperState::Up | OperState::Unknown);
+            let idle = !stp && !operates;
             let forwarding = port.is_none_or(|port| {
                 !port.guarded
-                    && (port.state == PortState::Forwarding || (!stp && port.state == PortState::Disabled))
+                    && (port.state == PortState::Forwarding || (idle && port.state == PortState::Disabled))
             });
             let learning =
                 forwarding || port.is_some_and(|port| !port.guarded && port.state == PortState::Learning);
@@ -329,6 +335,7 @@ fn switch_port(link: &Link, bridge: &Link, vlans: Option<&PortVlans>) -> SwitchP
         stp: bridge.stp(),
         mtu: link.mtu,
         station_limit: options.station_limit.unwrap_or(STATION_LIMIT),
+        ageing: bridge.ageing.unwrap_or(AGEING),
         stations,
     }
 }

@@ -12,8 +12,8 @@ use super::{
 };
 use crate::packet::Wire;
 
-/// How long a silent station is remembered (IEEE 802.1Q clause 8.8.3).
-pub const AGEING: u64 = 300_000_000_000;
+/// Milliseconds for which a silent station is remembered when nobody says otherwise (IEEE 802.1Q clause 8.8.3).
+pub const AGEING: u32 = 300_000;
 /// How long a station must have been silent to move without saying so.
 pub const GUARD: u64 = 5_000_000_000;
 /// A station's time is written no more often than this: a write on every frame would cost every CPU that reads it.
@@ -40,7 +40,7 @@ pub fn learn<F: Frame, S: Switch>(
         }
         return Ok(());
     }
-    if may_move(frame, known, index, headers, now) && has_room(switch, index, config) {
+    if may_move(frame, known, index, config, headers, now) && has_room(switch, index, config) {
         let old = known.port();
         known.set_previous(old);
         known.set_port(index);
@@ -82,11 +82,19 @@ fn has_room<S: Switch>(switch: &S, index: u32, config: &PortConfig) -> bool {
 }
 
 #[inline(always)]
-fn may_move<F: Frame>(frame: &mut F, known: StationRef, index: u32, headers: &Headers, now: u64) -> bool {
+fn may_move<F: Frame>(
+    frame: &mut F,
+    known: StationRef,
+    index: u32,
+    config: &PortConfig,
+    headers: &Headers,
+    now: u64,
+) -> bool {
     if known.flags() & station::STATIC != 0 {
         return false;
     }
-    now.wrapping_sub(known.updated()) > GUARD || known.previous() == index || announces(frame, headers)
+    let silent = now.wrapping_sub(known.updated());
+    silent > GUARD.min(config.memory()) || known.previous() == index || announces(frame, headers)
 }
 
 /// ARP for IPv4 over Ethernet (RFC 826).

@@ -31,8 +31,19 @@ pub struct PortConfig {
     pub mtu: u32,
     /// Stations that may be learned here; 0: as many as fit.
     pub station_limit: u32,
+    /// Milliseconds for which a silent station is remembered here.
+    pub ageing: u32,
     /// Of the native VLAN, what [`Member::stat`] is of others: most frames are in it, and need not be looked up again.
     pub native_stat: u32,
+}
+
+impl PortConfig {
+    /// How long a silent station is remembered, in nanoseconds.
+    #[inline(always)]
+    #[must_use]
+    pub const fn memory(&self) -> u64 {
+        self.ageing as u64 * 1_000_000
+    }
 }
 
 /// Bits of [`PortConfig::flags`].
@@ -151,7 +162,7 @@ pub struct PortStat {
 }
 
 const _: () = {
-    assert!(size_of::<PortConfig>() == 24);
+    assert!(size_of::<PortConfig>() == 28);
     assert!(size_of::<MemberKey>() == 8);
     assert!(size_of::<Member>() == 8);
     assert!(size_of::<FloodKey>() == 8);

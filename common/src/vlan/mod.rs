@@ -174,7 +174,7 @@ fn native(config: &PortConfig) -> Result<u16, Dropped> {
 #[inline(always)]
 fn forward<F: Frame, S: Switch>(frame: &mut F, switch: &S, admitted: &Admitted, now: u64) -> Verdict {
     let Admitted { index, ref config, ref headers, vlan } = *admitted;
-    let target = target(switch, config.bridge, vlan, headers.dst, now);
+    let target = target(switch, config, vlan, headers.dst, now);
     if target == 0 {
         return flood(frame, switch, admitted);
     }
@@ -186,14 +186,14 @@ fn forward<F: Frame, S: Switch>(frame: &mut F, switch: &S, admitted: &Admitted, 
 
 /// The port of a station; 0 when it is not known, or when it is many.
 #[inline(always)]
-fn target<S: Switch>(switch: &S, bridge: u32, vlan: u16, dst: [u8; 6], now: u64) -> u32 {
+fn target<S: Switch>(switch: &S, config: &PortConfig, vlan: u16, dst: [u8; 6], now: u64) -> u32 {
     if is_group(dst) {
         return 0;
     }
-    let Some(known) = switch.station(&StationKey { bridge, mac: dst, vlan }) else {
+    let Some(known) = switch.station(&StationKey { bridge: config.bridge, mac: dst, vlan }) else {
         return 0;
     };
-    if now.wrapping_sub(known.updated()) > learn::AGEING && known.flags() & station::STATIC == 0 {
+    if now.wrapping_sub(known.updated()) > config.memory() && known.flags() & station::STATIC == 0 {
         return 0;
     }
     known.port()

@@ -17,7 +17,7 @@ pub mod wire;
 
 use std::collections::BTreeSet;
 
-use telecluster_common::vlan::frame::is_tag;
+use telecluster_common::vlan::{frame::is_tag, learn::AGEING};
 use telecluster_worker::{
     kernel::{links::Mac, switch::SwitchPort},
     model::{VlanProtocol, bridge_vlan::Accept},
@@ -42,6 +42,8 @@ pub struct Port {
     pub isolated: bool,
     pub hairpin: bool,
     pub station_limit: u32,
+    /// Milliseconds for which stations are remembered; otherwise as a bridge does.
+    pub ageing: Option<u32>,
     pub mtu: Option<u32>,
 }
 
@@ -84,6 +86,7 @@ impl Port {
             stp: false,
             mtu: self.mtu.unwrap_or(1500),
             station_limit: self.station_limit,
+            ageing: self.ageing.unwrap_or(AGEING),
             stations: if host { vlans.map(|vlan| (vlan, Mac(HOST_MAC))).collect() } else { BTreeSet::new() },
         }
     }

@@ -352,6 +352,19 @@ fn stations() -> Vec<Story> {
             ],
         ),
         story(
+            "a bridge that is told to forget early does, and nobody has to wait longer to move",
+            office().into_iter().map(|port| Port { ageing: Some(3000), ..port }).collect(),
+            vec![
+                hello(1, &[2, 3], 1),
+                Step::Wait(2),
+                send(2, &ether(mac(2), mac(1)), &[(1, &ether(mac(2), mac(1)))]),
+                Step::Wait(2),
+                send(2, &ether(mac(2), mac(1)), &[(1, &ether(mac(2), mac(1))), (3, &ether(mac(2), mac(1)))]),
+                hello(1, &[1, 2], 3),
+                send(2, &ether(mac(2), mac(1)), &[(3, &ether(mac(2), mac(1)))]),
+            ],
+        ),
+        story(
             "a station that was silent for five minutes is looked for again",
             office(),
             vec![

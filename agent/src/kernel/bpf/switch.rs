@@ -13,7 +13,7 @@ use std::{
 use aya::maps::{HashMap, MapData, MapType, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use nix::time::{ClockId, clock_gettime};
 use telecluster_common::vlan::{
-    VlanDrop, learn,
+    VlanDrop,
     maps::{
         FloodKey, MAX_MEMBERS, MAX_PORTS, MAX_STATIONS, MAX_VLAN_PORTS, Member, MemberKey, PortConfig,
         PortStat, Station as Record, StationKey, VlanDrops, VlanStat, port as flag, station,
@@ -299,7 +299,7 @@ impl SwitchMaps {
         self.for_each_station(|key, record| {
             let fixed = record.flags & station::STATIC != 0;
             let idle = now.saturating_sub(record.updated);
-            if fixed || idle <= learn::AGEING {
+            if fixed || idle <= self.held.memory(record.port) {
                 found.push(Station {
                     bridge: key.bridge,
                     vlan: key.vlan,
@@ -317,7 +317,13 @@ impl SwitchMaps {
     /// Frees what has aged, and counts the rest anew: the programs' own counting is only nearly exact.
     pub(super) fn age(&mut self) -> Result<usize> {
         let now = now()?;
-        let freed = self.forget_learned(|_, record| now.saturating_sub(record.updated) > learn::AGEING)?;
+        let memories: BTreeMap<u32, u64> =
+            self.held.configs.iter().map(|(port, config)| (*port, config.memory())).collect();
+        let freed = self.forget_learned(|_, record| {
+            // Of a port that is gone nothing is remembered.
+            let memory = memories.get(&record.port).copied().unwrap_or(0);
+            now.saturating_sub(record.updated) > memory
+        })?;
         let mut counts: BTreeMap<u32, u64> = self.held.configs.keys().map(|port| (*port, 0)).collect();
         self.for_each_station(|_, record| {
             if record.flags & station::STATIC == 0
@@ -502,12 +508,17 @@ impl SwitchMaps {
 }
 
 impl Held {
+    /// How long stations of a port are remembered, in nanoseconds.
+    fn memory(&self, port: u32) -> u64 {
+        self.configs.get(&port).map_or(0, PortConfig::memory)
+    }
+
     fn vlans_of(&self, port: u32) -> impl Iterator<Item = u16> {
         self.members.range((port, 0)..=(port, u16::MAX)).map(|((_, vlan), _)| *vlan)
     }
 
     fn port(&self, index: u32) -> Option<SwitchPort> {
-        let PortConfig { bridge, flags, native, protocol, mtu, station_limit, native_stat: _ } =
+        let PortConfig { bridge, flags, native, protocol, mtu, station_limit, ageing, native_stat: _ } =
             *self.configs.get(&index)?;
         let is = |bit: u32| flags & bit != 0;
         let members = self.members.range((index, 0)..=(index, u16::MAX));
@@ -535,6 +546,7 @@ impl Held {
             stp: is(flag::STP),
             mtu,
             station_limit,
+            ageing,
             stations: (self.stations.iter())
                 .filter(|(_, port)| **port == index)
                 .map(|((_, vlan, mac), _)| (*vlan, *mac))
@@ -570,6 +582,7 @@ pub fn config(port: &SwitchPort, native_stat: u32) -> PortConfig {
         protocol: port.protocol.number(),
         mtu: port.mtu,
         station_limit: port.station_limit,
+        ageing: port.ageing,
         native_stat,
     }
 }

@@ -255,6 +255,7 @@ mod tests {
             stp: false,
             mtu: 1500,
             station_limit: 0,
+            ageing: 300_000,
             stations: BTreeSet::new(),
         }
     }
