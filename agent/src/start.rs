@@ -44,8 +44,8 @@ pub async fn start(config: &Config) -> Result<Engine> {
     let Choice { loaded, reason } = choice::choose(config, Some(config.flow_capacity))?;
     let dataplane: Arc<dyn DataPlane> = match loaded {
         Loaded::Ebpf(loaded) => {
-            let (dataplane, mut object) = *loaded;
-            log_programs(&mut object);
+            let (dataplane, object) = *loaded;
+            log_programs(&object);
             let epoch = dataplane.epoch();
             let dataplane = Arc::new(dataplane);
             let drivers = bpf::watch_drivers(Arc::clone(&dataplane), &config.xdp)?;
@@ -107,7 +107,7 @@ fn open_store(config: &Config) -> Result<Arc<dyn Store>> {
 }
 
 /// Lets the programs' messages appear in the log. Without them everything else works.
-fn log_programs(object: &mut Object) {
+fn log_programs(object: &Object) {
     if let Err(error) = bpf::log::forward(object) {
         warn!(error = format!("{error:#}"), "the programs' messages will not be seen");
     }

@@ -10,6 +10,7 @@
 //! The namespaces have no names: they are held by file descriptors and vanish with the test, whatever became of it.
 
 use std::{
+    collections::BTreeMap,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::{
@@ -22,6 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aya::programs::ProgramInfo;
 use nix::{
     libc,
     mount::{MsFlags, mount},
@@ -474,7 +476,22 @@ impl Lab {
 
     /// Where this process finds a pinned map.
     pub fn pinned(&self, map: &str) -> PathBuf {
-        format!("/proc/{}/root/sys/fs/bpf/telecluster/maps/{map}", self.mounts.id()).into()
+        self.pins("maps").join(map)
+    }
+
+    /// Where this process finds a directory of the worker's pins.
+    pub fn pins(&self, directory: &str) -> PathBuf {
+        format!("/proc/{}/root/sys/fs/bpf/telecluster/{directory}", self.mounts.id()).into()
+    }
+
+    /// The kernel's number of each pinned program.
+    pub fn programs(&self) -> BTreeMap<String, u32> {
+        let number = |pin: io::Result<std::fs::DirEntry>| {
+            let pin = pin.expect("a pin");
+            let program = ProgramInfo::from_pin(pin.path()).expect("a program");
+            (pin.file_name().into_string().expect("a name"), program.id())
+        };
+        std::fs::read_dir(self.pins("progs")).expect("the pins").map(number).collect()
     }
 
     /// A pinned map as `bpftool` prints it.

@@ -49,9 +49,16 @@ fn a_killed_worker_is_missed_by_no_flow_and_neither_is_its_return() {
 fn programs_are_replaced_again_and_again_and_no_packet_is_lost() {
     let lab = Lab::new();
     let (mut worker, traffic) = busy(&lab);
-    for _ in 0..REPLACEMENTS {
+    for number in 0..REPLACEMENTS {
+        let before = lab.programs();
         worker.stop();
-        worker = lab.start();
+        // With another constant they are other programs.
+        let level = if number % 2 == 0 { "WARNING" } else { "INFO" };
+        worker = lab.start_command(lab.worker_command().env("LOG_LEVEL", level));
+        // It answers when the programs are there.
+        lab.get("/nat/status");
+        let after = lab.programs();
+        assert!(before.iter().all(|(name, number)| after[name] != *number), "{before:?}, then {after:?}");
     }
     traffic.goes_on();
     let datagrams = traffic.finish();

@@ -1,6 +1,9 @@
 //! Every entry of a hash map or an array with few system calls: `BPF_MAP_LOOKUP_BATCH`, which aya does not have.
 
-use std::{io, os::fd::AsRawFd as _};
+use std::{
+    io,
+    os::fd::{AsFd as _, AsRawFd as _},
+};
 
 use aya::maps::MapFd;
 use nix::libc;
@@ -49,7 +52,7 @@ pub(super) fn for_each<K: Copy, V: Copy>(
             keys: keys.as_mut_ptr() as u64,
             values: values.as_mut_ptr() as u64,
             count: capacity,
-            map_fd: u32::try_from(std::os::fd::AsFd::as_fd(fd).as_raw_fd()).map_err(io::Error::other)?,
+            map_fd: u32::try_from(fd.as_fd().as_raw_fd()).map_err(io::Error::other)?,
             ..BatchAttr::default()
         };
         // SAFETY: the attribute is complete for this command, the buffers have room for `count` entries of the
@@ -87,19 +90,43 @@ pub(super) fn for_each<K: Copy, V: Copy>(
     }
 }
 
+/// The part of `union bpf_attr` that commands about one entry use.
+#[repr(C)]
+struct ElementAttr {
+    map_fd: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// The number of the program at a place of a program array.
+pub(super) fn program_at(fd: &MapFd, place: u32) -> io::Result<Option<u32>> {
+    /// include/uapi/linux/bpf.h, `enum bpf_cmd`.
+    const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
+    let mut number = 0u32;
+    let mut attr = ElementAttr {
+        map_fd: u32::try_from(fd.as_fd().as_raw_fd()).map_err(io::Error::other)?,
+        key: (&raw const place) as u64,
+        value: (&raw mut number) as u64,
+        flags: 0,
+    };
+    // SAFETY: the attribute is complete for this command; a program array has keys and values of four bytes, which live until
+    // the call returns.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_ELEM, &raw mut attr, size_of::<ElementAttr>()) };
+    match (result < 0).then(io::Error::last_os_error) {
+        None => Ok(Some(number)),
+        Some(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Some(error) => Err(error),
+    }
+}
+
 /// Deletes one entry. False: it was gone already.
 pub(super) fn delete<K: Copy>(fd: &MapFd, key: &K) -> io::Result<bool> {
     /// include/uapi/linux/bpf.h, `enum bpf_cmd`.
     const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
-    #[repr(C)]
-    struct ElementAttr {
-        map_fd: u32,
-        key: u64,
-        value: u64,
-        flags: u64,
-    }
     let mut attr = ElementAttr {
-        map_fd: u32::try_from(std::os::fd::AsFd::as_fd(fd).as_raw_fd()).map_err(io::Error::other)?,
+        map_fd: u32::try_from(fd.as_fd().as_raw_fd()).map_err(io::Error::other)?,
         key: std::ptr::from_ref(key) as u64,
         value: 0,
         flags: 0,

@@ -10,16 +10,21 @@ use aya_log::EbpfLogger;
 use log::{Level, Log, Metadata, Record};
 use tokio::io::unix::AsyncFd;
 
-use super::{failed, object::Object};
+use super::{
+    failed,
+    object::{self, Object},
+};
 use crate::kernel::KernelError;
 
 /// Messages in a second.
 const MOST: u32 = 50;
 
 /// Starts a task that reads the programs' messages for as long as the agent runs.
-pub fn forward(object: &mut Object) -> Result<(), KernelError> {
+pub fn forward(object: &Object) -> Result<(), KernelError> {
     let operation = "read the programs' messages";
-    let logger = EbpfLogger::init_with_logger(object, Limited::default())
+    let speaker =
+        object::speaker(object).ok_or_else(|| KernelError::other(operation, "no program has any"))?;
+    let logger = EbpfLogger::init_from_id_with_logger(speaker, Limited::default())
         .map_err(|error| KernelError::other(operation, error.to_string()))?;
     // SAFETY: the logger owns the ring buffer's descriptor and hands out the same one until it is dropped.
     let logger = unsafe { AsyncFd::register(logger) };

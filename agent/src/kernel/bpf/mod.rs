@@ -2,7 +2,8 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | [`object`] | load the programs, adopt or create the pinned maps |
+//! | [`object`], [`source`] | adopt programs and maps that are pinned, load and create what is missing |
+//! | [`place`], [`record`] | the directory of pins; which of the pinned programs are of this very version |
 //! | [`attach`] | put the programs on an interface: TCX, or clsact below 6.6 |
 //! | [`rules`], [`family`], [`forwards`], [`local`], [`slots`] | rules and addresses into maps |
 //! | [`switch`] | ports and their VLANs into maps, stations and counters out of them |
@@ -30,9 +31,12 @@ pub mod log;
 mod loopback;
 mod mirror;
 pub mod object;
+mod place;
 mod probe;
+mod record;
 mod rules;
 mod slots;
+mod source;
 mod switch;
 mod waiting;
 mod xdp;
@@ -58,7 +62,10 @@ use self::{
     waiting::WaitingRooms,
     xdp::XdpPorts,
 };
-pub use self::{leave::take_away, switch::config as switch_config, xdp::watch as watch_drivers};
+pub use self::{
+    leave::take_away, switch::config as switch_config,
+    xdp::watch as watch_drivers,
+};
 use super::{
     KernelError,
     dataplane::{

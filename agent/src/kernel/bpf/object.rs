@@ -1,35 +1,32 @@
 //! The compiled programs and their maps: load, pin, adopt.
 
-use std::{fs, io, os::fd::AsFd as _, path::Path};
+use std::{collections::BTreeMap, fs, io, os::fd::AsFd as _, path::Path};
 
 use aya::{
-    Ebpf, EbpfLoader,
     maps::{Map, MapData, MapInfo, MapType, ProgramArray},
-    programs::{Program, ProgramError, SchedClassifier},
+    programs::{Program, SchedClassifier, Xdp},
 };
-use nix::{
-    mount::{MsFlags, mount},
-    sys::statfs::{BPF_FS_MAGIC, statfs},
-};
+use aya_obj::programs::XdpAttachType;
 use telecluster_common::{
     drop::DropReason,
     maps::{
         Binding, EndpointKey, Epoch, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented, HOPS, Hop,
         Local, MAX_BLOCKS, MAX_FRAGMENTED, MAX_PACED, MAX_PAIRS, MAX_PLACED, MAX_POOLED, MAX_PORTS,
         MAX_RULES, MAX_WAITING_ROOMS, Masquerade, MasqueradeKey, Moved, Opening, PaceKey, Pair, PairKey,
-        PlaceKey, PlacedPort, PoolKey, Port, Range, RangeKey, Rule, RuleStat, SCHEMA, SourceKey, Uplink,
-        stage, xdp_stage,
+        PlaceKey, PlacedPort, PoolKey, Port, Range, RangeKey, Rule, RuleStat, SourceKey, Uplink, stage,
+        xdp_stage,
     },
     nat::work::Work,
-    tables::Limits,
 };
 use tracing::{info, warn};
 
-use super::{Options, failed, switch};
+use super::{
+    Options, batch, failed, place,
+    record::{Identity, Record},
+    source::{Constants, Sizes, Source},
+    switch,
+};
 use crate::kernel::KernelError;
-
-/// What `build.rs` compiled.
-static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/telecluster"));
 
 /// The programs that hang on hooks.
 pub const PROGRAM_NAMES: [&str; 10] = [
@@ -96,8 +93,24 @@ const XDP_NAMES: [&str; 2] = ["xdp_wan_in", "xdp_lan_in"];
 /// The programs that those go on to, with their places in the `xdp_stage` map.
 const XDP_STAGES: [(&str, u32); 2] = [("xdp_wan6_in", xdp_stage::WAN6), ("xdp_lan6_in", xdp_stage::LAN6)];
 
+/// Where the programs' messages go (aya-log).
+const MESSAGES: &str = "AYA_LOGS";
+const MESSAGES_SIZE: u32 = 128 << 10;
+
+type Maps = BTreeMap<&'static str, Map>;
+type Numbers = BTreeMap<&'static str, u32>;
+
 /// The programs and maps of this run. Dropping it leaves everything pinned in place.
-pub type Object = Ebpf;
+#[derive(Debug)]
+pub struct Object {
+    programs: BTreeMap<&'static str, Program>,
+    /// Those that nobody has taken.
+    maps: Maps,
+    /// The kernel's number of each map.
+    numbers: Numbers,
+    source: Source,
+    record: Record,
+}
 
 /// What a pinned map must look like to be ours.
 pub(super) struct Layout {
@@ -123,7 +136,7 @@ pub(super) enum Entries {
 type A4 = [u8; 4];
 type A6 = [u8; 16];
 
-const LAYOUTS: [Layout; 45] = [
+const LAYOUTS: [Layout; 46] = [
     layout::<FlowKey<A4>, Flow<A4>>("flow4", MapType::Hash, Entries::Flows),
     layout::<FlowKey<A6>, Flow<A6>>("flow6", MapType::Hash, Entries::Flows),
     layout::<EndpointKey<A4>, Binding<A4>>("binding4", MapType::Hash, Entries::Bindings),
@@ -178,31 +191,48 @@ const LAYOUTS: [Layout; 45] = [
     // struct bpf_devmap_val: an interface, and the program that would meet packets there
     layout::<u32, [u32; 2]>("xdp_port", MapType::DevMapHash, Entries::Fixed(MAX_PORTS)),
     layout::<u32, u64>("xdp_stat", MapType::PerCpuArray, Entries::Fixed(1)),
+    layout::<(), ()>(MESSAGES, MapType::RingBuf, Entries::Fixed(MESSAGES_SIZE)),
 ];
 
 pub(super) const fn layout<K, V>(name: &'static str, kind: MapType, entries: Entries) -> Layout {
     Layout { name, kind, key: size_of::<K>(), value: size_of::<V>(), entries }
 }
 
-/// Loads the programs. Maps that are pinned already and fit are used as they are; nothing is ever wiped.
+/// Loads the programs. Maps that are pinned already and fit are used as they are, and so are programs that this version made
+/// for them; nothing is ever wiped.
 pub fn load(options: &Options) -> Result<Object, KernelError> {
     let directory = &options.directory;
-    ensure_bpffs(directory)?;
-    check_schema(directory)?;
-    let maps = directory.join("maps");
-    for name in ["maps", "links", "progs"] {
-        make_directory(&directory.join(name))?;
+    place::prepare(directory)?;
+    let (sizes, half_size) = sizes(options)?;
+    let constants = Constants::new(options, half_size);
+    let mut source = Source::new(directory, sizes, constants);
+    let (maps, numbers) = open_maps(&mut source, directory)?;
+    let record = Record::open(&directory.join(place::schema_marker()), (source.made_of(), &numbers));
+    let mut object = Object { programs: BTreeMap::new(), maps, numbers, source, record };
+    let mut adopted = fill_stages(&mut object, directory, "stage", &STAGES)?;
+    for name in PROGRAM_NAMES.into_iter().chain(RUN_NAMES) {
+        adopted += usize::from(provide(&mut object, directory, name)?);
     }
-    make_directory(&directory.join(schema_marker()))?;
+    info!(directory = %directory.display(), adopted, loaded = object.programs.len() - adopted, "programs are there");
+    Ok(object)
+}
 
-    let mut loader = EbpfLoader::new();
+/// Loads the programs for drivers too.
+pub(super) fn load_xdp(object: &mut Object, directory: &Path) -> Result<(), KernelError> {
+    fill_stages(object, directory, "xdp_stage", &XDP_STAGES)?;
+    XDP_NAMES.into_iter().try_for_each(|name| provide(object, directory, name).map(drop))
+}
+
+/// How many entries each map has or will have, and how many of them those have that are for flows without proof.
+fn sizes(options: &Options) -> Result<(Sizes, u32), KernelError> {
+    let maps = options.directory.join("maps");
     // Without a wish: what is there, and otherwise as little as possible.
     let flow_capacity = options.flow_capacity.unwrap_or(1);
     let asked = options.flow_capacity.map(|flows| flows.saturating_mul(2));
     let half_size = half_size(flow_capacity)?;
     let mut adopted_half_size = half_size;
+    let mut sizes = Sizes::new();
     for layout in LAYOUTS.iter().chain(&switch::LAYOUTS) {
-        let path = maps.join(layout.name);
         let wanted = match layout.entries {
             Entries::Fixed(entries) => entries,
             // Both directions of a flow are entries of their own.
@@ -210,36 +240,35 @@ pub fn load(options: &Options) -> Result<Object, KernelError> {
             Entries::Bindings => flow_capacity,
             Entries::Unproven => half_size,
         };
-        let entries = adopted_entries(layout, &path, asked)?.unwrap_or(wanted);
+        let entries = adopted_entries(layout, &maps.join(layout.name), asked)?.unwrap_or(wanted);
         if layout.entries == Entries::Unproven {
             adopted_half_size = entries;
         }
-        loader.map_max_entries(layout.name, entries).map_pin_path(layout.name, path);
+        sizes.push((layout.name, entries));
     }
-    loader.override_global(aya_log::LEVEL, &options.log_level, false);
-    loader.override_global("HALF_SIZE", &adopted_half_size, true);
-    let Limits { ports_per_host, flows_per_host, flows_per_rule } = &options.limits;
-    loader.override_global("PORTS_PER_HOST", ports_per_host, true);
-    loader.override_global("FLOWS_PER_HOST", flows_per_host, true);
-    loader.override_global("FLOWS_PER_RULE", flows_per_rule, true);
-    let mut object = loader.load(PROGRAMS).map_err(|error| failed("create the BPF maps", &error))?;
-    fill_stages(&mut object, directory, "stage", &STAGES)?;
-    for name in PROGRAM_NAMES.into_iter().chain(RUN_NAMES) {
-        load_program(&mut object, directory, name)?;
-    }
-    info!(directory = %directory.display(), "programs loaded");
-    Ok(object)
+    Ok((sizes, adopted_half_size))
 }
 
-/// Loads the programs for drivers too.
-pub(super) fn load_xdp(object: &mut Object, directory: &Path) -> Result<(), KernelError> {
-    fill_stages(object, directory, "xdp_stage", &XDP_STAGES)?;
-    XDP_NAMES.into_iter().try_for_each(|name| load_program(object, directory, name))
+/// The pinned maps; those that are missing are made and pinned.
+fn open_maps(source: &mut Source, directory: &Path) -> Result<(Maps, Numbers), KernelError> {
+    let directory = directory.join("maps");
+    let names = || LAYOUTS.iter().chain(&switch::LAYOUTS).map(|layout| layout.name);
+    if names().any(|name| !directory.join(name).exists()) {
+        source.read()?;
+    }
+    let (mut maps, mut numbers) = (Maps::new(), Numbers::new());
+    for name in names() {
+        let operation = || format!("open the BPF map {name}");
+        let data = MapData::from_pin(directory.join(name)).map_err(|error| failed(operation(), &error))?;
+        numbers.insert(name, data.info().map_err(|error| failed(operation(), &error))?.id());
+        maps.insert(name, Map::from_map_data(data).map_err(|error| failed(operation(), &error))?);
+    }
+    Ok((maps, numbers))
 }
 
 /// Whether maps that are pinned already, if there are any, are such as this version makes. Nothing is changed.
 pub fn adoptable(options: &Options) -> Result<(), KernelError> {
-    check_schema(&options.directory)?;
+    place::check_schema(&options.directory)?;
     let maps = options.directory.join("maps");
     for layout in LAYOUTS.iter().chain(&switch::LAYOUTS) {
         adopted_entries(layout, &maps.join(layout.name), None)?;
@@ -248,45 +277,68 @@ pub fn adoptable(options: &Options) -> Result<(), KernelError> {
 }
 
 /// The programs that those on hooks go on to. They are in place before anything hangs on a hook; those of an earlier
-/// run are replaced one by one, and each is as good as the one before: the maps have the same layout.
+/// run are replaced one by one, and each is as good as the one before: the maps have the same layout. How many of them were
+/// adopted.
 fn fill_stages(
     object: &mut Object,
     directory: &Path,
     map: &str,
-    programs: &[(&str, u32)],
-) -> Result<(), KernelError> {
+    programs: &[(&'static str, u32)],
+) -> Result<usize, KernelError> {
+    let mut adopted = 0;
     for (name, _) in programs {
-        load_program(object, directory, name)?;
+        adopted += usize::from(provide(object, directory, name)?);
     }
+    let Object { programs: ready, maps, .. } = object;
+    let operation = |name: &str| format!("put the BPF program {name} into its place");
+    let missing = || KernelError::other(operation(map), "there is no map for it");
+    let stages = maps.get_mut(map).ok_or_else(missing)?;
     for (name, place) in programs {
-        let operation = || format!("put the BPF program {name} into its place");
-        let fd = program(object, name)?.fd().map_err(|error| failed(operation(), &error))?;
-        let fd = fd.try_clone().map_err(|error| failed(operation(), &error))?;
-        let stages =
-            object.map_mut(map).ok_or_else(|| KernelError::other(operation(), "there is no map for it"))?;
-        let mut stages = ProgramArray::try_from(stages).map_err(|error| failed(operation(), &error))?;
-        stages.set(*place, &fd, 0).map_err(|error| failed(operation(), &error))?;
+        let program = find(ready, name)?;
+        let number = program.info().map_err(|error| failed(operation(name), &error))?.id();
+        let Map::ProgramArray(array) = &*stages else { return Err(missing()) };
+        let present = batch::program_at(array.fd(), *place);
+        if present.map_err(|error| failed(operation(name), &error))? == Some(number) {
+            continue;
+        }
+        let fd = program.fd().map_err(|error| failed(operation(name), &error))?;
+        let fd = fd.try_clone().map_err(|error| failed(operation(name), &error))?;
+        let mut array =
+            ProgramArray::try_from(&mut *stages).map_err(|error| failed(operation(name), &error))?;
+        array.set(*place, &fd, 0).map_err(|error| failed(operation(name), &error))?;
     }
-    Ok(())
+    Ok(adopted)
 }
 
-fn load_program(object: &mut Object, directory: &Path, name: &str) -> Result<(), KernelError> {
-    let program = program(object, name)?;
-    match program {
-        Program::SchedClassifier(program) => program.load(),
-        Program::Xdp(program) => program.load(),
-        _ => Err(ProgramError::UnexpectedProgramType),
-    }
-    .map_err(|error| failed(format!("load the BPF program {name}"), &error))?;
+/// Makes a program ready: adopts the one that is pinned, or loads it and pins it. Whether it was adopted.
+fn provide(object: &mut Object, directory: &Path, name: &'static str) -> Result<bool, KernelError> {
+    let Object { programs, source, record, .. } = object;
     let pin = directory.join("progs").join(name);
-    // The programs are this run's own, the pins of the last run name its.
-    match fs::remove_file(&pin) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(failed(format!("remove {}", pin.display()), &error));
+    let adopted = open_program(name, &pin)
+        .ok()
+        .filter(|program| program.info().is_ok_and(|info| record.knows(name, Identity::of(&info))));
+    let was_adopted = adopted.is_some();
+    let program = match adopted {
+        Some(program) => program,
+        None => {
+            source.load(name, &pin)?;
+            let program = open_program(name, &pin)?;
+            let info = program.info().map_err(|error| failed(format!("look at {name}"), &error))?;
+            record.put(name, Identity::of(&info));
+            program
         }
-        Ok(()) | Err(_) => {}
-    }
-    program.pin(&pin).map_err(|error| failed(format!("pin the BPF program {name}"), &error))
+    };
+    programs.insert(name, program);
+    Ok(was_adopted)
+}
+
+fn open_program(name: &str, pin: &Path) -> Result<Program, KernelError> {
+    let program = if name.starts_with("xdp_") {
+        Xdp::from_pin(pin, XdpAttachType::Interface).map(Program::Xdp)
+    } else {
+        SchedClassifier::from_pin(pin).map(Program::SchedClassifier)
+    };
+    program.map_err(|error| failed(format!("open {}", pin.display()), &error))
 }
 
 /// Places on each CPU for flows without proof: on all of them together a quarter of the capacity, and a power of two.
@@ -308,8 +360,26 @@ pub fn unpin(directory: &Path) -> Result<(), KernelError> {
 
 /// One of our programs.
 pub fn program<'a>(object: &'a mut Object, name: &str) -> Result<&'a mut Program, KernelError> {
-    let missing = || KernelError::other(format!("find the BPF program {name}"), "it is not in the object");
-    object.program_mut(name).ok_or_else(missing)
+    find(&mut object.programs, name)
+}
+
+fn find<'a>(
+    programs: &'a mut BTreeMap<&'static str, Program>,
+    name: &str,
+) -> Result<&'a mut Program, KernelError> {
+    let missing = || KernelError::other(format!("find the BPF program {name}"), "it is not loaded");
+    programs.get_mut(name).ok_or_else(missing)
+}
+
+/// The number of a program that has messages: by it aya-log finds where they go.
+pub(super) fn speaker(object: &Object) -> Option<u32> {
+    let messages = object.numbers.get(MESSAGES)?;
+    let speaks = |program: &&Program| {
+        let maps = program.info().ok().and_then(|info| info.map_ids().ok().flatten());
+        maps.is_some_and(|maps| maps.contains(messages))
+    };
+    let program = object.programs.values().find(speaks)?;
+    program.info().ok().map(|info| info.id())
 }
 
 /// One of those for traffic control.
@@ -325,15 +395,15 @@ where
     T::Error: std::error::Error + 'static,
 {
     let operation = || format!("open the BPF map {name}");
-    let map =
-        object.take_map(name).ok_or_else(|| KernelError::other(operation(), "it is not in the object"))?;
+    let missing = || KernelError::other(operation(), "it is not there, or somebody has taken it");
+    let map = object.maps.remove(name).ok_or_else(missing)?;
     T::try_from(map).map_err(|error| failed(operation(), &error))
 }
 
 /// A map by a descriptor of its own, for the batch calls.
 pub(super) fn duplicate(object: &Object, name: &str) -> Result<MapData, KernelError> {
     let operation = || format!("open the BPF map {name}");
-    let Some(Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data)) = object.map(name) else {
+    let Some(Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data)) = object.maps.get(name) else {
         return Err(KernelError::other(operation(), "the object has no such hash map or array"));
     };
     let fd = data.fd().as_fd().try_clone_to_owned().map_err(|error| failed(operation(), &error))?;
@@ -377,62 +447,4 @@ fn adopted_entries(layout: &Layout, path: &Path, wanted: Option<u32>) -> Result<
         );
     }
     Ok(Some(info.max_entries()))
-}
-
-fn schema_marker() -> String {
-    format!("schema-{SCHEMA}")
-}
-
-/// Refuses pins of another version, whatever their sizes.
-fn check_schema(directory: &Path) -> Result<(), KernelError> {
-    let Ok(entries) = fs::read_dir(directory) else {
-        return Ok(()); // not there yet
-    };
-    for entry in entries.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with("schema-") && name != schema_marker() {
-            return Err(KernelError::other(
-                format!("adopt the pins in {}", directory.display()),
-                format!(
-                    "they are of {name}, this version has {}; `telecluster-worker teardown` of the version that \
-                     made them removes them, and with them every live flow",
-                    schema_marker()
-                ),
-            ));
-        }
-    }
-    Ok(())
-}
-
-fn make_directory(path: &Path) -> Result<(), KernelError> {
-    fs::create_dir_all(path).map_err(|error| failed(format!("make {}", path.display()), &error))
-}
-
-/// Pins need a BPF file system. The usual place is mounted if it is not; another place must be there.
-fn ensure_bpffs(directory: &Path) -> Result<(), KernelError> {
-    const USUAL: &str = "/sys/fs/bpf";
-    let existing = directory.ancestors().find(|path| path.exists()).unwrap_or(directory);
-    let operation = format!("pin below {}", directory.display());
-    let found = statfs(existing).map_err(|errno| KernelError::errno(&operation, errno as i32))?;
-    if found.filesystem_type() == BPF_FS_MAGIC {
-        return Ok(());
-    }
-    if !directory.starts_with(USUAL) {
-        return Err(KernelError::other(
-            operation,
-            format!(
-                "{} is no BPF file system; choose a BPF_DIR below {USUAL}, or: mount -t bpf bpf {}",
-                existing.display(),
-                existing.display()
-            ),
-        ));
-    }
-    mount(Some("bpf"), USUAL, Some("bpf"), MsFlags::empty(), None::<&str>).map_err(|errno| {
-        KernelError::other(
-            operation,
-            format!("{USUAL} is no BPF file system and mounting one failed ({errno}); as root: mount -t bpf bpf {USUAL}"),
-        )
-    })?;
-    info!(path = USUAL, "mounted the BPF file system");
-    Ok(())
 }
