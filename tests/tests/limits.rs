@@ -11,7 +11,8 @@ use telecluster_common::{
 use telecluster_tests::{
     frame::{SYN, UDP, icmp, tcp, udp},
     host::Host,
-    lab::{INSIDE, INSIDE_NET, Lab, OUTSIDE, WAN, eventually},
+    lab::{INSIDE, INSIDE_NET, Lab, OUTSIDE, WAN, eventually, rule_id},
+    on_each_data_plane,
     vectors::{IPV4, IPV6, Machine as _, Outcome, Rule, forward},
 };
 
@@ -141,10 +142,10 @@ fn a_rule_may_say_for_itself_how_many_flows_it_makes_in_a_second() {
     );
 }
 
-/// Through the programs: a forward and a masquerade, each by its own measure.
-#[test]
-fn a_rule_s_pace_holds_in_the_kernel_and_a_restart_changes_nothing() {
-    let lab = Lab::new();
+on_each_data_plane!(a_rule_s_pace_holds_in_the_kernel_and_a_restart_changes_nothing);
+
+/// A forward and a masquerade, each by its own measure.
+fn a_rule_s_pace_holds_in_the_kernel_and_a_restart_changes_nothing(lab: &Lab) {
     let worker = lab.start();
     let masquerade =
         json!({ "source_network": INSIDE_NET, "output_interface": "wan0", "new_flows_per_second": 2 });
@@ -152,7 +153,13 @@ fn a_rule_s_pace_holds_in_the_kernel_and_a_restart_changes_nothing() {
                           "new_flows_per_second": 1000 });
     let made = lab.post("/nat/masquerade", &masquerade).ok();
     assert_eq!(made["data"]["new_flows_per_second"], 2);
+    assert_eq!(made["data"]["warnings"], json!([]), "{made}");
     lab.post("/nat/forward", &forward).ok();
+    // One that comes and goes takes nothing of the others with it.
+    let mut other = forward.clone();
+    other["external_port"] = json!(5301);
+    let other = rule_id(&lab.post("/nat/forward", &other).ok());
+    lab.call("DELETE", &format!("/nat/forward/{other}"), None).ok();
     let sink = lab.outside.udp((OUTSIDE, 5300));
     // So many at once that the time that it takes allows few of them.
     let sockets: Vec<_> = (0..200).map(|_| lab.inside.udp((INSIDE, 0))).collect();

@@ -175,6 +175,11 @@ fn unite<T: Clone + Ord>(known: &mut Vec<T>, other: &mut Vec<T>) {
     other.clone_from(known);
 }
 
+/// What a line of ours asks of a packet: all before its comment.
+pub(super) fn matched(text: &str) -> &str {
+    text.split(" -m comment ").next().unwrap_or(text)
+}
+
 /// What follows the mark; iptables puts it in quotes or does not.
 fn value(text: &str) -> Option<&str> {
     let (_, rest) = text.split_once(MARK)?;

@@ -20,6 +20,7 @@ use crate::kernel::{
 use super::{
     comment::{self, Part},
     hairpin::{self, Uplinks},
+    pace,
 };
 
 /// A rule with its uplink by name: iptables knows no other.
@@ -77,10 +78,18 @@ pub(super) enum Chain {
     SnatIn,
     /// Packets of masqueraded flows, to the outside.
     SnatOut,
+    /// First packets of flows, from outside: see [`pace`].
+    PaceIn,
+    /// Those of inside hosts for an address of an uplink.
+    PaceTurn,
+    /// The host's own for one.
+    PaceOwn,
+    /// Those to the outside.
+    PaceOut,
 }
 
 impl Chain {
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 14] = [
         Self::Prerouting,
         Self::Postrouting,
         Self::TurnIn,
@@ -91,6 +100,10 @@ impl Chain {
         Self::DnatOut,
         Self::SnatIn,
         Self::SnatOut,
+        Self::PaceIn,
+        Self::PaceTurn,
+        Self::PaceOwn,
+        Self::PaceOut,
     ];
 
     /// At most 28 bytes.
@@ -106,22 +119,34 @@ impl Chain {
             Self::DnatOut => "TELECLUSTER-DNAT-OUT",
             Self::SnatIn => "TELECLUSTER-SNAT-IN",
             Self::SnatOut => "TELECLUSTER-SNAT-OUT",
+            Self::PaceIn => "TELECLUSTER-PACE-IN",
+            Self::PaceTurn => "TELECLUSTER-PACE-TURN",
+            Self::PaceOwn => "TELECLUSTER-PACE-OWN",
+            Self::PaceOut => "TELECLUSTER-PACE-OUT",
         }
     }
 
     pub(super) const fn table(self) -> Table {
         match self {
             Self::Prerouting | Self::Postrouting | Self::TurnIn | Self::TurnOwn | Self::TurnOut => Table::Nat,
-            Self::Count | Self::DnatIn | Self::DnatOut | Self::SnatIn | Self::SnatOut => Table::Mangle,
+            Self::Count
+            | Self::DnatIn
+            | Self::DnatOut
+            | Self::SnatIn
+            | Self::SnatOut
+            | Self::PaceIn
+            | Self::PaceTurn
+            | Self::PaceOwn
+            | Self::PaceOut => Table::Mangle,
         }
     }
 
     /// The kernel's chains that jump to it, once each.
     pub(super) const fn callers(self) -> &'static [&'static str] {
         match self {
-            Self::Prerouting | Self::TurnIn => &["PREROUTING"],
-            Self::Postrouting | Self::TurnOut => &["POSTROUTING"],
-            Self::TurnOwn => &["OUTPUT"],
+            Self::Prerouting | Self::TurnIn | Self::PaceIn | Self::PaceTurn => &["PREROUTING"],
+            Self::Postrouting | Self::TurnOut | Self::PaceOut => &["POSTROUTING"],
+            Self::TurnOwn | Self::PaceOwn => &["OUTPUT"],
             // A packet passes one of them on its way, whether it is forwarded, for the host, or the host's.
             Self::Count => &["FORWARD", "INPUT", "OUTPUT"],
             Self::DnatIn | Self::DnatOut | Self::SnatIn | Self::SnatOut => &[],
@@ -187,6 +212,7 @@ pub(super) fn lines(family: Family, rules: &Rules, uplinks: &Uplinks) -> Lines {
         }
     }
     hairpin::spare_outside(&mut lines, uplinks);
+    pace::pace(&mut lines, rules);
     let calls = calls(family, &lines);
     if !calls.is_empty() {
         lines.insert(Chain::Count, calls);

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`lines`], [`comment`] | rules as lines of iptables, and back |
 //! | [`hairpin`] | those for inside hosts that use the uplink's address |
+//! | [`pace`] | those that hold a rule's new flows to its pace |
 //! | [`script`] | what `iptables-restore` is told, what `iptables-save` tells |
 //! | [`tables`], [`watch`] | our chains in the kernel: changed, adopted, put right |
 //! | [`conntrack`], [`flows`] | the kernel's connections as flows of our rules |
@@ -16,6 +17,7 @@ mod conntrack;
 mod flows;
 mod hairpin;
 mod lines;
+mod pace;
 mod script;
 mod settings;
 mod tables;
@@ -50,7 +52,7 @@ const DIFFERENCES: [&str; 8] = [
     "port_parity is not kept",
     "packets of a segmentation offload count as one",
     "timeouts are the kernel's: net.netfilter.nf_conntrack_*",
-    "drops have no reasons",
+    "drops have no reasons, but for new flows beyond a rule's pace",
     "there is no fast path",
     "VLANs on ports of bridges are kept apart by the kernel's bridge, where it has a filter, by its rules and without counters",
 ];
@@ -167,9 +169,6 @@ impl DataPlane for NetfilterDataPlane {
                     "iptables has no timeouts for a rule: flows may be idle for as long as nf_conntrack's settings say",
                 )
             }
-            NatRule::Masquerade { new_flows, .. } | NatRule::Forward { new_flows, .. } if *new_flows != 0 => {
-                Some("iptables does not pace a rule's new flows")
-            }
             NatRule::Masquerade { .. } | NatRule::Forward { .. } => None,
         }
     }
@@ -263,9 +262,11 @@ impl DataPlane for NetfilterDataPlane {
         Ok(owned.map(|(entry, owner)| flows::flow(entry, owner, &lifetimes, now)).collect())
     }
 
-    /// What iptables drops of a flow, it counts nowhere by reason.
+    /// What iptables drops, it counts nowhere by reason; but for what our own lines drop.
     fn drops(&self) -> Result<Vec<(DropReason, u64)>, KernelError> {
-        Ok(DropReason::ALL.map(|reason| (reason, 0)).into())
+        let paced = self.tables().rules().values().any(|placed| placed.rule.new_flows() != 0);
+        let refused = if paced { tables::refused(&self.iptables)? } else { 0 };
+        Ok(DropReason::ALL.map(|reason| (reason, if reason == pace::REASON { refused } else { 0 })).into())
     }
 
     fn pressure(&self) -> Result<Vec<MapPressure>, KernelError> {

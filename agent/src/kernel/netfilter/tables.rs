@@ -18,6 +18,7 @@ use super::{
     comment,
     hairpin::{self, Uplinks},
     lines::{Chain, Lines, Placed, Rules, lines},
+    pace,
     script::{self, Actual},
 };
 
@@ -164,6 +165,17 @@ pub(super) fn counters(iptables: &Iptables) -> Result<BTreeMap<Slot, Counters>, 
     Ok(sums)
 }
 
+/// How many first packets were beyond their rule's pace, without a lock.
+pub(super) fn refused(iptables: &Iptables) -> Result<u64, KernelError> {
+    let mut packets = 0;
+    for family in families() {
+        let actual = read(iptables, family)?;
+        let lines = actual.values().flat_map(|found| &found.lines);
+        packets += lines.filter(|line| pace::drops(&line.text)).map(|line| line.packets).sum::<u64>();
+    }
+    Ok(packets)
+}
+
 /// Removes every chain of ours; the rules that were in them.
 pub(super) fn clear(iptables: &Iptables) -> Result<Vec<NatRule>, KernelError> {
     let mut rules = Vec::new();
@@ -254,7 +266,12 @@ fn count(actual: &Actual, sums: &mut BTreeMap<Slot, Counters>) {
                 }
                 Chain::DnatIn | Chain::SnatIn => (&mut sum.packets_in, &mut sum.bytes_in),
                 Chain::DnatOut | Chain::SnatOut => (&mut sum.packets_out, &mut sum.bytes_out),
-                Chain::TurnOut | Chain::Count => continue,
+                Chain::TurnOut
+                | Chain::Count
+                | Chain::PaceIn
+                | Chain::PaceTurn
+                | Chain::PaceOwn
+                | Chain::PaceOut => continue,
             };
             *to_packets += packets;
             *to_bytes += bytes;
