@@ -48,6 +48,7 @@ pub async fn start(config: &Config) -> Result<Engine> {
             log_programs(&object);
             let epoch = dataplane.epoch();
             let dataplane = Arc::new(dataplane);
+            bpf::guard_filters(Arc::clone(&dataplane))?;
             let drivers = bpf::watch_drivers(Arc::clone(&dataplane), &config.xdp)?;
             fastpath::watch(config.netfilter, move |notice| {
                 let something = notice != fastpath::Notice::Quiet;

@@ -36,6 +36,7 @@ pub mod ovs;
 pub mod sandbox;
 pub mod serving;
 pub mod strace;
+pub mod stranger;
 pub mod switch;
 pub mod tap;
 pub mod traffic;

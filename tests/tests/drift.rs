@@ -142,6 +142,26 @@ fn what_cannot_be_put_right_is_reported_where_people_look() {
     eventually("all is well", || lab.get("/health")["status"] == "healthy");
 }
 
+/// With the namespace goes the end of the pair that is in it, and so the pair.
+#[test]
+fn a_namespace_that_is_deleted_is_reported_and_its_pair_is_made_again_when_it_is_back() {
+    let lab = Lab::new();
+    let _worker = lab.start();
+    everything(&lab);
+    eventually("the pair carries", || lab.get("/veth/v1")["data"]["status1"] == "up");
+    let before = settled(&lab);
+    lab.sh("ip netns del vm1");
+    eventually("nobody misses it", || {
+        let health = lab.get("/health");
+        health["status"] == "degraded" && health["problems"].to_string().contains("vm1")
+    });
+    // Everything else goes on.
+    lab.post("/bridge/create", &json!({"name": "br-after"})).ok();
+    lab.post("/bridge/delete", &json!({"name": "br-after"})).ok();
+    lab.sh("ip netns add vm1");
+    eventually("all is as before", || lab.get("/health")["status"] == "healthy" && seen(&lab) == before);
+}
+
 #[test]
 fn after_a_reboot_everything_is_there_again() {
     let lab = Lab::new();

@@ -8,7 +8,7 @@
 //! does, the order matters: a frame meets the VLAN filter nearest to the bridge's inside.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
     thread,
@@ -83,6 +83,11 @@ impl Place {
             Self::Last => 0x7c2,
         }
     }
+}
+
+/// Whether a filter of this priority may be one of ours.
+pub(super) fn is_priority(priority: u16) -> bool {
+    [Place::First, Place::Anywhere, Place::Last].map(Place::priority).contains(&priority)
 }
 
 const fn hook(program: &'static str, at: TcAttachType, label: &'static str, place: Place) -> Hook {
@@ -262,6 +267,23 @@ impl Attacher {
         Ok(())
     }
 
+    /// Puts back what somebody may have taken off these interfaces, `None`: off any. What is there still is replaced by itself.
+    pub(super) fn put_back(&mut self, interfaces: Option<&BTreeSet<u32>>) {
+        let attached = self.attached.iter().filter(|(_, mechanism)| **mechanism == Mechanism::Clsact);
+        let bare = attached.filter(|((_, index), _)| interfaces.is_none_or(|bare| bare.contains(index)));
+        for (role, index) in bare.map(|(place, _)| *place).collect::<Vec<_>>() {
+            match interface_name(index).and_then(|name| self.attach_clsact(role, &name)) {
+                // It was ourselves who took something off, of another role.
+                Ok(0) => {}
+                Ok(_) => {
+                    warn!(interface = index, ?role, "somebody had removed filters: ours are there again")
+                }
+                // Most likely the interface itself is gone.
+                Err(error) => debug!(interface = index, ?role, %error, "filters cannot be put back"),
+            }
+        }
+    }
+
     /// All its hooks or none.
     fn attach_all(&mut self, role: Role, index: u32, name: &str) -> Result<Mechanism, KernelError> {
         match self.attach_tcx(role, index, name) {
@@ -313,7 +335,8 @@ impl Attacher {
         Ok(())
     }
 
-    fn attach_clsact(&mut self, role: Role, name: &str) -> Result<(), KernelError> {
+    /// Makes filters or replaces them; how many were not there.
+    fn attach_clsact(&mut self, role: Role, name: &str) -> Result<usize, KernelError> {
         match tc::qdisc_add_clsact(name) {
             Ok(()) => {}
             Err(error) => {
@@ -324,17 +347,18 @@ impl Attacher {
                 }
             }
         }
+        let mut made = 0;
         for hook in role.hooks() {
-            attach_filter(find(&mut self.programs, hook.program)?, name, hook)?;
+            made += usize::from(attach_filter(find(&mut self.programs, hook.program)?, name, hook)?);
         }
-        Ok(())
+        Ok(made)
     }
 
     /// This run's programs in place of the last run's, without a gap.
     fn replace(&mut self, role: Role, index: u32, mechanism: Mechanism) -> Result<(), KernelError> {
         let name = interface_name(index)?;
         match mechanism {
-            Mechanism::Clsact => self.attach_clsact(role, &name),
+            Mechanism::Clsact => self.attach_clsact(role, &name).map(drop),
             Mechanism::Tcx => {
                 for Hook { program, at, label, place: _ } in role.hooks() {
                     let operation = || format!("replace {program} on {name} ({at:?}, TCX)");
@@ -435,13 +459,13 @@ pub(super) fn interface_name(index: u32) -> Result<String, KernelError> {
     name.into_string().map_err(|_| KernelError::other(operation(), "its name is no text"))
 }
 
-/// Our filter at our place: made, or replaced when it is there.
-fn attach_filter(program: &mut SchedClassifier, name: &str, hook: &Hook) -> Result<(), KernelError> {
+/// Our filter at our place: made, or replaced when it is there. Whether it was made.
+fn attach_filter(program: &mut SchedClassifier, name: &str, hook: &Hook) -> Result<bool, KernelError> {
     let priority = hook.place.priority();
     let operation = || format!("attach {} to {name} ({:?}, clsact)", hook.program, hook.at);
     let options = NlOptions { priority, handle: HANDLE, classid: None };
-    let id = match program.attach_with_options(name, hook.at, TcAttachOptions::Netlink(options)) {
-        Ok(id) => id,
+    let (id, made) = match program.attach_with_options(name, hook.at, TcAttachOptions::Netlink(options)) {
+        Ok(id) => (id, true),
         Err(error) => {
             let error = failed(operation(), &error);
             if error.errno != Some(Errno::EEXIST as i32) {
@@ -449,13 +473,14 @@ fn attach_filter(program: &mut SchedClassifier, name: &str, hook: &Hook) -> Resu
             }
             let link = SchedClassifierLink::attached(name, hook.at, priority, HANDLE, None)
                 .map_err(|error| failed(operation(), &error))?;
-            program.attach_to_link(link).map_err(|error| failed(operation(), &error))?
+            let id = program.attach_to_link(link).map_err(|error| failed(operation(), &error))?;
+            (id, false)
         }
     };
     let link = program.take_link(id).map_err(|error| failed(operation(), &error))?;
     // Dropping it would detach, and a filter has no pin: it stays until `detach_filter`.
     std::mem::forget(link);
-    Ok(())
+    Ok(made)
 }
 
 fn detach_filter(name: &str, hook: &Hook) -> Result<(), KernelError> {

@@ -5,6 +5,7 @@
 //! | [`object`], [`source`] | adopt programs and maps that are pinned, load and create what is missing |
 //! | [`place`], [`record`] | the directory of pins; which of the pinned programs are of this very version |
 //! | [`attach`] | put the programs on an interface: TCX, or clsact below 6.6 |
+//! | [`guard`] | put them back when somebody has taken them off |
 //! | [`rules`], [`family`], [`forwards`], [`local`], [`slots`] | rules and addresses into maps |
 //! | [`switch`] | ports and their VLANs into maps, stations and counters out of them |
 //! | [`flows`], [`collect`], [`bindings`] | flows out of maps: joined, and removed when they are over; external ports whose time is |
@@ -25,6 +26,7 @@ mod family;
 mod fast;
 mod flows;
 mod forwards;
+mod guard;
 mod leave;
 mod local;
 pub mod log;
@@ -63,7 +65,7 @@ use self::{
     xdp::XdpPorts,
 };
 pub use self::{
-    leave::take_away, switch::config as switch_config,
+    guard::watch as guard_filters, leave::take_away, switch::config as switch_config,
     xdp::watch as watch_drivers,
 };
 use super::{
@@ -134,6 +136,11 @@ impl BpfDataPlane {
     /// What has to hear of the kernel's changes.
     pub fn epoch(&self) -> Arc<Epoch> {
         Arc::clone(&self.epoch)
+    }
+
+    /// After somebody has taken filters off these interfaces, or who knows which.
+    fn put_back(&self, interfaces: Option<&BTreeSet<u32>>) {
+        self.inner().attacher.put_back(interfaces);
     }
 
     fn look_at_drivers(&self) {
