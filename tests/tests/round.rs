@@ -107,3 +107,51 @@ fn what_is_not_forwarded_for_inside_hosts_is_not_for_the_host_either(lab: &Lab) 
     assert!(lab.router.connect(([127, 0, 0, 1], 8081)).is_err());
     lab.get("/health");
 }
+
+/// Asks in these words, again until they come back; nobody else's may.
+fn hears_its_own(client: &UdpSocket, words: &[u8], why: &str) {
+    client.set_read_timeout(Some(Duration::from_millis(200))).expect("set a timeout");
+    eventually(&format!("{why}: no answer"), || {
+        client.send(words).expect("send");
+        let mut heard = [0; 64];
+        let Ok(len) = client.recv(&mut heard) else { return false };
+        assert_eq!(&heard[..len], words, "{why}: somebody else's answer");
+        true
+    });
+}
+
+/// The server sees both at the uplink's address: it is the port that tells them apart. With iptables, connection tracking does that.
+#[test]
+fn the_host_and_an_inside_host_with_one_port_do_not_get_each_other_s_answers() {
+    let lab = Lab::on("ebpf");
+    let _worker = lab.start();
+    lab.masquerade();
+    let body = json!({"external_port": 8080, "internal_ip": INSIDE, "internal_port": 80, "protocol": "udp"});
+    lab.post("/nat/forward", &body).ok();
+    answering(lab.inside.udp((INSIDE, 80)));
+    for (port, host_first) in [(5000, true), (5001, false)] {
+        let own = || {
+            let own = lab.router.udp((WAN, port));
+            own.connect((WAN, 8080)).expect("choose a peer");
+            hears_its_own(&own, b"the host", "the host begins");
+            own
+        };
+        let insider = || {
+            let insider = lab.inside.udp((INSIDE, port));
+            insider.connect((WAN, 8080)).expect("choose a peer");
+            hears_its_own(&insider, b"inside", "the inside host begins");
+            insider
+        };
+        let (own, insider) = if host_first {
+            let own = own();
+            (own, insider())
+        } else {
+            let insider = insider();
+            (own(), insider)
+        };
+        for _ in 0..3 {
+            hears_its_own(&own, b"the host", "the host goes on");
+            hears_its_own(&insider, b"inside", "the inside host goes on");
+        }
+    }
+}

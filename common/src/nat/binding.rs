@@ -9,7 +9,7 @@
 use super::{
     Verdict, life, limit,
     open::{PROBES, forward_for, outside_of},
-    unclaimed,
+    round, unclaimed,
     work::{Maker, PortRange, Search, Translation, Work},
 };
 use crate::{
@@ -187,6 +187,22 @@ where
     (proto == proto::UDP && is_tunnel(port))
         || forward_for(tables, work, interface, (address, port), proto)
         || tables.host_socket(proto, (work.key.dst, work.key.dport), (address, port))
+        || (work.is_turned() && round::has_socket(tables, work))
+}
+
+/// Of the host's own packet to a forward: whether an inside socket has the port that it would be seen under. The server
+/// answers both at one address, and could not be told whom.
+#[inline(always)]
+pub(super) fn is_an_insiders<T, A>(tables: &T, work: &mut Work<A>, now: u64) -> bool
+where
+    T: Tables<A>,
+    A: Address,
+{
+    let key = &work.key;
+    work.external = EndpointKey { address: key.src, port: work.to.sport, proto: key.proto, unused: 0 };
+    tables
+        .binding(&work.external)
+        .is_some_and(|binding| !binding.inside().same(work.key.src) && is_in_force(tables, binding, now))
 }
 
 /// A port of VXLAN.

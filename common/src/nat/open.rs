@@ -1,7 +1,7 @@
 //! A flow's first packet: which rule is it for, and what does that make of it.
 
 use super::{
-    Verdict, binding, life, limit,
+    Verdict, binding, life, limit, round,
     work::{Maker, PortRange, Prefixed, Search, Translation, Way, Work},
 };
 use crate::{
@@ -87,6 +87,9 @@ where
         limit::pace(tables, work.maker.rule, key.src, now).map_err(Verdict::Refuse)?;
     }
     binding::settle(tables, work, interface, may_claim, now);
+    if work.is_turned() && round::has_socket(tables, work) {
+        return Err(Verdict::Refuse(DropReason::PortsExhausted));
+    }
     if !may_claim && !was_asked(tables, work, interface, now) {
         return Err(Verdict::Drop(DropReason::TcpNotSyn));
     }
@@ -299,6 +302,9 @@ where
             work.to.sport = work.range.pick(start, attempt);
         }
         attempt += 1;
+        if work.way() == Way::AROUND && binding::is_an_insiders(tables, work, now) {
+            continue;
+        }
         work.peer = work.to.answers(&work.key);
         match claim_answer(tables, work, interface, now) {
             Claim::Ok => {

@@ -9,11 +9,17 @@
 //! It is one flow, of the forward: counted, limited and ended as if its client were outside. Connections and datagrams do that,
 //! neither parts of packets nor ICMP errors.
 
-use super::{Verdict, commit, fast::Ways, life, rewrite, take_down, turn::is_for_uplink, work::Way};
+use super::{
+    Verdict, commit,
+    fast::Ways,
+    life, rewrite, take_down,
+    turn::is_for_uplink,
+    work::{Way, Work},
+};
 use crate::{
     drop::DropReason,
     family::Address,
-    maps::Direction,
+    maps::{Direction, FlowKey},
     packet::{LinkHeader, Packet, Parsed, headers_at, note, parse},
     tables::Tables,
     tcp::proto,
@@ -48,6 +54,27 @@ where
     work.way = Way::AROUND;
     // Else the answer would not come back this way.
     tables.uplink_of(src) == work.interface()
+}
+
+/// Whether the host itself talks to this packet's destination, an inside server, under `work.external`: what the server
+/// answers there is the host's, and an inside host that turns back cannot have the port too.
+#[inline(always)]
+pub(super) fn has_socket<T, A>(tables: &T, work: &mut Work<A>) -> bool
+where
+    T: Tables<A>,
+    A: Address,
+{
+    let (key, external) = (&work.key, &work.external);
+    work.oldest = FlowKey {
+        src: key.dst,
+        dst: external.address,
+        sport: key.dport,
+        dport: external.port,
+        proto: key.proto,
+        direction: Direction::Out as u8,
+        unused: 0,
+    };
+    tables.flow(&work.oldest).is_some()
 }
 
 /// Where a packet goes that has been translated on its way out of loopback.
