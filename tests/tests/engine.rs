@@ -168,6 +168,26 @@ fn a_flood_of_first_packets_pushes_out_first_packets_only() {
 }
 
 #[test]
+fn the_place_of_a_flow_that_is_over_pushes_out_no_newer_one_of_the_same_socket() {
+    let mut host = machine();
+    let again = (inside(10), 40000);
+    let half_a_list = |host: &mut Host, from: u8| {
+        for number in 0..u16::try_from(HALF_SIZE / 2).expect("a port") {
+            external_port(host, (inside(from), 1024 + number));
+        }
+    };
+    let is_there = |host: &Host| host.tables.record(&out_key(again)).is_some();
+    external_port(&mut host, again);
+    half_a_list(&mut host, 20);
+    host.tables.clock.set(400 * SECOND);
+    external_port(&mut host, again);
+    half_a_list(&mut host, 21);
+    assert!(is_there(&host), "the first one's place has come round");
+    half_a_list(&mut host, 22);
+    assert!(!is_there(&host), "its own has");
+}
+
+#[test]
 fn a_server_that_answers_forged_clients_proves_nothing() {
     let mut host = Host::default();
     host.put(0, &forward(TCP, 2222, (inside(10).into(), 22)));

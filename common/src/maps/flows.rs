@@ -16,7 +16,7 @@ pub struct FlowKey<A> {
     pub proto: u8,
     /// [`Direction`](super::Direction): 0 in, 1 out.
     pub direction: u8,
-    /// Always 0.
+    /// 0; in the list of unproven flows the last bits of the flow's `created`.
     pub unused: u16,
 }
 

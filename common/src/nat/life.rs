@@ -47,6 +47,13 @@ pub(super) const fn beat(now: u64) -> u16 {
     (now >> BEAT_BITS) as u16
 }
 
+/// The clock of `created`.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "seconds since boot")]
+pub(super) const fn second(now: u64) -> u32 {
+    (now / 1_000_000_000) as u32
+}
+
 /// Ticks since the flow was seen; negative when another CPU has seen it after we looked at the clock.
 #[inline(always)]
 #[expect(clippy::cast_possible_wrap, reason = "a difference on a clock that wraps")]
@@ -209,6 +216,10 @@ where
         // the ports are used again: who opened is open again, and nothing is finished
         own_flags = flag::OPENER;
         peer_flags = 0;
+        flow.set_created(second(now));
+        if let Some(peer) = peer {
+            peer.set_created(second(now));
+        }
         enlist(tables, work, now);
     }
     flow.set_state(state as u8);
@@ -271,23 +282,21 @@ where
     T: Tables<A>,
     A: Address,
 {
-    work.oldest = work.key;
+    work.oldest = FlowKey { unused: birth(second(now)), ..work.key };
     let mut chances = SECOND_CHANCES;
     loop {
         if !tables.exchange(&mut work.oldest) || work.oldest.proto == 0 {
             return;
         }
-        let Some(flow) = tables.flow(&work.oldest) else {
+        let Some(flow) = listed(tables, work) else {
             return;
         };
         let clock = flow.clock();
-        if flow.flags() & flag::PROVEN != 0 {
-            return;
-        }
         let busy = flow.packets() >= BUSY_PACKETS && idle(flow, now) < BUSY;
         if !busy || chances == 0 {
             return bury(tables, &work.oldest, &mut work.oldest_peer, flow, clock);
         }
+        work.oldest.unused = birth(flow.created());
         chances -= 1;
     }
 }
@@ -309,14 +318,32 @@ where
         if work.oldest.proto == 0 {
             continue;
         }
-        let Some(flow) = tables.flow(&work.oldest) else {
+        let Some(flow) = listed(tables, work) else {
             continue;
         };
-        let clock = flow.clock();
-        if flow.flags() & flag::PROVEN == 0 {
-            bury(tables, &work.oldest, &mut work.oldest_peer, flow, clock);
-            return true;
-        }
+        bury(tables, &work.oldest, &mut work.oldest_peer, flow, flow.clock());
+        return true;
     }
     false
+}
+
+/// The unproven flow that a place of the list was taken for, `work.oldest`. The place outlives its flow: what has the key now
+/// may be another one, younger, which has a place of its own.
+#[inline(always)]
+fn listed<T, A>(tables: &T, work: &mut Work<A>) -> Option<FlowRef<A>>
+where
+    T: Tables<A>,
+    A: Address,
+{
+    let born = work.oldest.unused;
+    work.oldest.unused = 0;
+    let flow = tables.flow(&work.oldest)?;
+    (flow.flags() & flag::PROVEN == 0 && birth(flow.created()) == born).then_some(flow)
+}
+
+/// What tells two flows of one key apart, in the list.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "only compared for equality")]
+const fn birth(created: u32) -> u16 {
+    created as u16
 }

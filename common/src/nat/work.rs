@@ -209,7 +209,6 @@ impl<A: Address> Translation<A> {
 
     /// Writes the record of the flow's one direction, which turns `key` into this.
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "seconds since boot")]
     pub(super) fn record(&self, key: &FlowKey<A>, flow: &mut Flow<A>, maker: Maker, now: u64, flags: u8) {
         *flow = Flow {
             to_src: self.src,
@@ -231,7 +230,7 @@ impl<A: Address> Translation<A> {
             last_seen: life::tick(now),
             packets: 0,
             bytes: 0,
-            created: (now / 1_000_000_000) as u32,
+            created: life::second(now),
             state: 0,
             flags,
             synced: life::beat(now),
