@@ -44,12 +44,16 @@ pub(super) fn inside<T: Send>(
     task: impl FnOnce() -> Result<T, KernelError> + Send,
 ) -> Result<T, KernelError> {
     std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
+        let work = || {
             setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|errno| {
                 KernelError::errno(format!("enter network namespace {name}"), errno as i32)
             })?;
             task()
-        });
+        };
+        // There may be no thread to be had, which is no reason to panic.
+        let thread = std::thread::Builder::new()
+            .spawn_scoped(scope, work)
+            .map_err(|error| io_error(&format!("enter network namespace {name}"), &error))?;
         thread.join().unwrap_or_else(|_| {
             Err(KernelError::other(format!("work in network namespace {name}"), "it panicked"))
         })
