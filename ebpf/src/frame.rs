@@ -1,6 +1,6 @@
 //! A socket buffer as the VLAN filter sees it: a frame with a tag in its bytes or beside them.
 
-use core::ptr::NonNull;
+use core::{arch::asm, ptr::NonNull};
 
 use aya_ebpf::{
     bindings::BPF_F_INGRESS,
@@ -41,6 +41,29 @@ impl Frame for Skb {
     fn at<T: Wire>(&mut self, offset: usize) -> Option<NonNull<T>> {
         Packet::make_linear(self, offset + size_of::<T>());
         Packet::at(self, offset)
+    }
+
+    #[inline(always)]
+    unsafe fn load32(from: NonNull<u8>) -> u32 {
+        let word: u64;
+        // SAFETY: a load of what the caller says is readable. LLVM would make four of it, because a packet's bytes may be
+        // anywhere; the verifier forbids that only where the machine does.
+        unsafe {
+            asm!("{word} = *(u32 *)({from} + 0)", word = out(reg) word, from = in(reg) from.as_ptr(),
+                options(pure, readonly, nostack, preserves_flags));
+        }
+        word as u32
+    }
+
+    #[inline(always)]
+    unsafe fn load16(from: NonNull<u8>) -> u16 {
+        let word: u64;
+        // SAFETY: as above.
+        unsafe {
+            asm!("{word} = *(u16 *)({from} + 0)", word = out(reg) word, from = in(reg) from.as_ptr(),
+                options(pure, readonly, nostack, preserves_flags));
+        }
+        word as u16
     }
 
     #[inline(always)]

@@ -6,8 +6,8 @@
 
 use super::{
     VlanDrop,
-    frame::{Frame, Headers, is_group},
-    maps::{PortConfig, Station, StationKey, port, station},
+    frame::{Address, Frame, Headers},
+    maps::{PortConfig, Station, StationKey, StationPlace, port, station},
     tables::{StationRef, Switch},
 };
 use crate::packet::Wire;
@@ -30,9 +30,9 @@ pub fn learn<F: Frame, S: Switch>(
     headers: &Headers,
     now: u64,
 ) -> Result<(), VlanDrop> {
-    let key = StationKey { bridge: config.bridge, mac: headers.src, vlan };
-    let Some(known) = switch.station(&key) else {
-        return appear(switch, index, config, &key, now);
+    let key = StationPlace::new(config.bridge, headers.src, vlan);
+    let Some(known) = switch.station(key.get()) else {
+        return appear(switch, index, config, headers.src, key.get(), now);
     };
     if known.port() == index {
         if now.wrapping_sub(known.updated()) > REFRESH && known.flags() & station::STATIC == 0 {
@@ -58,10 +58,11 @@ fn appear<S: Switch>(
     switch: &S,
     index: u32,
     config: &PortConfig,
+    mac: Address,
     key: &StationKey,
     now: u64,
 ) -> Result<(), VlanDrop> {
-    if is_group(key.mac) || key.mac == [0; 6] {
+    if mac.is_group() || mac.is_zero() {
         return Err(VlanDrop::SourceAddress);
     }
     let station = Station { port: index, updated: now, ..Station::default() };
@@ -138,7 +139,7 @@ const ALL_NODES: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 fn announces<F: Frame>(frame: &mut F, headers: &Headers) -> bool {
     match headers.kind {
         // Hypervisors announce a migrated machine so.
-        RARP => is_group(headers.dst),
+        RARP => headers.dst.is_group(),
         ARP => {
             let Some(arp) = frame.at::<Arp>(headers.payload) else {
                 return false;
@@ -148,7 +149,7 @@ fn announces<F: Frame>(frame: &mut F, headers: &Headers) -> bool {
                 let arp = arp.as_ref();
                 (arp.sender, arp.sender_ip, arp.target_ip)
             };
-            sender == headers.src && sender_ip == target_ip
+            sender == headers.src.bytes() && sender_ip == target_ip
         }
         IPV6 => {
             let Some(advertisement) = frame.at::<Advertisement>(headers.payload) else {

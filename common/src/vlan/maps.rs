@@ -3,6 +3,8 @@
 //!
 //! No struct has padding that is not a field: a key with undefined bytes would never be found again.
 
+use super::frame::Address;
+
 /// Ports of all filtered bridges together, the bridges themselves included.
 pub const MAX_PORTS: u32 = 4096;
 
@@ -110,6 +112,32 @@ pub struct StationKey {
     pub vlan: u16,
 }
 
+/// A [`StationKey`], written in two words: one that is written field by field is not yet in memory when the hash reads it in
+/// words of its own, and has to be waited for.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(8))]
+pub struct StationPlace([u64; 2]);
+
+impl StationPlace {
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(bridge: u32, mac: Address, vlan: u16) -> Self {
+        let (bridge, first, last, vlan) = (bridge as u64, mac.first as u64, mac.last as u64, vlan as u64);
+        if cfg!(target_endian = "little") {
+            Self([bridge | first << 32, last | vlan << 16])
+        } else {
+            Self([bridge << 32 | first, last << 48 | vlan << 32])
+        }
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn get(&self) -> &StationKey {
+        // SAFETY: larger and better aligned than a key, in which all bits are valid.
+        unsafe { &*(&raw const self.0).cast::<StationKey>() }
+    }
+}
+
 /// Value of `fdb`: where a station is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
@@ -170,3 +198,21 @@ const _: () = {
     assert!(size_of::<Station>() == 24);
     assert!(size_of::<VlanStat>() == 32);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_in_words_is_the_key() {
+        let mac = [2, 1, 2, 3, 4, 5];
+        let [first, last] = [&mac[..4], &mac[4..]];
+        let address = Address {
+            first: u32::from_ne_bytes(first.try_into().unwrap()),
+            last: u16::from_ne_bytes(last.try_into().unwrap()),
+        };
+        assert_eq!(address.bytes(), mac);
+        let key = StationPlace::new(0x0102_0304, address, 0x0fed);
+        assert_eq!(*key.get(), StationKey { bridge: 0x0102_0304, mac, vlan: 0x0fed });
+    }
+}

@@ -17,8 +17,8 @@ pub mod tables;
 
 pub use self::drop::{Dropped, VlanDrop};
 use self::{
-    frame::{Frame, Headers, Note, Tag, is_control, is_group, is_tag},
-    maps::{FloodKey, MAX_VLAN_PORTS, Member, MemberKey, PortConfig, StationKey, port, station},
+    frame::{Address, Frame, Headers, Note, Tag, is_control, is_tag},
+    maps::{FloodKey, MAX_VLAN_PORTS, Member, MemberKey, PortConfig, StationPlace, port, station},
     tables::Switch,
 };
 
@@ -186,11 +186,11 @@ fn forward<F: Frame, S: Switch>(frame: &mut F, switch: &S, admitted: &Admitted, 
 
 /// The port of a station; 0 when it is not known, or when it is many.
 #[inline(always)]
-fn target<S: Switch>(switch: &S, config: &PortConfig, vlan: u16, dst: [u8; 6], now: u64) -> u32 {
-    if is_group(dst) {
+fn target<S: Switch>(switch: &S, config: &PortConfig, vlan: u16, dst: Address, now: u64) -> u32 {
+    if dst.is_group() {
         return 0;
     }
-    let Some(known) = switch.station(&StationKey { bridge: config.bridge, mac: dst, vlan }) else {
+    let Some(known) = switch.station(StationPlace::new(config.bridge, dst, vlan).get()) else {
         return 0;
     };
     if now.wrapping_sub(known.updated()) > config.memory() && known.flags() & station::STATIC == 0 {
