@@ -68,6 +68,11 @@ impl Bridge {
             carry(port, station);
             carry(station, port);
         }
+        // A carrier is one thing, that the bridge has heard of it another.
+        eventually("the ports do not forward", || {
+            let shown = Command::new("bridge").args(["link", "show"]).output().expect("run bridge");
+            String::from_utf8_lossy(&shown.stdout).matches("state forwarding").count() >= ports
+        });
         bridge.host_kinds.iter().chain([&bridge.host]).for_each(|wire| drop(wire.pending()));
         bridge
     }
