@@ -4,6 +4,7 @@
 mod batch;
 mod drift;
 mod filter;
+mod garbage;
 mod unfinished;
 mod vlans;
 
@@ -35,15 +36,13 @@ use crate::{
     store::{Entry, Store},
 };
 
-use self::{drift::Drift, filter::Watch};
+use self::{drift::Drift, filter::Watch, garbage::Garbage};
 use super::{Change, Outcome, Request, Shared, reads};
 
 /// Kernel events come in bursts: one look is enough for all that come within this time.
 const DEBOUNCE: Duration = Duration::from_millis(50);
 /// How long an uplink keeps its programs after its last rule: to attach them takes tens of milliseconds.
 const LINGER: Duration = Duration::from_secs(2);
-/// How often expired flows are freed, while there are rules.
-const GARBAGE: Duration = Duration::from_secs(10);
 
 /// The one owner of the state.
 #[derive(Debug)]
@@ -125,7 +124,8 @@ impl Owner {
     }
 
     pub(super) async fn run(mut self, mut requests: mpsc::Receiver<Request>, mut events: mpsc::Receiver<()>) {
-        let mut next_garbage = Instant::now() + GARBAGE;
+        let mut next_garbage = Instant::now() + garbage::PERIOD;
+        let mut garbage = Garbage::default();
         let mut listening = true;
         loop {
             let look_at_filter = self.filter.due;
@@ -153,8 +153,15 @@ impl Owner {
                     self.look_again = self.look().await;
                 }
                 () = sleep_until(next_garbage), if !self.nat.rules().is_empty() || !self.nat.ports.is_empty() => {
-                    next_garbage = Instant::now() + GARBAGE;
-                    self.collect_garbage().await;
+                    next_garbage = Instant::now() + garbage::PERIOD;
+                    if garbage.is_due() {
+                        let began = Instant::now();
+                        self.collect_garbage().await;
+                        garbage.took(began.elapsed());
+                    }
+                    if !self.nat.ports.is_empty() {
+                        self.age_stations().await;
+                    }
                 }
             }
         }
@@ -166,9 +173,6 @@ impl Owner {
             Ok(Ok(freed)) => tracing::debug!(freed, "expired flows were freed"),
             Ok(Err(error)) => warn!(%error, "expired flows could not be freed"),
             Err(error) => error!(%error, "the garbage collection ended early"),
-        }
-        if !self.nat.ports.is_empty() {
-            self.age_stations().await;
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    ops::Range,
     os::fd::{AsFd as _, AsRawFd as _},
 };
 
@@ -34,6 +35,16 @@ struct BatchAttr {
 pub(super) fn for_each<K: Copy, V: Copy>(
     fd: &MapFd,
     sizes: (usize, usize),
+    visit: impl FnMut(&K, &V),
+) -> io::Result<()> {
+    for_each_in(fd, sizes, 0..u32::MAX, visit)
+}
+
+/// The same of some buckets of a hash map, and of a few behind them: a call reads on until it has its chunk.
+pub(super) fn for_each_in<K: Copy, V: Copy>(
+    fd: &MapFd,
+    sizes: (usize, usize),
+    buckets: Range<u32>,
     mut visit: impl FnMut(&K, &V),
 ) -> io::Result<()> {
     if (size_of::<K>(), size_of::<V>()) != sizes {
@@ -43,7 +54,7 @@ pub(super) fn for_each<K: Copy, V: Copy>(
     let mut keys: Vec<K> = Vec::with_capacity(capacity as usize);
     let mut values: Vec<V> = Vec::with_capacity(capacity as usize);
     // The kernel's cursor: a bucket number for hash maps, an index for arrays.
-    let (mut cursor, mut started) = (0u32, false);
+    let (mut cursor, mut started) = (buckets.start, buckets.start > 0);
     loop {
         let mut next = 0u32;
         let mut attr = BatchAttr {
@@ -83,7 +94,7 @@ pub(super) fn for_each<K: Copy, V: Copy>(
         }
         keys.clear();
         values.clear();
-        if error.is_some() {
+        if error.is_some() || next >= buckets.end {
             return Ok(()); // ENOENT: that was the last bucket
         }
         (cursor, started) = (next, true);

@@ -30,7 +30,7 @@ use crate::kernel::{
 type Result<T, E = KernelError> = std::result::Result<T, E>;
 
 /// An address as the maps have it.
-pub(super) trait Octets: Address + aya::Pod + Ord {
+pub(super) trait Octets: Address + aya::Pod + Ord + Send + Sync {
     /// `forward4`, `masquerade4`, `uplink4`, `local4`, `range4`, `source4`, `pool4`.
     const MAPS: [&'static str; 7];
 

@@ -1,16 +1,13 @@
-//! Flows out of the tables: the two directions joined into one, the dead ones removed.
+//! Flows out of the tables: the live ones listed, the dead ones removed.
 
-use std::{collections::HashMap, path::Path, time::Duration};
+use std::{panic, path::Path, thread};
 
 use aya::maps::MapData;
 use nix::time::{ClockId, clock_gettime};
 use telecluster_common::{
-    maps::{Direction, Epoch, Flow as Record, FlowKey, Rule, TICK_BITS, flag, ticks},
-    nat::{
-        collect::MARGIN,
-        fast::{is_ahead, is_fast},
-    },
-    tcp::{FlowState, proto, timeout},
+    maps::{Epoch, Flow as Record, FlowKey, Rule, TICK_BITS, ticks},
+    nat::collect::MARGIN,
+    tcp::{FlowState, timeout},
 };
 
 use super::{
@@ -18,11 +15,12 @@ use super::{
     collect::Collector,
     failed,
     family::Octets,
+    join::{self, Look, Sorter},
     object::{self, Object},
 };
 use crate::kernel::{
     KernelError,
-    dataplane::{Counters, Flow, MapPressure, Slot},
+    dataplane::{Flow, MapPressure},
 };
 
 /// `flow4` and `flow6`.
@@ -55,22 +53,39 @@ impl Table {
             .map_err(|error| failed(format!("read the map {}", self.name), &error))
     }
 
-    /// Every live flow.
+    /// Every live flow. Of a million, a thread would read for half a second, and join for as long: two do both.
     fn list<A: Octets>(&self, rules: &[Rule], epoch: Epoch, now: u64) -> Result<Vec<Flow>, KernelError> {
-        let mut join = Join::<A>::default();
-        self.for_each(|key: &FlowKey<A>, record: &Record<A>| {
-            if let Some(rule) = rule_of(key, record, rules, now, 0) {
-                join.add(key, record, rule, epoch, now);
-            }
-        })?;
-        Ok(join.flows)
+        let sorter = Sorter::default();
+        let middle = self.capacity.next_power_of_two() / 2;
+        let read = |buckets| {
+            let mut heaps = sorter.heaps::<A>();
+            batch::for_each_in(
+                self.data.fd(),
+                self.sizes,
+                buckets,
+                |key: &FlowKey<A>, record: &Record<A>| {
+                    if is_alive(key, record, rules, now, 0) {
+                        sorter.put(&mut heaps, key, record);
+                    }
+                },
+            )
+            .map_err(|error| failed(format!("read the map {}", self.name), &error))?;
+            Ok(heaps)
+        };
+        let (low, high) = both(|| read(0..middle), || read(middle..u32::MAX));
+        let heaps = join::merge(low?, high?);
+        let look = Look { rules, epoch, now };
+        let (even, odd) = heaps.split_at(heaps.len() / 2);
+        let (mut flows, others) = both(|| sorter.join(even, &look), || sorter.join(odd, &look));
+        flows.extend(others);
+        Ok(flows)
     }
 
     /// What may be over.
     fn over<A: Octets>(&self, rules: &[Rule], now: u64) -> Result<Vec<FlowKey<A>>, KernelError> {
         let mut over = Vec::new();
         self.for_each(|key: &FlowKey<A>, record: &Record<A>| {
-            if rule_of(key, record, rules, now, MARGIN).is_none() {
+            if !is_alive(key, record, rules, now, MARGIN) {
                 over.push(*key);
             }
         })?;
@@ -125,6 +140,15 @@ impl FlowTables {
     }
 }
 
+/// Two results at once.
+fn both<T: Send>(one: impl FnOnce() -> T, other: impl FnOnce() -> T + Send) -> (T, T) {
+    thread::scope(|scope| {
+        let other = scope.spawn(other);
+        let one = one();
+        (one, other.join().unwrap_or_else(|panic| panic::resume_unwind(panic)))
+    })
+}
+
 /// The programs' clock.
 pub(super) fn now() -> Result<u64, KernelError> {
     let time = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
@@ -133,20 +157,15 @@ pub(super) fn now() -> Result<u64, KernelError> {
     Ok(seconds * 1_000_000_000 + nanoseconds)
 }
 
-/// The rule that made a live flow; `None` when it is over: its rule is gone, or it has been idle for longer than its
-/// state allows.
-fn rule_of<'a, A: Octets>(
-    key: &FlowKey<A>,
-    record: &Record<A>,
-    rules: &'a [Rule],
-    now: u64,
-    grace: u32,
-) -> Option<&'a Rule> {
-    let rule = rules.get(record.rule as usize).filter(|rule| rule.generation == record.generation)?;
-    let allowed = timeout(&rule.timeouts, key.proto, FlowState::from_u8(record.state));
-    // The programs' own tick of grace, see `nat::life`.
-    let limit = u64::from(ticks(allowed)) + (1 << (32 - TICK_BITS)) + u64::from(grace);
-    (idle(record.last_seen, now) <= limit).then_some(rule)
+/// False when it is over: its rule is gone, or it has been idle for longer than its state allows.
+fn is_alive<A: Octets>(key: &FlowKey<A>, record: &Record<A>, rules: &[Rule], now: u64, grace: u32) -> bool {
+    let rule = rules.get(record.rule as usize).filter(|rule| rule.generation == record.generation);
+    rule.is_some_and(|rule| {
+        let allowed = timeout(&rule.timeouts, key.proto, FlowState::from_u8(record.state));
+        // The programs' own tick of grace, see `nat::life`.
+        let limit = u64::from(ticks(allowed)) + (1 << (32 - TICK_BITS)) + u64::from(grace);
+        idle(record.last_seen, now) <= limit
+    })
 }
 
 /// Ticks since a flow was seen; a program may have seen it after we looked at the clock.
@@ -156,157 +175,21 @@ pub(super) fn idle(last_seen: u32, now: u64) -> u64 {
     u64::try_from(idle).unwrap_or(0)
 }
 
-/// An address and a port.
-type Socket<A> = (A, u16);
-
-/// Both directions of a flow meet here, in whichever order the maps give them.
-struct Join<A> {
-    flows: Vec<Flow>,
-    /// (protocol, external, remote) to its place in `flows`. Strangers choose what is in it, so the hash is seeded, but it need
-    /// not be a cryptographer's: with a million flows that would be half of the work.
-    places: HashMap<(u8, Socket<A>, Socket<A>), usize, foldhash::fast::RandomState>,
-}
-
-impl<A> Default for Join<A> {
-    fn default() -> Self {
-        Self { flows: Vec::new(), places: HashMap::default() }
-    }
-}
-
-impl<A: Octets> Join<A> {
-    fn add(&mut self, key: &FlowKey<A>, record: &Record<A>, rule: &Rule, epoch: Epoch, now: u64) {
-        let [src, dst, to_src, to_dst] = [
-            (key.src, key.sport),
-            (key.dst, key.dport),
-            (record.to_src, record.to_sport),
-            (record.to_dst, record.to_dport),
-        ];
-        let out = key.direction == Direction::Out as u8;
-        let (inside, external, remote) = if out { (src, to_src, to_dst) } else { (to_dst, dst, src) };
-        let place = *self.places.entry((key.proto, external, remote)).or_insert_with(|| {
-            self.flows.push(Flow {
-                protocol: key.proto,
-                inside: (inside.0.ip(), inside.1),
-                external: (external.0.ip(), external.1),
-                remote: (remote.0.ip(), remote.1),
-                counters: Counters::default(),
-                state: FlowState::from_u8(record.state),
-                proven: false,
-                fast: true,
-                age: Duration::ZERO,
-                idle: Duration::MAX,
-                slot: Slot(record.rule),
-                uplink: rule.uplink,
-            });
-            self.flows.len() - 1
-        });
-        let Some(flow) = self.flows.get_mut(place) else {
-            return;
-        };
-        if out {
-            flow.counters.packets_out += record.packets;
-            flow.counters.bytes_out += record.bytes;
-        } else {
-            flow.counters.packets_in += record.packets;
-            flow.counters.bytes_in += record.bytes;
-        }
-        // A direction that nobody uses takes no way at all; a connection that ends takes the kernel's, if that may track it.
-        let ends = key.proto == proto::TCP && record.state != FlowState::Established as u8;
-        let may_be_fast = !ends || is_ahead(epoch.alike, now);
-        flow.fast &=
-            record.packets == 0 || (may_be_fast && is_fast(record.stamp, record.lease, epoch.current, now));
-        flow.proven |= record.flags & flag::PROVEN != 0;
-        let age = (now / 1_000_000_000).saturating_sub(u64::from(record.created));
-        flow.age = flow.age.max(Duration::from_secs(age));
-        flow.idle = flow.idle.min(Duration::from_nanos(idle(record.last_seen, now) << TICK_BITS));
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, Ipv4Addr};
+    use telecluster_common::maps::Direction;
 
-    use telecluster_common::maps::Timeouts;
-
-    use super::*;
-
-    type A = [u8; 4];
-
-    const INSIDE: A = [192, 168, 100, 10];
-    const OUTSIDE: A = [203, 0, 113, 1];
-    const REMOTE: A = [198, 51, 100, 7];
-    const SECOND: u64 = 1_000_000_000;
-
-    fn key(direction: Direction) -> FlowKey<A> {
-        let (src, dst, sport, dport) = match direction {
-            Direction::Out => (INSIDE, REMOTE, 4000, 53),
-            Direction::In => (REMOTE, OUTSIDE, 53, 5000),
-        };
-        FlowKey { src, dst, sport, dport, proto: 17, direction: direction as u8, unused: 0 }
-    }
-
-    fn record(direction: Direction) -> Record<A> {
-        let (to_src, to_dst, to_sport, to_dport) = match direction {
-            Direction::Out => (OUTSIDE, REMOTE, 5000, 53),
-            Direction::In => (REMOTE, INSIDE, 53, 4000),
-        };
-        Record {
-            to_src,
-            to_dst,
-            to_sport,
-            to_dport,
-            address_difference: 0,
-            port_difference: 0,
-            rule: 3,
-            generation: 1,
-            hop: 0,
-            stamp: 0,
-            lease: 0,
-            last_seen: ticks(12),
-            packets: if direction == Direction::Out { 7 } else { 5 },
-            bytes: 100,
-            created: 10,
-            state: 1,
-            flags: flag::PROVEN,
-            synced: 0,
-        }
-    }
-
-    fn rule(generation: u32) -> Rule {
-        Rule { generation, used: 1, uplink: 2, flags: 0, timeouts: Timeouts::RFC }
-    }
-
-    fn socket(address: A, port: u16) -> (IpAddr, u16) {
-        (Ipv4Addr::from(address).into(), port)
-    }
-
-    #[test]
-    fn both_directions_become_one_flow_in_either_order() {
-        for order in [[Direction::In, Direction::Out], [Direction::Out, Direction::In]] {
-            let mut join = Join::default();
-            for direction in order {
-                join.add(&key(direction), &record(direction), &rule(1), Epoch::default(), 15 * SECOND);
-            }
-            let [flow] = &join.flows[..] else { panic!("{:?}", join.flows) };
-            assert_eq!(flow.inside, socket(INSIDE, 4000));
-            assert_eq!(flow.external, socket(OUTSIDE, 5000));
-            assert_eq!(flow.remote, socket(REMOTE, 53));
-            assert_eq!((flow.counters.packets_out, flow.counters.packets_in), (7, 5));
-            assert_eq!(
-                (flow.age.as_secs(), flow.idle.as_millis() / 100),
-                (5, 29),
-                "12 s of ticks are longer"
-            );
-            assert_eq!((flow.proven, flow.uplink), (true, 2));
-        }
-    }
+    use super::{
+        super::join::tests::{SECOND, key, record, rule},
+        *,
+    };
 
     #[test]
     fn a_flow_ends_with_its_rule_or_with_its_time() {
         let (key, record) = (key(Direction::Out), record(Direction::Out));
         let rules = |generation| [rule(0), rule(0), rule(0), rule(generation)];
         let lives = |rules: &[Rule], seconds: u64, grace| {
-            rule_of(&key, &record, rules, (12 + seconds) * SECOND, grace).is_some()
+            is_alive(&key, &record, rules, (12 + seconds) * SECOND, grace)
         };
         assert!(lives(&rules(1), 299, 0));
         assert!(!lives(&rules(2), 299, 0), "the slot has another rule now");

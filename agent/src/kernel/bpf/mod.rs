@@ -27,6 +27,7 @@ mod fast;
 mod flows;
 mod forwards;
 mod guard;
+mod join;
 mod leave;
 mod local;
 pub mod log;
