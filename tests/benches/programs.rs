@@ -2,8 +2,10 @@
 //! so that growth is seen. Figures, not judgements; `cargo xtask bench programs` calls it.
 
 use std::{
+    ffi::CString,
     mem::transmute,
     net::{IpAddr, Ipv4Addr},
+    os::fd::{AsFd as _, AsRawFd as _},
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -11,9 +13,10 @@ use std::{
 use aya::{
     TestRun as _, TestRunOptions,
     maps::{HashMap, Map, MapData},
-    programs::SchedClassifier,
+    programs::{SchedClassifier, TcAttachType},
     sys::{Stats, enable_stats},
 };
+use nix::libc;
 use telecluster_common::maps::{Direction, Flow, FlowKey, flag};
 use telecluster_tests::{
     frame::{UDP, udp},
@@ -62,6 +65,7 @@ fn main() {
 fn hooks() {
     println!("| frames in VLANs | `tc_port_in`, ns | `tc_port_out`, ns |\n|---|---|---|");
     let plane = load();
+    least();
     let mut first = Vec::new();
     for (what, port, frame, last) in [
         ("from access port to access port", Port::access(10), ether(mac(1), mac(2)), false),
@@ -86,12 +90,13 @@ fn hooks() {
             wires[0].send(&frame);
             !wires[1].pending().is_empty() && !wires[0].pending().is_empty()
         });
-        let [into, out] = rounds(&wires[0], &frame);
+        let [into, out] = rounds(&wires[0], &frame, ["tc_port_in", "tc_port_out"]);
         println!("| {what} | {into} | {out} |");
         if last {
             // What no program has much to do with: mostly the statistics' own time.
             let control = Ether { dst: [1, 0x80, 0xc2, 0, 0, 0x0e], ..ether(mac(1), mac(2)) };
-            println!("| control frames, left to the bridge | {} | |", rounds(&wires[0], &control.bytes())[0]);
+            let [into] = rounds(&wires[0], &control.bytes(), ["tc_port_in"]);
+            println!("| control frames, left to the bridge | {into} | |");
         }
         programs.remove();
     }
@@ -100,16 +105,75 @@ fn hooks() {
     println!("\nA port's first VLAN is in force after {middle:.1?} (from {low:.1?} to {high:.1?}).");
 }
 
-/// Nanoseconds for each run of either program: the median of the rounds, and the least.
-fn rounds(wire: &Wire, frame: &[u8]) -> [String; 2] {
+/// What no program at a hook can be cheaper than: one that does nothing is the statistics' own time.
+fn least() {
+    let bridge = Bridge::new(2, "");
+    let wire = Wire::all("e1");
+    let frame = ether(mac(1), mac(2)).bytes();
+    for (what, name, lookups) in [
+        ("a program that does nothing", "bare_0", 0),
+        ("one that looks an interface up in a hash", "bare_1", 1),
+        ("three times", "bare_3", 3),
+    ] {
+        let mut program = bare(name, lookups);
+        let link = program.attach("p1", TcAttachType::Ingress).expect("attach");
+        let [into] = rounds(&wire, &frame, [name]);
+        println!("| {what} | {into} | |");
+        program.detach(link).expect("detach");
+        program.unpin().expect("unpin");
+    }
+    bridge.remove();
+}
+
+/// A program of some lookups, in machine code of BPF: what the compiler makes of a source is no matter here.
+fn bare(name: &str, lookups: usize) -> SchedClassifier {
+    let port_cfg = MapData::from_pin("/sys/fs/bpf/telecluster/maps/port_cfg").expect("the ports");
+    let map = i64::from(port_cfg.fd().as_fd().as_raw_fd());
+    // Operation, registers, offset, value (linux: Documentation/bpf/standardization/instruction-set.rst).
+    let code = |operation: u8, registers: u8, offset: i16, value: i32| {
+        let [a, b] = offset.to_le_bytes();
+        let [c, d, e, f] = value.to_le_bytes();
+        [operation, registers, a, b, c, d, e, f]
+    };
+    let lookup = [
+        code(0x62, 10, -4, 7),                                          // *(u32 *)(r10 - 4) = 7
+        code(0xbf, 0xa2, 0, 0),                                         // r2 = r10
+        code(0x07, 2, 0, -4),                                           // r2 += -4
+        code(0x18, 0x11, 0, i32::try_from(map).expect("a descriptor")), // r1 = the map
+        code(0, 0, 0, 0),
+        code(0x85, 0, 0, 1), // call bpf_map_lookup_elem
+    ];
+    let end = [code(0xb7, 0, 0, -1), code(0x95, 0, 0, 0)]; // return TCX_NEXT
+    let code: Vec<u8> = [lookup.repeat(lookups).concat(), end.concat()].concat();
+    let pin = CString::new(format!("/sys/fs/bpf/telecluster/progs/{name}")).expect("a path");
+    // The attributes of BPF_PROG_LOAD as far as they are not 0, and of BPF_OBJ_PIN (linux/bpf.h).
+    let mut load = [0u64; 16];
+    load[0] = 3 | (code.len() as u64 / 8) << 32; // BPF_PROG_TYPE_SCHED_CLS
+    load[1] = code.as_ptr() as u64;
+    load[2] = c"GPL".as_ptr() as u64;
+    let call = |command: libc::c_long, attributes: &mut [u64; 16]| {
+        // SAFETY: attributes of that size, whose pointers are to what lives until the call returns.
+        let done = unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_mut_ptr(), 128) };
+        assert!(done >= 0, "{name}: {}", std::io::Error::last_os_error());
+        done
+    };
+    let program = call(5, &mut load).cast_unsigned();
+    let mut attributes = [0u64; 16];
+    (attributes[0], attributes[1]) = (pin.as_ptr() as u64, program);
+    call(6, &mut attributes);
+    SchedClassifier::from_pin(pin.to_str().expect("text")).expect("open the program")
+}
+
+/// Nanoseconds for each run of these programs: the median of the rounds, and the least.
+fn rounds<const N: usize>(wire: &Wire, frame: &[u8], programs: [&str; N]) -> [String; N] {
     let _on = enable_stats(Stats::RunTime).expect("the kernel's statistics of programs");
-    let mut rounds = [const { Vec::new() }; 2];
+    let mut rounds = [const { Vec::new() }; N];
     for _ in 0..ROUNDS {
-        let before = spent();
+        let before = programs.map(spent);
         for _ in 0..FRAMES {
             wire.send(frame);
         }
-        for (hook, ((time, runs), (later, more))) in before.iter().zip(spent()).enumerate() {
+        for (hook, ((time, runs), (later, more))) in before.iter().zip(programs.map(spent)).enumerate() {
             rounds[hook].push((later - *time).as_nanos() / u128::from(more - runs).max(1));
         }
     }
@@ -119,13 +183,11 @@ fn rounds(wire: &Wire, frame: &[u8]) -> [String; 2] {
     })
 }
 
-/// What the programs at the hooks have spent so far, and on how many frames.
-fn spent() -> [(Duration, u64); 2] {
-    ["tc_port_in", "tc_port_out"].map(|name| {
-        let pin = format!("/sys/fs/bpf/telecluster/progs/{name}");
-        let info = SchedClassifier::from_pin(pin).expect("a program").info().expect("about it");
-        (info.run_time(), info.run_count())
-    })
+/// What a program has spent so far, and on how many frames.
+fn spent(name: &str) -> (Duration, u64) {
+    let pin = format!("/sys/fs/bpf/telecluster/progs/{name}");
+    let info = SchedClassifier::from_pin(pin).expect("a program").info().expect("about it");
+    (info.run_time(), info.run_count())
 }
 
 /// Time of packets.
