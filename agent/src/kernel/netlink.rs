@@ -4,7 +4,7 @@ use std::{
     fs::File,
     net::IpAddr,
     os::fd::{AsRawFd, RawFd},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, mpsc::RecvTimeoutError},
     time::{Duration, Instant},
 };
 
@@ -47,6 +47,9 @@ use crate::model::VlanProtocol;
 
 /// How long a port that is brought up may take until the kernel says that it is.
 const CARRIER: Duration = Duration::from_secs(2);
+
+/// How often a link is looked for that is being deleted.
+const DELETION_LOOK: Duration = Duration::from_millis(1);
 
 /// How long a gateway may take to answer before a change; one that does not is not waited for afterwards.
 const GATEWAY_BEFORE: Duration = Duration::from_secs(2);
@@ -462,10 +465,40 @@ fn mark(rtnl: &mut Rtnl, operation: &str, name: &str) -> Result<(), KernelError>
     rtnl.change(operation, RouteNetlinkMessage::SetLink(message), 0)
 }
 
+/// Deletes a link of the thread's namespace, and returns when it is gone.
+///
+/// The kernel lets go of RTNL then, but keeps who asked for tens of milliseconds more, until every processor has
+/// forgotten the link (linux: `netdev_run_todo`, `rcu_barrier`). Nothing that follows needs that, so a thread of its own waits for it.
 fn delete(rtnl: &mut Rtnl, operation: &str, name: &str) -> Result<(), KernelError> {
+    let index = index_of(rtnl, operation, name)?;
     let mut message = LinkMessage::default();
-    message.header.index = index_of(rtnl, operation, name)?;
-    rtnl.change(operation, RouteNetlinkMessage::DelLink(message), 0)
+    message.header.index = index;
+    let (mut own, asked) = (Rtnl::open()?, operation.to_owned());
+    let (sender, answer) = std::sync::mpsc::channel();
+    let ask = move || {
+        let result = own.change(&asked, RouteNetlinkMessage::DelLink(message), 0);
+        // Nobody listens any more when the link was seen to be gone.
+        let _ = sender.send(result);
+    };
+    (std::thread::Builder::new().name("delete-link".to_owned()).spawn(ask))
+        .map_err(|error| io_error(operation, &error))?;
+    loop {
+        match answer.recv_timeout(DELETION_LOOK) {
+            Ok(result) => return result,
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(KernelError::other(operation, "nobody waited for the kernel's answer"));
+            }
+            Err(RecvTimeoutError::Timeout) if is_gone(rtnl, operation, index) => return Ok(()),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+    }
+}
+
+/// Whether the kernel says so; when it cannot be asked, its answer to the deletion tells.
+fn is_gone(rtnl: &mut Rtnl, operation: &str, index: u32) -> bool {
+    let request = LinkUnspec::new_with_index(index).build();
+    let looked = rtnl.get(operation, RouteNetlinkMessage::GetLink(request));
+    looked.is_err_and(|error| error.errno == Some(Errno::ENODEV as i32))
 }
 
 fn address_message(index: u32, address: &IpNet) -> netlink_packet_route::address::AddressMessage {
