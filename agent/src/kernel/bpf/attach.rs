@@ -248,20 +248,20 @@ impl Attacher {
         Ok(())
     }
 
+    /// One that fails is still attached afterwards, and can be tried again.
     pub(super) fn detach(&mut self, role: Role, index: u32) -> Result<(), KernelError> {
-        let Some(mechanism) = self.attached.remove(&(role, index)) else {
+        let Some(&mechanism) = self.attached.get(&(role, index)) else {
             return Ok(());
         };
         match mechanism {
             Mechanism::Tcx => {}
             Mechanism::Clsact => {
                 if let Ok(name) = interface_name(index) {
-                    for hook in role.hooks() {
-                        detach_filter(&name, hook)?;
-                    }
+                    role.hooks().iter().try_for_each(|hook| detach_filter(&name, hook))?;
                 }
             }
         }
+        self.attached.remove(&(role, index));
         self.forget(role, index);
         info!(interface = index, ?role, "detached");
         Ok(())
@@ -301,7 +301,7 @@ impl Attacher {
         if result.is_err() {
             for hook in role.hooks() {
                 if let Err(error) = detach_filter(name, hook) {
-                    debug!(%error, "nothing to undo");
+                    debug!(%error, "it could not be undone");
                 }
             }
         }
@@ -483,11 +483,21 @@ fn attach_filter(program: &mut SchedClassifier, name: &str, hook: &Hook) -> Resu
     Ok(made)
 }
 
+/// Takes our filter off, if it is there.
 fn detach_filter(name: &str, hook: &Hook) -> Result<(), KernelError> {
     let operation = || format!("detach {} from {name} ({:?}, clsact)", hook.program, hook.at);
     let link = SchedClassifierLink::attached(name, hook.at, hook.place.priority(), HANDLE, None)
         .map_err(|error| failed(operation(), &error))?;
-    aya::programs::links::Link::detach(link).map_err(|error| failed(operation(), &error))
+    let detached = aya::programs::links::Link::detach(link).map_err(|error| failed(operation(), &error));
+    match detached {
+        // No such filter, or no qdisc that it could be in (linux: `tc_del_tfilter`).
+        Err(error)
+            if [Errno::ENOENT, Errno::EINVAL].map(|errno| Some(errno as i32)).contains(&error.errno) =>
+        {
+            Ok(())
+        }
+        done => done,
+    }
 }
 
 #[cfg(test)]
