@@ -6,12 +6,15 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
+    io, thread,
     time::Duration,
 };
 
 use aya::maps::{HashMap, MapData, MapType, PerCpuArray, PerCpuHashMap, PerCpuValues};
-use nix::time::{ClockId, clock_gettime};
+use nix::{
+    errno::Errno,
+    time::{ClockId, clock_gettime},
+};
 use telecluster_common::vlan::{
     VlanDrop,
     maps::{
@@ -37,6 +40,10 @@ use crate::{
 
 /// BPF_NOEXIST: insert, and leave what is there alone.
 const NOEXIST: u64 = 1;
+
+/// For how many milliseconds memory is waited for. Entries for each processor come from a stock that the kernel only fills
+/// up behind our back: when many are made at once on a busy machine, it may be empty for a moment.
+const MEMORY_COMES: u32 = 500;
 
 type Result<T> = std::result::Result<T, KernelError>;
 
@@ -366,9 +373,7 @@ impl SwitchMaps {
         let stat = match present {
             Some(member) if (member.untagged == 1) == untagged => return Ok(()),
             Some(member) => member.stat,
-            None => self
-                .free_stat()
-                .ok_or_else(|| KernelError::errno(operation(), nix::errno::Errno::ENOSPC as i32))?,
+            None => self.free_stat().ok_or_else(|| KernelError::errno(operation(), Errno::ENOSPC as i32))?,
         };
         if present.is_none() {
             let zero = per_cpu(VlanStat::default()).map_err(|error| failed(operation(), &error))?;
@@ -386,12 +391,19 @@ impl SwitchMaps {
     /// Begins to count what is dropped of a VLAN; until then it is counted for the port.
     fn count_drops(&mut self, port: u32, vlan: u16) -> Result<()> {
         let operation = || format!("count the drops of port {port} in VLAN {vlan}");
-        let zero = per_cpu(VlanDrops::default()).map_err(|error| failed(operation(), &error))?;
-        match self.vlan_drops.insert(Plain(MemberKey { port, vlan, unused: 0 }), zero, NOEXIST) {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                let error = failed(operation(), &error);
-                if error.errno == Some(nix::errno::Errno::EEXIST as i32) { Ok(()) } else { Err(error) }
+        let key = Plain(MemberKey { port, vlan, unused: 0 });
+        let mut patience = MEMORY_COMES;
+        loop {
+            let zero = per_cpu(VlanDrops::default()).map_err(|error| failed(operation(), &error))?;
+            let Err(error) = self.vlan_drops.insert(key, zero, NOEXIST) else { return Ok(()) };
+            let error = failed(operation(), &error);
+            match error.errno.map(Errno::from_raw) {
+                Some(Errno::EEXIST) => return Ok(()),
+                Some(Errno::ENOMEM) if patience > 0 => {
+                    patience -= 1;
+                    thread::sleep(Duration::from_millis(1));
+                }
+                _ => return Err(error),
             }
         }
     }
@@ -448,7 +460,7 @@ impl SwitchMaps {
         }
         let operation = || format!("list port {port} in VLAN {vlan}");
         let place = u16::try_from(ports.len()).ok().filter(|place| *place < MAX_VLAN_PORTS);
-        let place = place.ok_or_else(|| KernelError::errno(operation(), nix::errno::Errno::ENOSPC as i32))?;
+        let place = place.ok_or_else(|| KernelError::errno(operation(), Errno::ENOSPC as i32))?;
         self.floods
             .insert(Plain(FloodKey { bridge, vlan, place }), port, 0)
             .map_err(|error| failed(operation(), &error))?;
@@ -608,7 +620,7 @@ fn gone_is_fine(
         Ok(()) | Err(aya::maps::MapError::KeyNotFound) => Ok(()),
         Err(error) => {
             let error = failed(operation(), &error);
-            if error.errno == Some(nix::errno::Errno::ENOENT as i32) { Ok(()) } else { Err(error) }
+            if error.errno == Some(Errno::ENOENT as i32) { Ok(()) } else { Err(error) }
         }
     }
 }
