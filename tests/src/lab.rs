@@ -11,7 +11,7 @@
 
 use std::{
     collections::BTreeMap,
-    io,
+    io::{self, ErrorKind},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::{
         fd::{AsFd as _, AsRawFd as _, OwnedFd},
@@ -172,9 +172,20 @@ impl Netns {
         socket
     }
 
+    /// A program that another test starts at this moment has a copy of every socket until it is executed: one that listened here a
+    /// moment ago may still do so.
     pub fn listen(&self, address: impl Into<SocketAddr>) -> TcpListener {
         let address = address.into();
-        self.run(|| TcpListener::bind(address)).unwrap_or_else(|error| panic!("listen on {address}: {error}"))
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.run(|| TcpListener::bind(address)) {
+                Ok(listener) => return listener,
+                Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
+                    thread::sleep(Duration::from_millis(2));
+                }
+                Err(error) => panic!("listen on {address}: {error}"),
+            }
+        }
     }
 
     /// A socket that sends whole IP packets, of this address' family.

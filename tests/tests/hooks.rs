@@ -193,11 +193,6 @@ fn programs_of_others_run_before_and_behind_ours_whoever_comes_first() {
     let worker = lab.start();
     lab.get("/nat/status");
     all_see("after a restart");
-    if std::env::var_os("TELECLUSTER_VM").is_some_and(|version| version == "6.1") {
-        return eprintln!(
-            "on 6.1 ours stayed after the last rule, with others beside them: not understood yet"
-        );
-    }
     lab.post("/nat/flush-nat", &json!({})).ok();
     eventually("ours stay", || !lab.sh("bpftool -j net show dev wan0").contains("tc_wan"));
     let before = seen(&strangers);
