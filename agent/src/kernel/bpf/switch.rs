@@ -1,8 +1,11 @@
-//! Ports and their VLANs into maps; counters and stations out of them.
+//! Ports and their VLANs into maps. [`held`] is what is in them, [`reads`] what programs have counted and learned.
 //!
 //! The order of writes is what keeps a change whole for frames that pass meanwhile: a port is nobody's target before
 //! it knows what to let out, and no longer one before it forgets. Every change is a way from what the maps hold to
 //! what they shall hold; when it fails on the way, the way back is one too.
+
+mod held;
+mod reads;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,32 +14,21 @@ use std::{
 };
 
 use aya::maps::{HashMap, MapData, MapType, PerCpuArray, PerCpuHashMap, PerCpuValues};
-use nix::{
-    errno::Errno,
-    time::{ClockId, clock_gettime},
-};
-use telecluster_common::vlan::{
-    VlanDrop,
-    maps::{
-        FloodKey, MAX_MEMBERS, MAX_PORTS, MAX_STATIONS, MAX_VLAN_PORTS, Member, MemberKey, PortConfig,
-        PortStat, Station as Record, StationKey, VlanDrops, VlanStat, port as flag, station,
-    },
+use nix::errno::Errno;
+use telecluster_common::vlan::maps::{
+    FloodKey, MAX_MEMBERS, MAX_PORTS, MAX_STATIONS, MAX_VLAN_PORTS, Member, MemberKey, PortConfig, PortStat,
+    Station as Record, StationKey, VlanDrops, VlanStat, port as flag, station,
 };
 
+use self::held::Held;
+pub use self::held::config;
 use super::{
     Plain,
     attach::{Attacher, Role},
     batch, failed,
     object::{self, Entries, Layout, Object, layout, take},
 };
-use crate::{
-    kernel::{
-        KernelError,
-        links::Mac,
-        switch::{DropCount, PortDrops, Station, SwitchPort, VlanCounters},
-    },
-    model::{VlanProtocol, bridge_vlan::Accept},
-};
+use crate::kernel::{KernelError, links::Mac, switch::SwitchPort};
 
 /// BPF_NOEXIST: insert, and leave what is there alone.
 const NOEXIST: u64 = 1;
@@ -70,20 +62,6 @@ pub(super) struct SwitchMaps {
     fdb: HashMap<MapData, Plain<StationKey>, Plain<Record>>,
     fdb_table: MapData,
     held: Held,
-}
-
-/// What the maps hold, so that a change needs no look at all of them.
-#[derive(Debug, Default)]
-struct Held {
-    configs: BTreeMap<u32, PortConfig>,
-    /// By port and VLAN.
-    members: BTreeMap<(u32, u16), Member>,
-    /// Ports by bridge and VLAN, place by place.
-    floods: BTreeMap<(u32, u16), Vec<u32>>,
-    /// Fixed stations.
-    stations: BTreeMap<(u32, u16, Mac), u32>,
-    /// Counters that a member has.
-    stats: BTreeSet<u32>,
 }
 
 impl std::fmt::Debug for SwitchMaps {
@@ -244,107 +222,6 @@ impl SwitchMaps {
     pub(super) fn stale(&self, attacher: &Attacher) -> Vec<u32> {
         let live: BTreeSet<u32> = attacher.indexes(Role::Port).chain(attacher.indexes(Role::Host)).collect();
         self.held.configs.keys().copied().filter(|index| !live.contains(index)).collect()
-    }
-
-    pub(super) fn vlan_counters(&self) -> Result<Vec<VlanCounters>> {
-        let counters = |(&(port, vlan), member): (&(u32, u16), &Member)| {
-            let values = self
-                .vlan_stats
-                .get(&member.stat, 0)
-                .map_err(|error| failed(format!("read the counters of port {port}"), &error))?;
-            let mut sum = VlanCounters { port, vlan, rx_packets: 0, rx_bytes: 0, tx_packets: 0, tx_bytes: 0 };
-            for Plain(VlanStat { rx_packets, rx_bytes, tx_packets, tx_bytes }) in values.iter() {
-                sum.rx_packets += rx_packets;
-                sum.rx_bytes += rx_bytes;
-                sum.tx_packets += tx_packets;
-                sum.tx_bytes += tx_bytes;
-            }
-            Ok(sum)
-        };
-        self.held.members.iter().map(counters).collect()
-    }
-
-    pub(super) fn drops(&self) -> Result<Vec<PortDrops>> {
-        let drops = |&port: &u32| {
-            let values = self
-                .port_stats
-                .get(&port, 0)
-                .map_err(|error| failed(format!("read the drops of port {port}"), &error))?;
-            let sum = |reason: VlanDrop| values.iter().map(|Plain(stat)| stat.dropped[reason as usize]).sum();
-            let mut dropped =
-                VlanDrop::ALL.map(|reason| DropCount { vlan: None, reason, count: sum(reason) }).to_vec();
-            for vlan in self.held.vlans_of(port) {
-                dropped.extend(self.drops_in(port, vlan)?);
-            }
-            Ok(PortDrops {
-                port,
-                dropped,
-                not_learned: values.iter().map(|Plain(stat)| stat.not_learned).sum(),
-            })
-        };
-        self.held.configs.keys().map(drops).collect()
-    }
-
-    /// What has happened, and nothing else: a port may be in many VLANs.
-    fn drops_in(&self, port: u32, vlan: u16) -> Result<Vec<DropCount>> {
-        let values = self
-            .vlan_drops
-            .get(&Plain(MemberKey { port, vlan, unused: 0 }), 0)
-            .map_err(|error| failed(format!("read the drops of port {port} in VLAN {vlan}"), &error))?;
-        let sum = |reason: VlanDrop| values.iter().map(|Plain(drops)| drops.dropped[reason as usize]).sum();
-        let counts = VlanDrop::ALL.into_iter().map(|reason| DropCount {
-            vlan: Some(vlan),
-            reason,
-            count: sum(reason),
-        });
-        Ok(counts.filter(|drops| drops.count != 0).collect())
-    }
-
-    pub(super) fn stations(&self) -> Result<Vec<Station>> {
-        let now = now()?;
-        let mut found = Vec::new();
-        self.for_each_station(|key, record| {
-            let fixed = record.flags & station::STATIC != 0;
-            let idle = now.saturating_sub(record.updated);
-            if fixed || idle <= self.held.memory(record.port) {
-                found.push(Station {
-                    bridge: key.bridge,
-                    vlan: key.vlan,
-                    mac: Mac(key.mac),
-                    port: record.port,
-                    fixed,
-                    idle: if fixed { Duration::ZERO } else { Duration::from_nanos(idle) },
-                });
-            }
-        })?;
-        found.sort_unstable_by_key(|station| (station.bridge, station.vlan, station.mac));
-        Ok(found)
-    }
-
-    /// Frees what has aged, and counts the rest anew: the programs' own counting is only nearly exact.
-    pub(super) fn age(&mut self) -> Result<usize> {
-        let now = now()?;
-        let memories: BTreeMap<u32, u64> =
-            self.held.configs.iter().map(|(port, config)| (*port, config.memory())).collect();
-        let freed = self.forget_learned(|_, record| {
-            // Of a port that is gone nothing is remembered.
-            let memory = memories.get(&record.port).copied().unwrap_or(0);
-            now.saturating_sub(record.updated) > memory
-        })?;
-        let mut counts: BTreeMap<u32, u64> = self.held.configs.keys().map(|port| (*port, 0)).collect();
-        self.for_each_station(|_, record| {
-            if record.flags & station::STATIC == 0
-                && let Some(count) = counts.get_mut(&record.port)
-            {
-                *count += 1;
-            }
-        })?;
-        for (port, count) in counts {
-            self.counts
-                .insert(port, count, 0)
-                .map_err(|error| failed(format!("count the stations of port {port}"), &error))?;
-        }
-        Ok(freed)
     }
 
     fn for_each_station(&self, mut visit: impl FnMut(&StationKey, &Record)) -> Result<()> {
@@ -519,86 +396,6 @@ impl SwitchMaps {
     }
 }
 
-impl Held {
-    /// How long stations of a port are remembered, in nanoseconds.
-    fn memory(&self, port: u32) -> u64 {
-        self.configs.get(&port).map_or(0, PortConfig::memory)
-    }
-
-    fn vlans_of(&self, port: u32) -> impl Iterator<Item = u16> {
-        self.members.range((port, 0)..=(port, u16::MAX)).map(|((_, vlan), _)| *vlan)
-    }
-
-    fn port(&self, index: u32) -> Option<SwitchPort> {
-        let PortConfig { bridge, flags, native, protocol, mtu, station_limit, ageing, native_stat: _ } =
-            *self.configs.get(&index)?;
-        let is = |bit: u32| flags & bit != 0;
-        let members = self.members.range((index, 0)..=(index, u16::MAX));
-        Some(SwitchPort {
-            index,
-            bridge,
-            native: (native != 0).then_some(native),
-            tagged: members.filter(|(_, member)| member.untagged == 0).map(|((_, vlan), _)| *vlan).collect(),
-            accept: match (is(flag::TAGGED_IN), is(flag::UNTAGGED_IN)) {
-                (true, false) => Accept::Tagged,
-                (false, true) => Accept::Untagged,
-                (true, true) | (false, false) => Accept::All,
-            },
-            protocol: if protocol == VlanProtocol::Dot1ad.number() {
-                VlanProtocol::Dot1ad
-            } else {
-                VlanProtocol::Dot1q
-            },
-            tunnel: is(flag::TUNNEL),
-            nested: is(flag::NESTED),
-            forwarding: is(flag::FORWARDING),
-            learning: is(flag::LEARNING),
-            isolated: is(flag::ISOLATED),
-            hairpin: is(flag::HAIRPIN),
-            stp: is(flag::STP),
-            mtu,
-            station_limit,
-            ageing,
-            stations: (self.stations.iter())
-                .filter(|(_, port)| **port == index)
-                .map(|((_, vlan, mac), _)| (*vlan, *mac))
-                .collect(),
-        })
-    }
-}
-
-/// A port as the programs want it: a pure function, so that what is put and what is read cannot differ. `native_stat`:
-/// the counters of its native VLAN, if it has one.
-pub fn config(port: &SwitchPort, native_stat: u32) -> PortConfig {
-    let accept = match port.accept {
-        Accept::All => flag::TAGGED_IN | flag::UNTAGGED_IN,
-        Accept::Tagged => flag::TAGGED_IN,
-        Accept::Untagged => flag::UNTAGGED_IN,
-    };
-    let flags = [
-        (port.native.is_none() && port.tagged.is_empty(), flag::PLAIN),
-        (port.forwarding, flag::FORWARDING),
-        (port.learning, flag::LEARNING),
-        (port.isolated, flag::ISOLATED),
-        (port.hairpin, flag::HAIRPIN),
-        (port.tunnel, flag::TUNNEL),
-        (port.nested, flag::NESTED),
-        (port.is_host(), flag::HOST),
-        (port.stp, flag::STP),
-    ];
-    let set = flags.into_iter().filter(|(set, _)| *set).fold(accept, |flags, (_, bit)| flags | bit);
-    PortConfig {
-        bridge: port.bridge,
-        flags: set,
-        native: port.native.unwrap_or(0),
-        protocol: port.protocol.number(),
-        mtu: port.mtu,
-        station_limit: port.station_limit,
-        ageing: port.ageing,
-        native_stat,
-    }
-}
-
 fn station_key((bridge, vlan, mac): (u32, u16, Mac)) -> StationKey {
     StationKey { bridge, mac: mac.0, vlan }
 }
@@ -623,13 +420,6 @@ fn gone_is_fine(
             if error.errno == Some(Errno::ENOENT as i32) { Ok(()) } else { Err(error) }
         }
     }
-}
-
-/// The clock of the programs.
-fn now() -> Result<u64> {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC)
-        .map_err(|errno| KernelError::errno("read the clock", errno as i32))?;
-    Ok(Duration::from(now).as_nanos().try_into().unwrap_or(u64::MAX))
 }
 
 /// The error, with what went wrong when everything was put back.
