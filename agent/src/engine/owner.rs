@@ -139,8 +139,7 @@ impl Owner {
                 }
                 event = events.recv(), if listening => match event {
                     Some(()) => {
-                        let soon = Instant::now() + DEBOUNCE;
-                        self.look_again = Some(self.look_again.map_or(soon, |planned| planned.min(soon)));
+                        self.look_not_after(Some(Instant::now() + DEBOUNCE));
                     }
                     None => {
                         error!("the kernel's events have ended; changes from outside go unnoticed");
@@ -231,11 +230,12 @@ impl Owner {
         }
         // Rules may follow an interface that has changed. A change of rules has done its own steps.
         if plan.is_about_links() {
-            self.refresh_nat(&after).await;
+            let due = self.refresh_nat(&after).await;
+            self.look_not_after(due);
         }
         if changed {
             let due = self.refresh_vlans(&after).await;
-            self.look_again = [self.look_again, due].into_iter().flatten().min();
+            self.look_not_after(due);
         }
         self.note_writes(&plan.writes);
         let object = reads::object(&self.shared, &plan.subject, &after).await?;
@@ -272,8 +272,13 @@ impl Owner {
             error.message.push_str(&format!("; and it could not be undone: {failure}"));
         }
         // A held port whose carrier went and came back with an undone step has to be held again.
-        self.refresh().await;
+        let due = self.refresh().await;
+        self.look_not_after(due);
         error
+    }
+
+    fn look_not_after(&mut self, due: Option<Instant>) {
+        self.look_again = [self.look_again, due].into_iter().flatten().min();
     }
 
     async fn try_out(
@@ -342,11 +347,14 @@ impl Owner {
     async fn filter(&mut self, step: &FilterStep) -> Result<(), KernelError> {
         let FilterStep { before, after } = step.clone();
         let (filter, rules) = (Arc::clone(&self.shared.filter), after.clone());
-        tokio::task::spawn_blocking(move || filter.change(&before, &rules))
+        let done = tokio::task::spawn_blocking(move || filter.change(&before, &rules))
             .await
-            .unwrap_or_else(|error| Err(KernelError::other("change the firewall", error.to_string())))?;
-        self.nat.filter = after;
-        Ok(())
+            .unwrap_or_else(|error| Err(KernelError::other("change the firewall", error.to_string())));
+        match &done {
+            Ok(()) => self.nat.filter = after,
+            Err(error) => self.filter.suspect(error),
+        }
+        done
     }
 
     /// Undoes in reverse; goes on after a failure, because half undone is better than not at all.
@@ -410,22 +418,28 @@ impl Owner {
                 Err(error) => warn!(%error, "a port on a ring of bridges could not be settled"),
             }
         }
-        self.refresh_nat(&observed).await;
-        self.refresh_vlans(&observed).await
+        let rules = self.refresh_nat(&observed).await;
+        let vlans = self.refresh_vlans(&observed).await;
+        [rules, vlans].into_iter().flatten().min()
     }
 
     /// Brings rules and addresses in line with the interfaces as they are now. What is made and about to be stored counts:
-    /// a change of the same batch may just have failed.
-    async fn refresh_nat(&mut self, observed: &Observed) {
+    /// a change of the same batch may just have failed. Answers when to try again what could not be done.
+    async fn refresh_nat(&mut self, observed: &Observed) -> Option<Instant> {
+        let mut again = None;
         let wanted = rule::all_desired(&self.ahead, observed, &self.nat);
         let steps = rule::steps(&wanted, observed, &self.nat);
         for step in steps {
             match (self.act(&step).await, &step) {
                 (Ok(()), Step::Link(_)) => info!(%step, "put right"),
                 (Ok(()), Step::Nat(_) | Step::Filter(_) | Step::Vlan(_)) => {}
-                (Err(error), _) => warn!(%step, %error, "the data plane could not be brought in line"),
+                (Err(error), _) => {
+                    warn!(%step, %error, "the data plane could not be brought in line");
+                    again = Some(Instant::now() + drift::RETRY);
+                }
             }
         }
+        again
     }
 }
 

@@ -314,8 +314,19 @@ fn count_by_slot(flows: &[Flow]) -> HashMap<Slot, u64> {
     counts
 }
 
-/// What a change was about, as the kernel has it now.
+/// What a change was about that is made and stored. That cannot fail any more: who asks is told so when only this could not be read.
 pub(super) async fn object(shared: &Shared, subject: &Subject, observed: &Observed) -> Result<Object> {
+    match read(shared, subject, observed).await {
+        Ok(object) => Ok(object),
+        // Whatever kept it from being read may be over.
+        Err(_) => read(shared, subject, observed).await.map_err(|error| {
+            error.hint("the change is made and stored, only the answer could not be put together: look at the object")
+        }),
+    }
+}
+
+/// As the kernel has it now.
+async fn read(shared: &Shared, subject: &Subject, observed: &Observed) -> Result<Object> {
     match subject {
         Subject::Bridge(name) => {
             let link = bridge::find(name, observed)?;

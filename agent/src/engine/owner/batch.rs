@@ -98,8 +98,7 @@ impl Owner {
             made().for_each(|made| state.apply(&made.plan.writes));
         }
         // Programs without rules are taken off then.
-        let later = Instant::now() + LINGER;
-        self.look_again = Some(self.look_again.map_or(later, |planned| planned.min(later)));
+        self.look_not_after(Some(Instant::now() + LINGER));
         for (made, answer) in batch {
             let outcome = match made {
                 Ok(made) => self.outcome(made).await,

@@ -27,7 +27,7 @@ const BURST: u32 = 8;
 /// How often there is one more.
 const REFILL: Duration = Duration::from_secs(10);
 /// When a repair that the kernel refused is tried again, if no event asks for it before.
-const RETRY: Duration = Duration::from_secs(5);
+pub(super) const RETRY: Duration = Duration::from_secs(5);
 /// One repair may be what another one waits for: a port needs its bridge, a VLAN its parent.
 const PASSES: usize = 4;
 

@@ -2,15 +2,18 @@
 
 use std::{sync::Arc, time::Duration};
 
+use nix::errno::Errno;
 use tokio::{sync::mpsc, time::Instant};
 use tracing::{error, info, warn};
 
-use crate::kinds::firewall;
+use crate::{kernel::KernelError, kinds::firewall};
 
 use super::{DEBOUNCE, Owner, drift::Credit};
 
 /// A look runs two programs: whoever changes rules of his own again and again costs no more than four looks a second.
 const LOOKS: Duration = Duration::from_millis(250);
+/// When rules that could not be put in place are tried again, if no event asks for it before.
+const AGAIN: Duration = Duration::from_secs(2);
 
 /// What is heard of the kernel's packet filter.
 #[derive(Debug)]
@@ -21,12 +24,24 @@ pub(super) struct Watch {
     pub(super) due: Option<Instant>,
     /// Not before then.
     rested: Option<Instant>,
+    /// A change failed: what there is may be neither what was nor what should be.
+    doubt: bool,
     credit: Credit,
 }
 
 impl Watch {
     pub(super) fn new(events: mpsc::Receiver<()>) -> Self {
-        Self { events, listening: true, due: None, rested: None, credit: Credit::new(Instant::now()) }
+        let credit = Credit::new(Instant::now());
+        Self { events, listening: true, due: None, rested: None, doubt: false, credit }
+    }
+
+    /// A change failed, and may have left something: to be looked at soon, whatever is heard. Not where there is no iptables:
+    /// nothing has been done, nor will be.
+    pub(super) fn suspect(&mut self, error: &KernelError) {
+        if error.errno != Some(Errno::ENOPKG as i32) {
+            self.doubt = true;
+            self.due = Some(Instant::now() + AGAIN);
+        }
     }
 
     /// Waits for the next change; never ends where the kernel tells of none.
@@ -45,7 +60,7 @@ impl Owner {
     /// Puts the firewall rules in place that are stored; whether they were not. Without one no program is run.
     pub(super) async fn restore_filter(&mut self) -> bool {
         let wanted = firewall::wanted(&self.shared.state());
-        if wanted.is_empty() {
+        if wanted.is_empty() && !self.filter.doubt {
             return false;
         }
         let (filter, rules) = (Arc::clone(&self.shared.filter), wanted.clone());
@@ -55,9 +70,13 @@ impl Owner {
                     info!(rules = wanted.len(), "the firewall rules were put in place again");
                 }
                 self.nat.filter = wanted;
+                self.filter.doubt = false;
                 return changed;
             }
-            Ok(Err(error)) => warn!(%error, "the firewall rules could not be put in place"),
+            Ok(Err(error)) => {
+                warn!(%error, "the firewall rules could not be put in place");
+                self.filter.suspect(&error);
+            }
             Err(error) => error!(%error, "putting the firewall rules in place ended early"),
         }
         false
