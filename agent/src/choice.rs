@@ -23,7 +23,7 @@ use crate::{
 pub(crate) enum Loaded {
     /// With its object, which must live as long.
     Ebpf(Box<(BpfDataPlane, Object)>),
-    Iptables(NetfilterDataPlane),
+    Iptables(Box<NetfilterDataPlane>),
 }
 
 /// The data plane, and why it is this one.
@@ -40,7 +40,7 @@ impl Loaded {
                 let (dataplane, object) = *loaded;
                 (Arc::new(dataplane), Some(object))
             }
-            Self::Iptables(dataplane) => (Arc::new(dataplane), None),
+            Self::Iptables(dataplane) => (Arc::new(*dataplane), None),
         }
     }
 }
@@ -101,7 +101,7 @@ fn iptables(config: &Config, reason: String) -> Result<Choice> {
     if config.limits != Limits::default() {
         warn!(limits = ?config.limits, "iptables cannot hold inside hosts to these limits");
     }
-    Ok(Choice { loaded: Loaded::Iptables(dataplane), reason })
+    Ok(Choice { loaded: Loaded::Iptables(Box::new(dataplane)), reason })
 }
 
 #[cfg(test)]

@@ -60,7 +60,7 @@ pub async fn start(config: &Config) -> Result<Engine> {
             })?;
             dataplane
         }
-        Loaded::Iptables(dataplane) => Arc::new(dataplane),
+        Loaded::Iptables(dataplane) => Arc::new(*dataplane),
     };
     let options = engine::Options { dataplane_reason: reason, ..options };
     Ok(Engine::start(kernel, dataplane, Arc::new(Iptables::default()), store, options).await?)

@@ -11,7 +11,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{self, ErrorKind},
+    io::{self, ErrorKind, Read as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::{
         fd::{AsFd as _, AsRawFd as _, OwnedFd},
@@ -436,6 +436,28 @@ impl Lab {
             thread::sleep(Duration::from_millis(20));
         }
         worker
+    }
+
+    /// The same of a worker that may end instead of answering: with which status, and what it said.
+    pub fn try_start(&self, command: &mut Command) -> Result<Worker, String> {
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("start the worker");
+        let mut stderr = child.stderr.take().expect("its standard error");
+        let mut worker = Worker { child };
+        // It says things for as long as it lives, and must not be held up.
+        let said = thread::spawn(move || {
+            let mut said = String::new();
+            let _ = stderr.read_to_string(&mut said);
+            said
+        });
+        let deadline = Instant::now() + PATIENCE;
+        while self.try_call("GET", "/health", None).is_err() {
+            if let Some(status) = worker.child.try_wait().expect("look at the worker") {
+                return Err(format!("{status}: {}", said.join().expect("what it said")));
+            }
+            assert!(Instant::now() < deadline, "the worker neither answers nor ends");
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(worker)
     }
 
     /// A request to the worker, from its own host; `body` as JSON when there is one.

@@ -16,6 +16,7 @@
 //! | [`conversation`] | one flow there and back, and a worker that masquerades it |
 //! | [`machine`] | machines behind the ports of a bridge |
 //! | [`objects`], [`strace`] | workloads, and system calls that fail meanwhile |
+//! | [`faulty_iptables`] | calls of iptables that go wrong |
 //! | [`dice`] | chance that can be repeated |
 //! | [`tap`] | the far side of a TAP |
 //! | [`traffic`] | many flows that notice every lost packet |
@@ -25,6 +26,7 @@
 pub mod chaos;
 pub mod conversation;
 pub mod dice;
+pub mod faulty_iptables;
 pub mod frame;
 pub mod fuzz;
 pub mod host;

@@ -4,22 +4,22 @@
 //! Rules go in by standard input, never as arguments. One call is one transaction of the kernel; it waits for
 //! the lock of other programs (`-w`).
 
+mod program;
 mod script;
 pub(super) mod watch;
 
 use std::{
     collections::BTreeMap,
-    io::Write as _,
     ops::ControlFlow,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Command, Output},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use nix::errno::Errno;
 use tokio::sync::mpsc::{self, error::TrySendError};
-use tracing::warn;
+use tracing::{error, warn};
 
 use self::script::Actual;
 pub(super) use self::script::Family;
@@ -32,13 +32,22 @@ use super::{
 const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"];
 /// Seconds that a call waits for the lock.
 const LOCK_SECONDS: &str = "5";
+/// How long it may take, the lock included. Ten thousand rules take a third of a second.
+const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Runs the programs of the host's iptables.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Iptables {
     /// For tests: where the programs are instead.
     directory: Option<PathBuf>,
+    deadline: Duration,
     watch: Arc<Watch>,
+}
+
+impl Default for Iptables {
+    fn default() -> Self {
+        Self { directory: None, deadline: DEADLINE, watch: Arc::default() }
+    }
 }
 
 /// Who is told of changes.
@@ -65,7 +74,7 @@ impl Iptables {
 
     /// What happens to forwarded IPv4 packets that no rule names: `ACCEPT`, `DROP`. `None` without iptables.
     pub fn forward_policy(&self) -> Option<String> {
-        let saved = self.run("iptables-save", &["-t", "filter"], "").ok()?;
+        let saved = self.save(Family::V4, &["-t", "filter"]).ok()?;
         let line = saved.lines().find_map(|line| line.strip_prefix(":FORWARD "))?;
         line.split(' ').next().map(str::to_owned)
     }
@@ -87,29 +96,42 @@ impl Iptables {
     /// Runs one program to its end; what it wrote.
     pub(super) fn run(&self, name: &str, arguments: &[&str], input: &str) -> Result<String, KernelError> {
         let operation = format!("run {name}");
-        let program = self.program(name)?;
-        let failed = |error: std::io::Error| super::rtnl::io_error(&operation, &error);
-        let mut child = Command::new(program)
-            .args(arguments)
-            // Its messages are parsed by nobody but people; nothing else of our environment is its business.
-            .env_clear()
-            .env("PATH", DIRECTORIES.join(":"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(failed)?;
-        if let Some(mut stdin) = child.stdin.take() {
-            // It reads everything before it writes anything; one that ends early has said why.
-            let _ = stdin.write_all(input.as_bytes());
-        }
-        let Output { status, stdout, stderr } = child.wait_with_output().map_err(failed)?;
+        let mut command = Command::new(self.program(name)?);
+        // Its messages are parsed by nobody but people; nothing else of our environment is its business.
+        command.args(arguments).env_clear().env("PATH", DIRECTORIES.join(":"));
+        let done = program::run(command, input, self.deadline);
+        let Some(Output { status, stdout, stderr }) =
+            done.map_err(|error| super::rtnl::io_error(&operation, &error))?
+        else {
+            let seconds = self.deadline.as_secs_f32();
+            let reason = format!(
+                "it had not ended after {seconds} s and was killed; see whether another program holds \
+                 /run/xtables.lock, and what `{name}` does when you run it yourself"
+            );
+            return Err(KernelError::other(operation, reason));
+        };
         if !status.success() {
             let why = String::from_utf8_lossy(&stderr);
             let why = why.split_whitespace().collect::<Vec<_>>().join(" ");
             return Err(KernelError::other(operation, format!("{status}: {why}")));
         }
         Ok(String::from_utf8_lossy(&stdout).into_owned())
+    }
+
+    /// What there is in all tables, or in those that the arguments name, with counters.
+    pub(super) fn save(&self, family: Family, arguments: &[&str]) -> Result<String, KernelError> {
+        let name = match family {
+            Family::V4 => "iptables-save",
+            Family::V6 => "ip6tables-save",
+        };
+        let saved = self.run(name, &[&["-c"], arguments].concat(), "")?;
+        // What is taken for no chains would be made a second time.
+        match script::cut(&saved) {
+            None => Ok(saved),
+            Some(cut) => {
+                Err(KernelError::other(format!("run {name}"), format!("its answer makes no sense: {cut}")))
+            }
+        }
     }
 
     pub(super) fn restore_with(&self, family: Family, script: &str) -> Result<(), KernelError> {
@@ -121,11 +143,7 @@ impl Iptables {
     }
 
     fn read(&self, family: Family) -> Result<Actual, KernelError> {
-        let name = match family {
-            Family::V4 => "iptables-save",
-            Family::V6 => "ip6tables-save",
-        };
-        Ok(script::read(&self.run(name, &["-c", "-t", "filter"], "")?))
+        Ok(script::read(&self.save(family, &["-t", "filter"])?))
     }
 
     /// Rule by rule where our chains are as we left them, so that counters go on; else all of them anew.
@@ -148,6 +166,13 @@ impl Iptables {
         match script::rebuild(family, &self.read(family)?, rules) {
             Some(script) => self.restore_with(family, &script).map(|()| true),
             None => Ok(false),
+        }
+    }
+
+    /// Whatever kept the first attempt from it may be over with the second.
+    fn put_back(&self, family: Family, rules: &[FilterRule]) {
+        if let Err(error) = self.settle(family, rules).or_else(|_| self.settle(family, rules)) {
+            error!(%error, "the firewall chains could not be put back; they will be with the next look");
         }
     }
 }
@@ -189,18 +214,17 @@ fn teller(listener: mpsc::Sender<()>) -> impl FnMut() -> ControlFlow<()> + Send 
 
 impl PacketFilter for Iptables {
     fn change(&self, before: &[FilterRule], after: &[FilterRule]) -> Result<(), KernelError> {
-        let mut done: Vec<Family> = Vec::new();
+        let mut touched: Vec<Family> = Vec::new();
         for family in families() {
             if script::change(family, before, after).is_none() {
                 continue;
             }
+            touched.push(family);
             if let Err(error) = self.change_one(family, before, after) {
-                for family in done {
-                    self.settle(family, before)?;
-                }
+                // This one too: it may be done, and only the answer lost.
+                touched.into_iter().for_each(|family| self.put_back(family, before));
                 return Err(error);
             }
-            done.push(family);
         }
         self.look_after(after);
         Ok(())

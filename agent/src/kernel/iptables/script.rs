@@ -177,6 +177,21 @@ impl fmt::Display for Spelt<'_> {
     }
 }
 
+/// Where the text of `iptables-save` stops making sense: it may have been cut. `None` when it is whole.
+pub(super) fn cut(saved: &str) -> Option<String> {
+    let mut inside = false;
+    for line in saved.lines() {
+        inside = match (line.as_bytes().first(), inside) {
+            (None | Some(b'#'), _) => inside,
+            (Some(b'*'), false) => true,
+            (Some(b':' | b'[' | b'-'), true) => true,
+            (Some(_), true) if line == "COMMIT" => false,
+            (Some(_), _) => return Some(format!("{line:?}")),
+        };
+    }
+    inside.then(|| "it ends within a table".to_owned())
+}
+
 /// Our chains and counters from the text of `iptables-save -c -t filter`.
 pub(super) fn read(saved: &str) -> Actual {
     let mut actual = Actual::default();
@@ -245,6 +260,19 @@ mod tests {
             description: Some("\" -j ACCEPT\n".into()),
         };
         FilterRule { id: id.into(), spec }
+    }
+
+    #[test]
+    fn a_text_that_was_cut_is_told_from_one_that_says_little() {
+        let saved =
+            "# Generated\n*nat\n:PREROUTING ACCEPT [0:0]\n[1:60] -A PREROUTING -j X\nCOMMIT\n# Completed\n";
+        for whole in ["", "# nothing\n", saved, &saved.repeat(2)] {
+            assert_eq!(cut(whole), None, "{whole}");
+        }
+        let table = saved.split_once("COMMIT").unwrap().0;
+        for bad in [table, "Segmentation fault\n", &format!("{table}*filter\n"), ":X - [0:0]\n", "COMMIT\n"] {
+            assert!(cut(bad).is_some(), "{bad}");
+        }
     }
 
     #[test]

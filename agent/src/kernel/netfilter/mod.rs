@@ -104,7 +104,7 @@ impl NetfilterDataPlane {
         tables.change(after)?;
         // In this order: between the two, nobody can make another one.
         if let Err(error) = end_flows([&placed.rule], &self.host().addresses) {
-            tables.change(before)?;
+            tables.change_back(before);
             return Err(error);
         }
         Ok(())
@@ -277,7 +277,8 @@ impl DataPlane for NetfilterDataPlane {
     /// The kernel frees what has expired. Where nobody tells of changes to the chains, this is the time to look.
     fn collect_garbage(&self) -> Result<usize, KernelError> {
         if self.legacy {
-            watch::look(&self.tables);
+            // It has said what went wrong, and there is a next time.
+            let _ = watch::look(&self.tables);
         }
         Ok(0)
     }

@@ -30,13 +30,20 @@ pub(super) struct Tables {
     /// What inside hosts may send to.
     uplinks: Uplinks,
     left: BTreeMap<Family, Actual>,
+    /// Something could not be put back, and waits for the next look.
+    owes: bool,
 }
 
 impl Tables {
     /// Adopts what an earlier run has left: rules, counters, and with them the flows.
     pub(super) fn open(iptables: Iptables) -> Result<Self, KernelError> {
-        let mut tables =
-            Self { iptables, rules: Rules::new(), uplinks: Uplinks::new(), left: BTreeMap::new() };
+        let mut tables = Self {
+            iptables,
+            rules: Rules::new(),
+            uplinks: Uplinks::new(),
+            left: BTreeMap::new(),
+            owes: false,
+        };
         let mut found = BTreeMap::new();
         for family in families() {
             let actual = tables.read(family)?;
@@ -65,6 +72,11 @@ impl Tables {
         &self.rules
     }
 
+    /// There is nothing to look after.
+    pub(super) fn is_idle(&self) -> bool {
+        self.rules.is_empty() && !self.owes
+    }
+
     /// Makes the rules what is given; whole or not at all.
     pub(super) fn change(&mut self, after: Rules) -> Result<(), KernelError> {
         self.become_as(after, self.uplinks.clone())
@@ -75,6 +87,14 @@ impl Tables {
         self.become_as(self.rules.clone(), after)
     }
 
+    /// Makes the rules again what they were, now or with the next look.
+    pub(super) fn change_back(&mut self, before: Rules) {
+        if let Err(error) = self.change(before.clone()) {
+            error!(%error, "rules could not be put back into iptables; they will be with the next look");
+            (self.rules, self.owes) = (before, true);
+        }
+    }
+
     fn become_as(&mut self, rules: Rules, uplinks: Uplinks) -> Result<(), KernelError> {
         let mut touched = Vec::new();
         for family in families() {
@@ -82,23 +102,34 @@ impl Tables {
             if before == wanted {
                 continue;
             }
-            let actual = self.read(family)?;
-            let script = match self.undisturbed(family, &actual) {
-                true => script::change(&before, &wanted),
-                false => script::rebuild(&actual, &wanted),
-            };
             touched.push(family);
-            if let Err(error) = script.map_or(Ok(()), |script| self.iptables.restore_with(family, &script)) {
-                // One table may be done and the other not.
+            if let Err(error) = self.change_one(family, &before, &wanted) {
+                // One table may be done and the other not; or all of it, and only the answer lost.
                 touched.into_iter().for_each(|family| self.put_back(family));
                 return Err(error);
             }
         }
         (self.rules, self.uplinks) = (rules, uplinks);
-        for family in touched {
-            self.left.insert(family, self.read(family)?);
-        }
+        touched.into_iter().for_each(|family| self.note(family));
         Ok(())
+    }
+
+    fn change_one(&self, family: Family, before: &Lines, wanted: &Lines) -> Result<(), KernelError> {
+        let actual = self.read(family)?;
+        let script = match self.undisturbed(family, &actual) {
+            true => script::change(before, wanted),
+            false => script::rebuild(&actual, wanted),
+        };
+        script.map_or(Ok(()), |script| self.iptables.restore_with(family, &script))
+    }
+
+    /// Remembers what was made. Without that the next look knows the lines by their rules only.
+    fn note(&mut self, family: Family) {
+        self.left.remove(&family);
+        match self.read(family) {
+            Ok(actual) => drop(self.left.insert(family, actual)),
+            Err(error) => warn!(%error, "iptables was changed, and could not be read afterwards"),
+        }
     }
 
     /// Puts right what somebody else has changed; whether there was anything.
@@ -119,6 +150,7 @@ impl Tables {
             let actual = self.read(family)?;
             repaired |= self.settle(family, actual)?;
         }
+        self.owes = false;
         Ok(repaired)
     }
 
@@ -143,15 +175,17 @@ impl Tables {
         if let Some(script) = script::rebuild(&actual, &self.lines(family)) {
             self.iptables.restore_with(family, &script)?;
         }
-        self.left.insert(family, self.read(family)?);
+        self.note(family);
         Ok(true)
     }
 
+    /// Whatever kept the first attempt from it may be over with the second.
     fn put_back(&mut self, family: Family) {
         self.left.remove(&family);
-        let done = self.read(family).and_then(|actual| self.settle(family, actual));
-        if let Err(error) = done {
+        let mut attempt = || self.read(family).and_then(|actual| self.settle(family, actual));
+        if let Err(error) = attempt().or_else(|_| attempt()) {
             error!(%error, "the iptables chains could not be put back; they will be with the next look");
+            self.owes = true;
         }
     }
 }
@@ -205,11 +239,7 @@ pub(super) fn interface_name(index: u32) -> Result<String, KernelError> {
 }
 
 fn read(iptables: &Iptables, family: Family) -> Result<Actual, KernelError> {
-    let program = match family {
-        Family::V4 => "iptables-save",
-        Family::V6 => "ip6tables-save",
-    };
-    Ok(script::read(&iptables.run(program, &["-c"], "")?))
+    Ok(script::read(&iptables.save(family, &[])?))
 }
 
 /// The rules that the chains say they hold. `None`: a line of a slot that says something else.
