@@ -31,12 +31,27 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// Returns when the worker is watched.
+    /// Returns when the worker is watched, with all threads that it has or starts.
     pub fn inject(worker: &Worker, fault: Fault) -> Self {
+        Self::watch(fault, &["-f".to_owned(), "-p".to_owned(), worker.pid().to_string()], 1)
+    }
+
+    /// The same with the threads that it has, and nothing that it starts. To follow programs that it runs holds them up for ever
+    /// now and then.
+    pub fn inject_into_threads(worker: &Worker, fault: Fault) -> Self {
+        let threads = fs::read_dir(format!("/proc/{}/task", worker.pid())).expect("the worker's threads");
+        let threads =
+            threads.map(|thread| thread.expect("a thread").file_name().into_string().expect("a number"));
+        let watched: Vec<String> = threads.flat_map(|thread| ["-p".to_owned(), thread]).collect();
+        Self::watch(fault, &watched, watched.len() / 2)
+    }
+
+    fn watch(fault: Fault, whom: &[String], many: usize) -> Self {
         let Fault { call, error, when } = fault;
         let log = tempfile::NamedTempFile::new().expect("a file for what strace sees");
         let mut strace = Command::new("strace")
-            .args(["-f", "-o", log.path().to_str().expect("a path"), "-p", &worker.pid().to_string()])
+            .args(["-o", log.path().to_str().expect("a path")])
+            .args(whom)
             .args(["-e", &format!("trace={call}"), "-e", &format!("inject={call}:error={error}:when={when}")])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -44,11 +59,13 @@ impl Faults {
             .spawn()
             .expect("strace");
         let mut words = BufReader::new(strace.stderr.take().expect("its standard error"));
-        let mut line = String::new();
-        while !line.contains("attached") {
-            line.clear();
+        let mut attached = 0;
+        while attached < many {
+            let mut line = String::new();
             let read = words.read_line(&mut line).expect("read from strace");
             assert!(read > 0, "strace ended before it was attached");
+            // A thread may have ended meanwhile.
+            attached += usize::from(line.contains("attached") || line.contains("attach: "));
         }
         // It goes on to speak of new threads, and must not be held up.
         thread::spawn(move || std::io::copy(&mut words, &mut std::io::sink()));

@@ -14,6 +14,7 @@ use serde_json::json;
 use telecluster_tests::{
     lab::{Lab, Worker, eventually},
     objects::{Object, links, links_of, prepare, present, try_present},
+    on_each_data_plane,
     strace::{Fault, Faults},
 };
 
@@ -47,27 +48,39 @@ struct Tally {
     done: usize,
 }
 
-#[test]
-fn a_call_that_fails_leaves_a_request_done_or_undone() {
+on_each_data_plane!(a_call_that_fails_leaves_a_request_done_or_undone);
+
+fn a_call_that_fails_leaves_a_request_done_or_undone(lab: &Lab) {
     if std::env::var_os("TELECLUSTER_VM").is_some() {
         return eprintln!("strace is not in the VM: shown on the build machine");
     }
-    let lab = Lab::new();
     let worker = lab.start();
-    prepare(&lab);
+    prepare(lab);
     let (path, body) = ALWAYS.create();
     lab.post(path, &body).ok();
     let mut tally = Tally::default();
     match std::env::var("FAULTS").as_deref() {
-        Ok(calls) => everything(calls, &lab, &worker, &mut tally),
-        Err(_) => sample(&lab, &worker, &mut tally),
+        Ok(calls) => everything(calls, lab, &worker, &mut tally),
+        Err(_) => sample(lab, &worker, &mut tally),
     }
     println!("{tally:?}");
     assert!(tally.faults > 0 && tally.undone > 0, "nothing failed: {tally:?}");
-    let there = present(&lab);
+    let there = present(lab);
     worker.murder();
     let _worker = lab.start();
-    assert_eq!(present(&lab), there, "what was acknowledged is lost");
+    assert_eq!(present(lab), there, "what was acknowledged is lost");
+}
+
+/// The calls that this data plane makes. What iptables itself does is in `faults_iptables`.
+fn calls(lab: &Lab) -> Vec<(&'static str, &'static [&'static str])> {
+    let iptables = lab.dataplane() == Some("iptables");
+    CALLS.into_iter().filter(|(call, _)| !(iptables && *call == "bpf")).collect()
+}
+
+/// One object of each kind that there can be.
+fn kinds(lab: &Lab) -> impl Iterator<Item = Object> {
+    let vlans = lab.dataplane() != Some("iptables") || lab.bridges_filter_vlans();
+    Object::KINDS.into_iter().filter(move |object| vlans || !matches!(object, Object::Vlan(_)))
 }
 
 /// What cannot be synced may be in the file all the same.
@@ -98,9 +111,9 @@ fn a_commit_that_was_refused_does_not_come_back_with_the_next_start() {
     assert!(refused > 0, "nothing was refused");
 }
 
-fn everything(calls: &str, lab: &Lab, worker: &Worker, tally: &mut Tally) {
+fn everything(named: &str, lab: &Lab, worker: &Worker, tally: &mut Tally) {
     let mut random = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
-    for (call, errors) in CALLS.into_iter().filter(|(call, _)| calls == "all" || calls == *call) {
+    for (call, errors) in calls(lab).into_iter().filter(|(call, _)| named == "all" || named == *call) {
         for error in errors {
             for when in 1.. {
                 if run(lab, worker, Fault { call, error, when }, &mut random, tally) == 0 {
@@ -115,8 +128,7 @@ fn everything(calls: &str, lab: &Lab, worker: &Worker, tally: &mut Tally) {
 fn sample(lab: &Lab, worker: &Worker, tally: &mut Tally) {
     let seed = std::env::var("FAULTS_SEED").map_or(0, |seed| seed.parse().expect("FAULTS_SEED is a number"));
     let mut random = TestRng::from_seed(RngAlgorithm::ChaCha, &[seed; 32]);
-    for number in 0..SAMPLE {
-        let (call, errors) = CALLS[number % CALLS.len()];
+    for (call, errors) in calls(lab).into_iter().cycle().take(SAMPLE) {
         let error = errors[random.random_range(0..errors.len())];
         let when = random.random_range(1..=LATEST);
         run(lab, worker, Fault { call, error, when }, &mut random, tally);
@@ -126,14 +138,17 @@ fn sample(lab: &Lab, worker: &Worker, tally: &mut Tally) {
 /// Makes and deletes one object of each kind, in some order, until a request fails; how many calls did.
 fn run(lab: &Lab, worker: &Worker, fault: Fault, random: &mut TestRng, tally: &mut Tally) -> usize {
     let mut requests: Vec<(Object, bool)> = Vec::new();
-    for object in Object::KINDS {
+    for object in kinds(lab) {
         let place = random.random_range(0..=requests.len());
         requests.insert(place, (object, true));
         let later = random.random_range(place + 1..=requests.len());
         requests.insert(later, (object, false));
     }
     let mut there: BTreeSet<Object> = BTreeSet::new();
-    let faults = Faults::inject(worker, fault);
+    let faults = match lab.dataplane() {
+        Some("iptables") => Faults::inject_into_threads(worker, fault),
+        _ => Faults::inject(worker, fault),
+    };
     let mut failed = None;
     for (object, create) in requests {
         let (path, body) = object.create();
