@@ -11,10 +11,11 @@ set -euo pipefail
 modules="veth bridge br_netfilter 8021q dummy bonding tun vxlan geneve sch_ingress cls_bpf cls_u32 act_bpf act_gact
   sch_netem sch_tbf nf_tables nft_chain_nat nft_compat nft_ct nft_masq nft_nat nft_counter nf_conntrack nf_nat
   nf_conntrack_netlink nf_flow_table ip_tables iptable_nat iptable_filter xt_MASQUERADE xt_conntrack
-  xt_nat xt_addrtype xt_hashlimit iptable_mangle ip6_tables ip6table_nat ip6table_mangle ip6table_filter xt_comment xt_tcpudp ipt_REJECT ip6t_REJECT nft_reject_ipv4
+  xt_nat xt_limit xt_REDIRECT xt_TCPMSS xt_addrtype xt_hashlimit iptable_mangle ip6_tables ip6table_nat ip6table_mangle ip6table_filter xt_comment xt_tcpudp ipt_REJECT ip6t_REJECT nft_reject_ipv4
   nft_reject_ipv6 nft_reject_inet af_packet inet_diag tcp_diag sch_fq sch_fq_codel"
-tools="bash ip bridge tc bpftool ping nft iptables ip6tables iptables-restore ip6tables-restore
-  iptables-save ip6tables-save ethtool curl nsenter unshare setpriv timeout"
+tools="bash ip bridge tc bpftool ping nft ethtool curl nsenter unshare setpriv timeout"
+# Names of one program, which tests replace by the old one.
+iptables="iptables ip6tables iptables-restore ip6tables-restore iptables-save ip6tables-save"
 
 # A program with its shared libraries. Debug information stays behind.
 add() {
@@ -69,9 +70,15 @@ base() {
     add "$path" "bin/$tool"
     ln -sf "../bin/$tool" "$root/sbin/$tool"
   done
+  for program in xtables-nft-multi xtables-legacy-multi; do
+    if path=$(command -v "$program"); then add "$path" "usr/sbin/$program"; fi
+  done
+  for tool in $iptables; do
+    for dir in bin sbin; do ln -sf ../usr/sbin/xtables-nft-multi "$root/$dir/$tool"; done
+  done
   # What iptables knows of matches and targets it loads by name.
   for plugin in libxt_standard libxt_comment libxt_tcp libxt_udp libxt_MASQUERADE libxt_DNAT libxt_SNAT libxt_NAT \
-    libxt_addrtype libxt_conntrack libxt_hashlimit libipt_REJECT libip6t_REJECT; do
+    libxt_addrtype libxt_conntrack libxt_hashlimit libxt_limit libxt_REDIRECT libxt_TCPMSS libipt_REJECT libip6t_REJECT; do
     for file in /usr/lib/*/xtables/$plugin.so; do if [ -f "$file" ]; then add "$file" "${file#/}"; fi; done
   done
   # busybox's shell prefers its own applets to the tools on PATH.
