@@ -111,6 +111,7 @@ impl FakeKernel {
             ovs: Presence::Absent,
             links: vec![lo.clone(), ens3, device(3, "ens4", LinkKind::Physical)].into(),
             namespaces: vec![namespace("lab1"), namespace("lab2")],
+            own_names: Vec::new(),
             routes: vec![Route::new(Ipv4Net::default().into(), Some(GATEWAY), 2)],
             neighbours: Vec::new(),
             default_route: Some(2),

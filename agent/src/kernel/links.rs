@@ -33,8 +33,10 @@ pub const MAKING: u32 = u32::from_be_bytes(*b"tele");
 pub struct Observed {
     /// Every link of the worker's own namespace, by index.
     pub links: Links,
-    /// The namespaces under `/run/netns`, by name.
+    /// The other namespaces under `/run/netns`, by name.
     pub namespaces: Vec<Namespace>,
+    /// The names under `/run/netns` of the worker's own namespace, which is not among those.
+    pub own_names: Vec<String>,
     /// The routes of the worker's own namespace, but for those to the host's own addresses.
     pub routes: Vec<Route>,
     /// Neighbours that somebody entered by hand, there.
@@ -426,6 +428,7 @@ impl Observed {
     pub fn links_at(&self, place: &Place) -> &Links {
         match place {
             Place::Here => &self.links,
+            Place::Named(name) if self.own_names.contains(name) => &self.links,
             Place::Named(name) => {
                 self.namespaces.iter().find(|ns| ns.name == *name).map_or(&NONE, |ns| &ns.links)
             }
@@ -480,7 +483,9 @@ impl Observed {
     pub fn has_place(&self, place: &Place) -> bool {
         match place {
             Place::Here => true,
-            Place::Named(name) => self.namespaces.iter().any(|ns| ns.name == *name),
+            Place::Named(name) => {
+                self.own_names.contains(name) || self.namespaces.iter().any(|ns| ns.name == *name)
+            }
         }
     }
 

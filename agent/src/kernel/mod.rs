@@ -20,6 +20,7 @@ pub mod netlink;
 mod netns;
 mod observe;
 pub mod ovs;
+mod places;
 mod queue;
 mod reach;
 pub mod routes;

@@ -37,6 +37,7 @@ use super::{
     links::{ALIAS, At, Link, MAKING, Observed, OperState, Place, PortState},
     listeners::{self, Listener},
     netns, observe,
+    places::Places,
     reach::{self, Through},
     rtnl::{Rtnl, io_error},
     step::{LinkStep, NewBridge, NewEnd, NewTun, NewVlan},
@@ -76,6 +77,7 @@ struct Inner {
 struct Reader {
     rtnl: Rtnl,
     view: View,
+    places: Places,
     last: Arc<Observed>,
 }
 
@@ -84,7 +86,14 @@ impl NetlinkKernel {
     pub fn open() -> Result<Self, KernelError> {
         let own = File::open("/proc/thread-self/ns/net")
             .map_err(|error| io_error("open the worker's network namespace", &error))?;
-        let reader = Reader { rtnl: Rtnl::open()?, view: View::open()?, last: Arc::default() };
+        let again =
+            own.try_clone().map_err(|error| io_error("open the worker's network namespace", &error))?;
+        let reader = Reader {
+            rtnl: Rtnl::open()?,
+            places: Places::new(&own)?,
+            view: View::open(again)?,
+            last: Arc::default(),
+        };
         let inner = Inner { rtnl: Mutex::new(Rtnl::open()?), reader: Mutex::new(reader), own };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -171,11 +180,11 @@ impl Kernel for NetlinkKernel {
 impl Inner {
     fn observe(&self, owners: bool) -> Result<Arc<Observed>, KernelError> {
         let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-        let Reader { rtnl, view, last } = &mut *reader;
+        let Reader { rtnl, view, places, last } = &mut *reader;
         if owners {
             view.doubt_tuns();
         }
-        *last = observe::observe(view, rtnl, &self.own, last)?;
+        *last = observe::observe(view, places, rtnl, &self.own, last)?;
         Ok(Arc::clone(last))
     }
 

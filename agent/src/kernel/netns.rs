@@ -1,8 +1,9 @@
 //! Named network namespaces: the files under `/run/netns`.
 
 use std::{
-    fs::File,
+    fs::{File, Metadata},
     io,
+    os::linux::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -11,6 +12,16 @@ use nix::sched::{CloneFlags, setns};
 use super::{KernelError, rtnl::io_error};
 
 const DIRECTORY: &str = "/run/netns";
+
+/// Tells a namespace from all others that exist: device and inode of its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Identity(u64, u64);
+
+impl From<Metadata> for Identity {
+    fn from(file: Metadata) -> Self {
+        Self(file.st_dev(), file.st_ino())
+    }
+}
 
 /// The names, sorted; none when nobody has made a namespace yet.
 pub(super) fn names() -> Result<Vec<String>, KernelError> {
@@ -28,6 +39,16 @@ pub(super) fn names() -> Result<Vec<String>, KernelError> {
     }
     names.sort();
     Ok(names)
+}
+
+pub(super) fn identity(namespace: &File) -> Result<Identity, KernelError> {
+    let failed = |error: io::Error| io_error("identify a network namespace", &error);
+    namespace.metadata().map(Identity::from).map_err(failed)
+}
+
+/// The same of a name, without opening it.
+pub(super) fn identity_of(name: &str) -> io::Result<Identity> {
+    std::fs::metadata(Path::new(DIRECTORY).join(name)).map(Identity::from)
 }
 
 /// Opens a namespace; the file keeps it alive.

@@ -25,11 +25,11 @@ use nix::errno::Errno;
 use super::{
     KernelError, forwarding,
     links::{
-        Address, BridgePort, Link, LinkKind, Links, MAKING, Mac, Namespace, Observed, OperState, Peer, Place,
-        PortState, ROOM_ALIAS, TunInfo, VlanTag,
+        Address, BridgePort, Link, LinkKind, Links, MAKING, Mac, Observed, OperState, Peer, Place, PortState,
+        ROOM_ALIAS, TunInfo, VlanTag,
     },
-    netns,
     ovs::Presence,
+    places::Places,
     routes::Route,
     rtnl::Rtnl,
     view::{self, View},
@@ -46,50 +46,28 @@ pub(super) struct Raw {
     pub(super) peer_nsid: Option<i32>,
 }
 
-struct OtherPlace {
-    name: String,
-    file: File,
-    links: BTreeMap<u32, Raw>,
-}
-
-/// Reads what has changed since `last`, and all of the other namespaces. `own` is the worker's own.
+/// Reads what has changed since `last`. `own` is the worker's own namespace.
 pub(super) fn observe(
     view: &mut View,
+    places: &mut Places,
     rtnl: &mut Rtnl,
     own: &File,
     last: &Arc<Observed>,
 ) -> Result<Arc<Observed>, KernelError> {
-    let changed = view.refresh()?;
-    let mut others = other_places()?;
+    let changed_here = view.refresh()?;
+    let heard = view.heard_elsewhere();
+    let changed_elsewhere = places.refresh(rtnl, own, &heard).inspect_err(|_| view.hear_again(heard))?;
     let ip_forward = forwarding::ipv4()?;
     let ipv6_forward = forwarding::ipv6()?;
-    let as_before = !changed && others.is_empty() && last.namespaces.is_empty();
+    let as_before = !changed_here && !changed_elsewhere;
     if as_before && (last.ip_forward, last.ipv6_forward) == (ip_forward, ipv6_forward) {
         return Ok(Arc::clone(last));
     }
-
-    let mut ids = HashMap::new();
-    for other in &others {
-        if let Some(id) = nsid(rtnl, &other.file)? {
-            ids.insert(id, Place::Named(other.name.clone()));
-        }
-    }
-    let links = resolve(view.links.values_mut(), &Place::Here, &ids);
-    let mut namespaces = Vec::new();
-    for index in 0..others.len() {
-        let ids = if others[index].links.values().any(|raw| raw.peer_nsid.is_some()) {
-            ids_seen_from(&others[index], own, &others)?
-        } else {
-            HashMap::new()
-        };
-        let OtherPlace { name, links, .. } = &mut others[index];
-        let links = resolve(links.values_mut(), &Place::Named(name.clone()), &ids);
-        namespaces.push(Namespace { name: name.clone(), links });
-    }
     let routes: Vec<Route> = view.routes().cloned().collect();
     Ok(Arc::new(Observed {
-        links,
-        namespaces,
+        links: resolve(view.links.values_mut(), &Place::Here, &places.by_number()),
+        namespaces: places.namespaces(),
+        own_names: places.own_names().to_vec(),
         default_route: default_route(&routes),
         routes,
         neighbours: view.neighbours.clone(),
@@ -99,49 +77,8 @@ pub(super) fn observe(
     }))
 }
 
-fn other_places() -> Result<Vec<OtherPlace>, KernelError> {
-    let mut others = Vec::new();
-    for name in netns::names()? {
-        // One that vanishes or is only half made must not hide all the rest.
-        let Ok(file) = netns::open(&name) else { continue };
-        let links = match netns::inside(&file, &name, || links(&mut Rtnl::open()?)) {
-            Ok(links) => links,
-            Err(error) if is_no_namespace(&error) => continue,
-            Err(error) => return Err(error),
-        };
-        others.push(OtherPlace { name, file, links });
-    }
-    Ok(others)
-}
-
-/// A file under `/run/netns` that no namespace is mounted on: EINVAL of setns.
-fn is_no_namespace(error: &KernelError) -> bool {
-    error.errno == Some(Errno::EINVAL as i32)
-}
-
-/// How the other namespaces are numbered in one of them.
-fn ids_seen_from(
-    from: &OtherPlace,
-    own: &File,
-    others: &[OtherPlace],
-) -> Result<HashMap<i32, Place>, KernelError> {
-    let files: Vec<(Place, &File)> = std::iter::once((Place::Here, own))
-        .chain(others.iter().map(|other| (Place::Named(other.name.clone()), &other.file)))
-        .collect();
-    netns::inside(&from.file, &from.name, || {
-        let mut rtnl = Rtnl::open()?;
-        let mut ids = HashMap::new();
-        for (place, file) in files {
-            if let Some(id) = nsid(&mut rtnl, file)? {
-                ids.insert(id, place);
-            }
-        }
-        Ok(ids)
-    })
-}
-
 /// The number that the socket's namespace knows another one by.
-fn nsid(rtnl: &mut Rtnl, namespace: &File) -> Result<Option<i32>, KernelError> {
+pub(super) fn nsid(rtnl: &mut Rtnl, namespace: &File) -> Result<Option<i32>, KernelError> {
     let mut message = NsidMessage::default();
     message.attributes.push(NsidAttribute::Fd(namespace.as_raw_fd().cast_unsigned()));
     let answers = rtnl.get("number a network namespace", RouteNetlinkMessage::GetNsId(message))?;
@@ -158,7 +95,11 @@ fn nsid(rtnl: &mut Rtnl, namespace: &File) -> Result<Option<i32>, KernelError> {
 }
 
 /// Writes down where far ends are, of those links of which that is not known yet or has changed.
-fn resolve<'a>(raw: impl Iterator<Item = &'a mut Raw>, place: &Place, ids: &HashMap<i32, Place>) -> Links {
+pub(super) fn resolve<'a>(
+    raw: impl Iterator<Item = &'a mut Raw>,
+    place: &Place,
+    ids: &HashMap<i32, Place>,
+) -> Links {
     raw.map(|Raw { link, peer, peer_nsid }| {
         let at = match peer_nsid {
             None => Some(place),

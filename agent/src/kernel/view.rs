@@ -9,6 +9,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io::IoSliceMut,
     os::fd::AsRawFd as _,
     time::{Duration, Instant},
 };
@@ -25,7 +27,7 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::{
     errno::Errno,
     libc,
-    sys::socket::{MsgFlags, recv, setsockopt, sockopt},
+    sys::socket::{ControlMessageOwned, MsgFlags, UnknownCmsg, recvmsg, setsockopt, sockopt},
 };
 use rtnetlink::MulticastGroup;
 
@@ -59,6 +61,8 @@ const GROUPS: [MulticastGroup; 7] = [
 /// What is known of the namespace, and the sockets that keep it so.
 #[derive(Debug)]
 pub(super) struct View {
+    own: File,
+    own_number: Option<i32>,
     rtnl: Rtnl,
     events: Socket,
     read_at: Option<Instant>,
@@ -67,6 +71,21 @@ pub(super) struct View {
     ipv6_routes: Vec<Route>,
     pub(super) neighbours: Vec<Neighbour>,
     stale: Stale,
+    /// Whether the events of other namespaces are heard as well.
+    hears_elsewhere: bool,
+    elsewhere: Heard,
+}
+
+/// What was heard of other namespaces.
+#[derive(Debug, Default)]
+pub(super) struct Heard {
+    /// Events were lost, or are not heard at all.
+    pub(super) everything: bool,
+    /// Of which, by their numbers in the worker's own.
+    pub(super) numbers: BTreeSet<i32>,
+    /// Links that have left a namespace, also the worker's own, which is the one without a number: of a pair with one end
+    /// there, the kernel says nothing about the other.
+    pub(super) left: BTreeSet<(Option<i32>, u32)>,
 }
 
 /// What has to be read again.
@@ -81,8 +100,8 @@ struct Stale {
 }
 
 impl View {
-    /// Of the namespace of this thread.
-    pub(super) fn open() -> Result<Self, KernelError> {
+    /// Of the namespace of this thread, which `own` is.
+    pub(super) fn open(own: File) -> Result<Self, KernelError> {
         let failed = |error: std::io::Error| io_error("listen to the kernel's events", &error);
         let mut events = Socket::new(NETLINK_ROUTE).map_err(failed)?;
         events.bind(&SocketAddr::new(0, 0)).map_err(failed)?;
@@ -91,11 +110,14 @@ impl View {
         }
         // A far end that moves from one namespace to another is heard of there only; without the right to hear that
         // (`NetlinkKernel::events` says so) it is found when all is read anew.
-        let _ = events.set_listen_all_namespaces(true);
+        let hears_elsewhere = events.set_listen_all_namespaces(true).is_ok();
         setsockopt(&events, sockopt::RcvBufForce, &RECEIVE_BUFFER)
             .map_err(|errno| KernelError::errno("listen to the kernel's events", errno as i32))?;
+        let mut rtnl = Rtnl::open_strict()?;
         Ok(Self {
-            rtnl: Rtnl::open_strict()?,
+            own_number: observe::nsid(&mut rtnl, &own)?,
+            own,
+            rtnl,
             events,
             read_at: None,
             links: BTreeMap::new(),
@@ -103,7 +125,22 @@ impl View {
             ipv6_routes: Vec::new(),
             neighbours: Vec::new(),
             stale: Stale { everything: true, ..Stale::default() },
+            hears_elsewhere,
+            elsewhere: Heard { everything: true, ..Heard::default() },
         })
+    }
+
+    /// What was heard of other namespaces up to the last [`View::refresh`].
+    pub(super) fn heard_elsewhere(&mut self) -> Heard {
+        let deaf = Heard { everything: !self.hears_elsewhere, ..Heard::default() };
+        std::mem::replace(&mut self.elsewhere, deaf)
+    }
+
+    /// What was heard could not be looked at.
+    pub(super) fn hear_again(&mut self, heard: Heard) {
+        self.elsewhere.everything |= heard.everything;
+        self.elsewhere.numbers.extend(heard.numbers);
+        self.elsewhere.left.extend(heard.left);
     }
 
     pub(super) fn routes(&self) -> impl Iterator<Item = &Route> {
@@ -160,10 +197,13 @@ impl View {
             return affected;
         }
         affected.extend(named.iter().filter_map(|index| self.links.get(index)?.link.master));
-        // Their far ends, and all whose far end is elsewhere: a number there may be a number here.
+        // Their far ends, and those that may have one again.
         let far = |raw: &&Raw| {
+            let elsewhere = raw.peer_nsid.is_some();
             raw.link.kind == LinkKind::Veth
-                && (raw.peer_nsid.is_some() || raw.peer.is_none_or(|peer| named.contains(&peer)))
+                && raw.peer.is_none_or(|peer| {
+                    !elsewhere && named.contains(&peer) || elsewhere && !self.hears_elsewhere
+                })
         };
         affected.extend(self.links.values().filter(far).map(|raw| raw.link.index));
         affected
@@ -192,14 +232,22 @@ impl View {
     /// Takes every event that waits.
     fn hear(&mut self) {
         let mut buffer = [0; MESSAGE];
+        let mut control = nix::cmsg_space!(i32);
         loop {
-            match recv(self.events.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-                Ok(length) => self.note(buffer.get(..length).unwrap_or_default()),
+            match receive(&self.events, &mut buffer, &mut control) {
+                Ok((length, place)) => {
+                    let message = buffer.get(..length).unwrap_or_default();
+                    match place.filter(|place| Some(*place) != self.own_number(message)) {
+                        None => self.note(message),
+                        Some(place) => self.note_elsewhere(message, place),
+                    }
+                }
                 Err(Errno::EAGAIN) => return,
                 Err(Errno::EINTR) => {}
                 // Lost, or what nobody foresaw.
                 Err(errno) => {
                     self.stale.everything = true;
+                    self.elsewhere.everything = true;
                     if errno != Errno::ENOBUFS {
                         return;
                     }
@@ -208,12 +256,20 @@ impl View {
         }
     }
 
-    /// One event: which of the three headers it has, and what that names. All begin with the family.
+    /// The worker's own namespace may have a number as well; this message may be the one that says so.
+    fn own_number(&mut self, message: &[u8]) -> Option<i32> {
+        if self.own_number.is_none() && Event::read(message)?.kind == libc::RTM_NEWNSID {
+            self.own_number = observe::nsid(&mut self.rtnl, &self.own).ok().flatten();
+        }
+        self.own_number
+    }
+
+    /// One event.
     fn note(&mut self, message: &[u8]) {
-        let Some((header, body)) = message.split_at_checked(16) else { return };
-        let kind = u16::from_ne_bytes([header[4], header[5]]);
-        let family = body.first().copied().map_or(0, i32::from);
-        let index = body.get(4..8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_ne_bytes);
+        let Some(Event { kind, family, index, state }) = Event::read(message) else { return };
+        if kind == libc::RTM_DELLINK {
+            self.elsewhere.left.insert((None, index));
+        }
         match kind {
             libc::RTM_NEWLINK | libc::RTM_DELLINK | libc::RTM_NEWADDR | libc::RTM_DELADDR => {
                 self.stale.links.insert(index);
@@ -227,13 +283,34 @@ impl View {
             // Stations of bridges are told of by the same words.
             libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH if [libc::AF_INET, libc::AF_INET6].contains(&family) => {
                 // linux/neighbour.h NUD_PERMANENT
-                let permanent = body.get(8).is_some_and(|state| state & 0x80 != 0);
+                let permanent = state & 0x80 != 0;
                 let known = || self.neighbours.iter().any(|neighbour| neighbour.interface == index);
                 self.stale.neighbours |= permanent || known();
             }
             libc::RTM_NEWNSID | libc::RTM_DELNSID => {
-                let pairs = self.links.values().filter(|raw| raw.link.kind == LinkKind::Veth);
-                self.stale.links.extend(pairs.map(|raw| raw.link.index));
+                let far = |raw: &&Raw| {
+                    raw.link.kind == LinkKind::Veth && (raw.peer_nsid.is_some() || raw.peer.is_none())
+                };
+                self.stale.links.extend(self.links.values().filter(far).map(|raw| raw.link.index));
+            }
+            _ => {}
+        }
+    }
+
+    /// One event of the namespace with that number in the worker's own.
+    fn note_elsewhere(&mut self, message: &[u8], place: i32) {
+        let Some(Event { kind, index, .. }) = Event::read(message) else { return };
+        match kind {
+            libc::RTM_NEWLINK | libc::RTM_DELLINK => {
+                self.elsewhere.numbers.insert(place);
+                if kind == libc::RTM_DELLINK {
+                    self.elsewhere.left.insert((Some(place), index));
+                }
+                let far = |raw: &&Raw| (raw.peer, raw.peer_nsid) == (Some(index), Some(place));
+                self.stale.links.extend(self.links.values().filter(far).map(|raw| raw.link.index));
+            }
+            libc::RTM_NEWADDR | libc::RTM_DELADDR | libc::RTM_NEWNSID | libc::RTM_DELNSID => {
+                self.elsewhere.numbers.insert(place);
             }
             _ => {}
         }
@@ -265,6 +342,43 @@ impl View {
             self.ipv6_routes.push(route);
         }
     }
+}
+
+/// What the first bytes of a message say. All of the headers that matter begin with the family; index and state are
+/// where links, addresses and neighbours have them.
+struct Event {
+    kind: u16,
+    family: i32,
+    index: u32,
+    state: u8,
+}
+
+impl Event {
+    fn read(message: &[u8]) -> Option<Self> {
+        let (header, body) = message.split_at_checked(16)?;
+        Some(Self {
+            kind: u16::from_ne_bytes([header[4], header[5]]),
+            family: body.first().copied().map_or(0, i32::from),
+            index: body.get(4..8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_ne_bytes),
+            state: body.get(8).copied().unwrap_or_default(),
+        })
+    }
+}
+
+/// The length of the next message, and the number of the namespace that it is from when that is another one.
+fn receive(socket: &Socket, buffer: &mut [u8], control: &mut [u8]) -> nix::Result<(usize, Option<i32>)> {
+    let mut parts = [IoSliceMut::new(buffer)];
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(control), MsgFlags::MSG_DONTWAIT)?;
+    let place = message.cmsgs()?.find_map(|control| match control {
+        ControlMessageOwned::Unknown(UnknownCmsg { cmsg_header, data_bytes })
+            if (cmsg_header.cmsg_level, cmsg_header.cmsg_type)
+                == (libc::SOL_NETLINK, libc::NETLINK_LISTEN_ALL_NSID) =>
+        {
+            Some(i32::from_ne_bytes(data_bytes.get(..4)?.try_into().ok()?))
+        }
+        _ => None,
+    });
+    Ok((message.bytes, place))
 }
 
 fn is_of_one_link(route: &Route) -> bool {

@@ -53,10 +53,21 @@ pub(crate) struct Named(pub(crate) String);
 
 impl Named {
     pub(crate) fn new() -> Self {
+        let named = Self::unmade();
+        run("ip", &["netns", "add", &named.0]);
+        named
+    }
+
+    /// A name for the namespace of this thread.
+    pub(crate) fn of_this_thread() -> Self {
+        let named = Self::unmade();
+        run("ip", &["netns", "attach", &named.0, &nix::unistd::gettid().to_string()]);
+        named
+    }
+
+    fn unmade() -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let name = format!("tct-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        run("ip", &["netns", "add", &name]);
-        Self(name)
+        Self(format!("tct-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)))
     }
 
     pub(crate) fn name(&self) -> NamespaceName {

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper of a test that cannot go on has failed it")]
 
 mod lab;
+mod places;
 mod rings;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
@@ -187,7 +188,7 @@ fn a_change_that_fails_at_any_step_leaves_the_kernel_as_it_was() {
             delete("br-a"),
             masquerade("br-b"),
         ] {
-            let before = essence(lab.kernel.observe().await.unwrap(), &named);
+            let before = essence(lab.kernel.observe().await.unwrap(), &[&named]);
             let stored = lab.store.load().unwrap();
             // First every step works and the store does not; then one step after the other fails.
             for n in std::iter::once(None).chain((0..).map(Some)) {
@@ -204,7 +205,7 @@ fn a_change_that_fails_at_any_step_leaves_the_kernel_as_it_was() {
                 let steps = lab.kernel.faults.take_steps();
                 assert!(!error.message.contains("undone"), "{change:?} at {n:?}: {error}");
                 assert_eq!(
-                    essence(lab.kernel.observe().await.unwrap(), &named),
+                    essence(lab.kernel.observe().await.unwrap(), &[&named]),
                     before,
                     "{change:?} at {n:?} {steps:#?}"
                 );
@@ -315,8 +316,8 @@ fn a_second_look_sees_what_a_first_one_would() {
             run(words[0], &words[1..]);
             // Carriers come by themselves and a little later.
             eventually(&line, async || {
-                let known = essence(kernel.observe().await.unwrap(), &named);
-                known == essence(NetlinkKernel::open().unwrap().observe().await.unwrap(), &named)
+                let known = essence(kernel.observe().await.unwrap(), &[&named]);
+                known == essence(NetlinkKernel::open().unwrap().observe().await.unwrap(), &[&named])
             })
             .await;
         }
@@ -367,7 +368,7 @@ fn a_refusal_says_what_the_kernel_said() {
 }
 
 /// What must be the same again after an undo: everything but what comes and goes by itself.
-fn essence(observed: Arc<Observed>, named: &Named) -> Observed {
+fn essence(observed: Arc<Observed>, own: &[&Named]) -> Observed {
     let mut observed = Arc::unwrap_or_clone(observed);
     let all =
         std::iter::once(&mut observed.links).chain(observed.namespaces.iter_mut().map(|ns| &mut ns.links));
@@ -386,6 +387,6 @@ fn essence(observed: Arc<Observed>, named: &Named) -> Observed {
     observed.routes.retain(|route| !route.destination.to_string().starts_with("fe80"));
     observed.routes.sort_by_key(|route| (route.interface, route.destination, route.metric));
     // Other tests make and remove theirs meanwhile.
-    observed.namespaces.retain(|ns| ns.name == named.0);
+    observed.namespaces.retain(|ns| own.iter().any(|named| named.0 == ns.name));
     observed
 }
