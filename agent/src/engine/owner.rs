@@ -56,6 +56,8 @@ pub(super) struct Owner {
     filter: Watch,
     /// When to look at the machine next.
     look_again: Option<Instant>,
+    /// Until when uplinks keep their programs without a rule.
+    lingers: Option<Instant>,
 }
 
 /// What undoes the steps so far, in the order that they were made.
@@ -82,7 +84,7 @@ impl Owner {
         }
         let ahead = shared.state().clone();
         let (drift, filter) = (Drift::default(), Watch::new(filter));
-        Ok(Self { shared, store, ahead, nat, drift, filter, look_again: None })
+        Ok(Self { shared, store, ahead, nat, drift, filter, look_again: None, lingers: None })
     }
 
     /// Makes the machine what the stored state says. After a reboot that is everything, else next to nothing.
@@ -232,6 +234,8 @@ impl Owner {
         if plan.is_about_links() {
             let due = self.refresh_nat(&after).await;
             self.look_not_after(due);
+        } else if changed {
+            self.linger();
         }
         if changed {
             let due = self.refresh_vlans(&after).await;
@@ -418,9 +422,16 @@ impl Owner {
                 Err(error) => warn!(%error, "a port on a ring of bridges could not be settled"),
             }
         }
+        self.lingers = self.lingers.filter(|until| Instant::now() < *until);
         let rules = self.refresh_nat(&observed).await;
         let vlans = self.refresh_vlans(&observed).await;
-        [rules, vlans].into_iter().flatten().min()
+        [rules, vlans, self.lingers].into_iter().flatten().min()
+    }
+
+    /// After a change of rules: what nobody needs any more is taken off a little later.
+    fn linger(&mut self) {
+        self.lingers = Some(Instant::now() + LINGER);
+        self.look_not_after(self.lingers);
     }
 
     /// Brings rules and addresses in line with the interfaces as they are now. What is made and about to be stored counts:
@@ -428,7 +439,10 @@ impl Owner {
     async fn refresh_nat(&mut self, observed: &Observed) -> Option<Instant> {
         let mut again = None;
         let wanted = rule::all_desired(&self.ahead, observed, &self.nat);
-        let steps = rule::steps(&wanted, observed, &self.nat);
+        // Without a rule already: one whose rules go elsewhere now is not waited for.
+        let bare = |uplink: &u32| self.lingers.is_some() && self.nat.rules_of(*uplink) == 0;
+        let keep = self.nat.attached.iter().copied().filter(bare).collect();
+        let steps = rule::steps(&wanted, observed, &self.nat, &keep);
         for step in steps {
             match (self.act(&step).await, &step) {
                 (Ok(()), Step::Link(_)) => info!(%step, "put right"),

@@ -79,7 +79,8 @@ pub(super) fn create(request: &ForwardRequest, world: World<'_>) -> Result<Plan>
     let mut plan = Plan::new(Subject::Rule(id.clone()), format!("port forward {target} {state}"));
     let new = Rule { id, slot, spec: RuleSpec::Forward(spec) };
     let wanted = rule::desired(&new.spec, world.observed);
-    plan.steps = rule::steps(&BTreeMap::from([(slot, wanted)]), world.observed, world.nat);
+    let World { observed, nat, .. } = world;
+    plan.steps = rule::steps(&BTreeMap::from([(slot, wanted)]), observed, nat, &nat.attached);
     if existing != Some(&new) {
         plan.put(Record::Rule(new));
     }

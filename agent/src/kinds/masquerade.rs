@@ -69,7 +69,8 @@ pub(super) fn create(spec: &MasqueradeSpec, world: World<'_>) -> Result<Plan> {
     }
     let new = Rule { id, slot, spec: RuleSpec::Masquerade(spec) };
     let wanted = rule::desired(&new.spec, world.observed);
-    plan.steps = rule::steps(&BTreeMap::from([(slot, wanted)]), world.observed, world.nat);
+    let World { observed, nat, .. } = world;
+    plan.steps = rule::steps(&BTreeMap::from([(slot, wanted)]), observed, nat, &nat.attached);
     if existing != Some(&new) {
         plan.put(Record::Rule(new));
     }

@@ -112,8 +112,14 @@ pub(super) fn free_slot(world: World<'_>) -> Result<Slot> {
 
 /// The steps after which the named slots hold the rules given, and the uplinks that need them have the programs.
 ///
-/// Attached before the first rule, detached after the last one; no slot is overwritten, it is emptied first.
-pub fn steps(changes: &BTreeMap<Slot, Option<NatRule>>, observed: &Observed, nat: &Installed) -> Vec<Step> {
+/// Attached before the first rule, detached after the last one, but for those uplinks that `keep` them all the same; no slot
+/// is overwritten, it is emptied first.
+pub fn steps(
+    changes: &BTreeMap<Slot, Option<NatRule>>,
+    observed: &Observed,
+    nat: &Installed,
+    keep: &BTreeSet<u32>,
+) -> Vec<Step> {
     let changes: BTreeMap<_, _> =
         changes.iter().filter(|(slot, rule)| nat.rules().get(slot) != rule.as_ref()).collect();
     // An uplink keeps its programs while a rule that does not change needs them.
@@ -122,8 +128,9 @@ pub fn steps(changes: &BTreeMap<Slot, Option<NatRule>>, observed: &Observed, nat
         slots.filter(|rule| rule.uplink() == uplink).count()
     };
     let kept = nat.uplinks().filter(|uplink| nat.rules_of(*uplink) > leaving(*uplink));
+    let needed = changes.values().filter_map(|rule| rule.as_ref()).map(NatRule::uplink);
     let uplinks: BTreeSet<u32> =
-        kept.chain(changes.values().filter_map(|rule| rule.as_ref()).map(NatRule::uplink)).collect();
+        kept.chain(needed).chain(keep.intersection(&nat.attached).copied()).collect();
 
     let mut insides = nat.insides().clone();
     for (slot, rule) in &changes {
@@ -177,11 +184,9 @@ pub(super) fn remove(chosen: &[&Rule], world: World<'_>) -> Plan {
     };
     let mut plan = Plan::new(Subject::Gone(ids), message);
     let changes: BTreeMap<_, _> = chosen.iter().map(|rule| (rule.slot, None)).collect();
-    plan.steps = steps(&changes, world.observed, world.nat);
     // What has become too much is taken off by a later look: the next rule may need it again.
-    let keeps = |step: &Step| {
-        !matches!(step, Step::Nat(NatStep::Detach(_) | NatStep::SetPorts(_) | NatStep::SetTurns(_)))
-    };
+    plan.steps = steps(&changes, world.observed, world.nat, &world.nat.attached);
+    let keeps = |step: &Step| !matches!(step, Step::Nat(NatStep::SetPorts(_) | NatStep::SetTurns(_)));
     plan.steps.retain(keeps);
     for rule in chosen {
         plan.forget(Record::Rule((*rule).clone()));

@@ -31,29 +31,46 @@ const CLIENTS: usize = 16;
 /// A bridge has at most 1,023 ports (linux: `BR_MAX_PORTS`).
 const PAIRS_PER_BRIDGE: usize = 50;
 
+/// What lies between two changes of one client.
+const BETWEEN: Duration = Duration::from_millis(20);
+
 type Part = fn(&Scale) -> Vec<Row>;
 
 /// How much of everything.
 struct Scale {
     pairs: usize,
+    namespaces: usize,
     forwards: usize,
     reads: usize,
     changes: usize,
     held: Duration,
 }
 
-const WHOLE: Scale =
-    Scale { pairs: 980, forwards: 10_000, reads: 200, changes: 500, held: Duration::from_secs(60) };
-const QUICK: Scale =
-    Scale { pairs: 98, forwards: 1000, reads: 50, changes: 100, held: Duration::from_secs(5) };
+const WHOLE: Scale = Scale {
+    pairs: 980,
+    namespaces: 200,
+    forwards: 10_000,
+    reads: 200,
+    changes: 500,
+    held: Duration::from_secs(60),
+};
+const QUICK: Scale = Scale {
+    pairs: 98,
+    namespaces: 20,
+    forwards: 1000,
+    reads: 50,
+    changes: 100,
+    held: Duration::from_secs(5),
+};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let given = |word: &str| arguments.iter().any(|argument| argument == word);
     let scale = if given("--quick") { QUICK } else { WHOLE };
-    let parts: [(&str, Part); 4] = [
+    let parts: [(&str, Part); 5] = [
         ("alone", one_by_one),
         ("links", with_many_links),
+        ("namespaces", with_many_namespaces),
         ("rules", with_many_rules),
         ("clients", many_clients),
     ];
@@ -123,46 +140,99 @@ fn with_many_links(scale: &Scale) -> Vec<Row> {
     let bridges = scale.pairs.div_ceil(PAIRS_PER_BRIDGE);
     let links = 2 * scale.pairs + bridges;
     say(&format!("{links} managed links"));
-    let rows = lab.router.run(|| {
+    let with = |what: &str| format!("{what}, {links} managed links");
+    let mut rows = lab.router.run(|| {
         let client = Client::new();
         for bridge in 0..bridges {
             client.post("/bridge/create", &json!({ "name": format!("br{bridge}") }));
         }
-        let mut last = Times::default();
-        for pair in 0..scale.pairs {
-            let bridge = format!("br{}", pair / PAIRS_PER_BRIDGE);
-            let body = json!({ "name1": format!("a{pair}"), "name2": format!("b{pair}"), "bridge1": bridge });
-            let took = client.post("/veth/create", &body).took;
-            if pair >= scale.pairs.saturating_sub(100) {
-                last.push(took);
+        let (_, took) = timed(|| {
+            for pair in 0..scale.pairs {
+                let bridge = format!("br{}", pair / PAIRS_PER_BRIDGE);
+                client.post(
+                    "/veth/create",
+                    &json!({ "name1": format!("a{pair}"), "name2": format!("b{pair}"), "bridge1": bridge }),
+                );
             }
-        }
+        });
         let interfaces = client.get("/network/interfaces").body;
         let managed = |list: &Value| {
             list.as_array().map_or(0, |list| list.iter().filter(|one| one["managed"] == true).count())
         };
         assert_eq!(managed(&interfaces), links, "every link is there and ours");
-        // What follows a change, carriers and drift, is not to be part of what is measured.
-        thread::sleep(Duration::from_secs(2));
+        let settled = timed(|| settle(&client)).1;
         let read = |path: &str| (0..scale.reads).map(|_| client.get(path).took).collect::<Times>();
-        let with = |what: &str| format!("{what}, {links} managed links");
+        let [made, deleted] = pair_changes(&client, scale);
+        let [bridge_made, bridge_deleted] = bridge_changes(&client, scale);
         vec![
+            Row::once(&format!("{} pairs made, one after the other", scale.pairs), took, None),
+            Row::once("and until the kernel has brought all of them up", settled, None),
             Row::times(&with("`GET /network/topology`"), &read("/network/topology"), limit(300)),
             Row::times(&with("`GET /network/interfaces`"), &read("/network/interfaces"), limit(100)),
             Row::times(&with("`GET /bridge/list`"), &read("/bridge/list"), None),
             Row::times(&with("`GET /veth/list`"), &read("/veth/list"), None),
-            Row::times(&with("`POST /veth/create` into a bridge"), &last, limit(20)),
+            Row::times(&with("a pair made, one end in a bridge"), &made, limit(20)),
+            Row::times(&with("a pair deleted"), &deleted, limit(20)),
+            Row::times(&with("a bridge made"), &bridge_made, limit(20)),
+            Row::times(&with("a bridge deleted"), &bridge_deleted, limit(20)),
             Row::times(&with("a forward made and deleted, each"), &rules(&client, scale), limit(20)),
-            Row::times(&with("a bridge made and deleted, each"), &bridge_changes(&client, scale), limit(20)),
             Row::times(&with("a port put in and taken out, each"), &port_changes(&client, scale), limit(20)),
         ]
     });
     worker.stop();
+    let [pair, bridge] = by_hand(&lab, scale);
+    rows.push(Row::times("for comparison: `ip link del` of a pair, no worker", &pair, None));
+    rows.push(Row::times("for comparison: `ip link del` of a bridge, no worker", &bridge, None));
     let (worker, took) = timed(|| ready(&lab));
-    let mut rows = rows;
-    rows.push(Row::once(&format!("start, {links} managed links in place"), took, limit(1000)));
+    rows.push(Row::once(&with("start").replace("links", "links in place"), took, limit(1000)));
     worker.stop();
     rows
+}
+
+/// Links in other namespaces: a look at the machine must not grow with what nobody changes.
+fn with_many_namespaces(scale: &Scale) -> Vec<Row> {
+    let lab = lab();
+    let worker = lab.start_command(&mut command(&lab));
+    let Scale { namespaces, .. } = *scale;
+    say(&format!("{namespaces} network namespaces"));
+    let with = |what: &str| format!("{what}, {namespaces} network namespaces");
+    for number in 0..namespaces {
+        lab.sh(&format!("ip netns add lab{number}"));
+    }
+    let rows = lab.router.run(|| {
+        let client = Client::new();
+        client.post("/bridge/create", &json!({ "name": "br0" }));
+        for number in 0..namespaces {
+            let (near, namespace) = (format!("n{number}"), format!("lab{number}"));
+            let far = json!({ "name1": near, "bridge1": "br0", "name2": "eth0", "namespace2": namespace });
+            client.post("/veth/create", &far);
+        }
+        settle(&client);
+        let [made, deleted] = pair_changes(&client, scale);
+        let read = |path: &str| (0..scale.reads).map(|_| client.get(path).took).collect::<Times>();
+        vec![
+            Row::times(&with("`GET /veth/list`"), &read("/veth/list"), None),
+            Row::times(&with("a pair made, one end in a bridge"), &made, limit(20)),
+            Row::times(&with("a pair deleted"), &deleted, limit(20)),
+            Row::times(&with("a forward made and deleted, each"), &rules(&client, scale), limit(20)),
+        ]
+    });
+    worker.stop();
+    rows
+}
+
+/// Waits until the kernel has told of every link's carrier, a hundred of them in a second (linux: `linkwatch_run_queue`): it is
+/// busy with that meanwhile, and nobody else can change a link.
+fn settle(client: &Client) {
+    let mut before = Value::Null;
+    loop {
+        thread::sleep(Duration::from_secs(3));
+        let now = client.get("/network/interfaces").body;
+        if now == before {
+            return;
+        }
+        before = now;
+    }
 }
 
 fn with_many_rules(scale: &Scale) -> Vec<Row> {
@@ -270,10 +340,44 @@ fn rules(client: &Client, scale: &Scale) -> Times {
     times
 }
 
-fn bridge_changes(client: &Client, scale: &Scale) -> Times {
+/// How long it took to make a bridge, and how long to delete it.
+fn bridge_changes(client: &Client, scale: &Scale) -> [Times; 2] {
     let body = json!({ "name": "br-bench" });
-    let paths = ["/bridge/create", "/bridge/delete"];
-    (0..scale.changes).flat_map(|_| paths.map(|path| client.post(path, &body).took)).collect()
+    made_and_deleted(client, scale, ("/bridge/create", &body), ("/bridge/delete", &body))
+}
+
+fn pair_changes(client: &Client, scale: &Scale) -> [Times; 2] {
+    let made = json!({ "name1": "one", "name2": "other", "bridge1": "br0" });
+    made_and_deleted(client, scale, ("/veth/create", &made), ("/veth/delete", &json!({ "name": "one" })))
+}
+
+fn made_and_deleted(
+    client: &Client,
+    scale: &Scale,
+    make: (&str, &Value),
+    delete: (&str, &Value),
+) -> [Times; 2] {
+    let mut times = [Times::default(), Times::default()];
+    for _ in 0..scale.changes {
+        for (times, (path, body)) in times.iter_mut().zip([make, delete]) {
+            // As somebody would who reads the answer first: what the kernel does behind a change is over by then.
+            thread::sleep(BETWEEN);
+            times.push(client.post(path, body).took);
+        }
+    }
+    times
+}
+
+/// How long the kernel itself takes to delete a pair, and a bridge, among the links that are there.
+fn by_hand(lab: &Lab, scale: &Scale) -> [Times; 2] {
+    ["link add one type veth peer name other", "link add one type bridge"].map(|add| {
+        let delete = || {
+            lab.router.ip(add);
+            thread::sleep(BETWEEN);
+            timed(|| lab.router.ip("link del one")).1
+        };
+        (0..scale.reads).map(|_| delete()).collect()
+    })
 }
 
 fn port_changes(client: &Client, scale: &Scale) -> Times {

@@ -5,13 +5,10 @@
 
 use std::sync::{Arc, PoisonError};
 
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::Instant,
-};
+use tokio::sync::{mpsc, oneshot};
 use tracing::info;
 
-use super::{LINGER, Owner, Undo, entry};
+use super::{Owner, Undo, entry};
 use crate::{
     engine::{Change, Outcome, Request, reads},
     error::{Error, Result},
@@ -97,8 +94,7 @@ impl Owner {
             let mut state = self.shared.state.write().unwrap_or_else(PoisonError::into_inner);
             made().for_each(|made| state.apply(&made.plan.writes));
         }
-        // Programs without rules are taken off then.
-        self.look_not_after(Some(Instant::now() + LINGER));
+        self.linger();
         for (made, answer) in batch {
             let outcome = match made {
                 Ok(made) => self.outcome(made).await,

@@ -167,6 +167,21 @@ async fn rules_follow_their_uplink_into_a_bridge() {
     assert!(engine.nat_status().await.unwrap().port_forwards[0].enabled);
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_uplink_keeps_its_programs_a_little_longer_than_its_last_rule() {
+    let (engine, fake) = lab([Change::CreateForward(request(8080, 5))]).await;
+    let attached = || fake.dataplane.nat().attached.into_iter().collect::<Vec<_>>();
+    engine.change(Change::DeleteForward(by_ports(8080, 5))).await.unwrap();
+    // Whatever happens on the machine meanwhile.
+    for _ in 0..10 {
+        fake.kernel.notify();
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    assert_eq!(attached(), [2]);
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    assert!(attached().is_empty());
+}
+
 #[tokio::test]
 async fn slots_that_the_kernel_uses_are_never_given_away() {
     let fake = Fake::new();
