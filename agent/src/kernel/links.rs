@@ -428,7 +428,6 @@ impl Observed {
     pub fn links_at(&self, place: &Place) -> &Links {
         match place {
             Place::Here => &self.links,
-            Place::Named(name) if self.own_names.contains(name) => &self.links,
             Place::Named(name) => {
                 self.namespaces.iter().find(|ns| ns.name == *name).map_or(&NONE, |ns| &ns.links)
             }
@@ -483,9 +482,7 @@ impl Observed {
     pub fn has_place(&self, place: &Place) -> bool {
         match place {
             Place::Here => true,
-            Place::Named(name) => {
-                self.own_names.contains(name) || self.namespaces.iter().any(|ns| ns.name == *name)
-            }
+            Place::Named(name) => self.namespaces.iter().any(|ns| ns.name == *name),
         }
     }
 

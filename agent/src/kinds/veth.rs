@@ -218,6 +218,10 @@ fn difference(is: &VethSpec, asked: &VethSpec) -> Option<String> {
 
 fn require_place(place: &Place, observed: &Observed) -> Result<()> {
     match place {
+        Place::Named(name) if observed.own_names.contains(name) => {
+            Err(Error::new(Code::WrongKind, format!("{name} is the worker's own network namespace"))
+                .hint("leave it out: what has no namespace is there"))
+        }
         Place::Named(name) if !observed.has_place(place) => {
             Err(Error::new(Code::NamespaceNotFound, format!("there is no network namespace {name}"))
                 .hint(format!("make it first: ip netns add {name}")))

@@ -1,10 +1,15 @@
 //! Other namespaces, which are read again only when something was heard of them.
 
-use telecluster_worker::kernel::{Kernel as _, links::Place, netlink::NetlinkKernel};
+use telecluster_worker::{
+    engine::Change,
+    error::Code,
+    kernel::{Kernel as _, netlink::NetlinkKernel},
+    model::VethSpec,
+};
 
 use crate::{
     essence,
-    lab::{Named, eventually, in_namespace, run},
+    lab::{Lab, Named, eventually, in_namespace, run, veth},
 };
 
 /// What a kernel that has looked before sees of other namespaces is what one sees that looks for the first time.
@@ -66,8 +71,9 @@ fn the_workers_own_namespace_may_have_a_name() {
         run("ip", &["link", "add", "a0", "type", "bridge"]);
         let observed = kernel.observe().await.unwrap();
         assert!(observed.link("a0").is_some());
-        let place = Place::Named(own.0.clone());
-        assert!(observed.has_place(&place));
-        assert_eq!(observed.links_at(&place), &observed.links);
+        // It is told to leave the name out, instead of having two places for one link.
+        let lab = Lab::new().await;
+        let spec = VethSpec { namespace2: Some(own.name()), ..veth("v1", "v2", [None, None]) };
+        assert_eq!(lab.code(Change::CreateVeth(spec)).await, Code::WrongKind);
     });
 }
