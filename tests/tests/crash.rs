@@ -84,6 +84,9 @@ fn what_was_acknowledged_is_there_whenever_the_worker_is_killed() {
         let unknown = there.iter().find(|object| known.get(object) != Some(&State::There));
         assert_eq!(unknown, None, "nobody asked for it");
         assert_eq!(links(&lab), links_of(&there), "links that nobody knows");
+        let rooms = lab.router.sh("ip -o link show type veth");
+        let half = |line: &&str| line.contains(" tcw-in-") && !line.contains("telecluster waiting room");
+        assert_eq!(rooms.lines().find(half), None, "a waiting room that stays half made");
     }
     println!("{kills} kills, {acknowledged} acknowledged changes, none lost");
     assert!(acknowledged > 0, "no change was acknowledged between {kills} kills");

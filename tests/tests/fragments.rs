@@ -247,3 +247,34 @@ fn the_waiting_room_comes_and_goes_with_the_programs_and_is_no_link_of_anybody_s
     assert!(status.success());
     assert_eq!(rooms(&lab), 0);
 }
+
+/// As by a worker that is killed between the making of the pair and the last thing that it does to it.
+#[test]
+fn a_waiting_room_that_is_half_made_is_made_anew_and_one_of_somebody_else_stays() {
+    let lab = Lab::new();
+    let shown = |name: &str| lab.router.sh(&format!("ip -o -d link show {name}"));
+    let uplink = shown("wan0").split(':').next().expect("its index").to_owned();
+    let (entrance, exit) = (format!("tcw-in-{uplink}"), format!("tcw-out-{uplink}"));
+    // The worker's own have a mark from the beginning: the letters "tcw".
+    for (group, kept) in [("7627639", false), ("0", true)] {
+        let pair = format!("{entrance} mtu 65535 group {group} type veth peer name {exit}");
+        lab.router.ip(&format!("link add {pair} mtu 65535 group {group}"));
+        let index = shown(&entrance).split(':').next().expect("its index").to_owned();
+        let worker = lab.start();
+        let rule = lab.masquerade();
+        let now = shown(&entrance);
+        assert_eq!(now.starts_with(&format!("{index}:")), kept, "group {group}: {now}");
+        if kept {
+            assert!(!now.contains("waiting room"), "{now}");
+            lab.router.ip(&format!("link del {entrance}"));
+        } else {
+            assert!(
+                now.contains("waiting room") && now.contains("qdisc tbf") && now.contains(",UP"),
+                "{now}"
+            );
+            lab.call("DELETE", &format!("/nat/masquerade/{rule}"), None).ok();
+            eventually("it stays", || !lab.router.sh("ip -o link show").contains("tcw-"));
+        }
+        worker.stop();
+    }
+}

@@ -30,6 +30,10 @@ use super::{
 };
 use crate::kernel::{KernelError, links::ROOM_ALIAS, rtnl::Rtnl};
 
+/// The group of both ends from the moment that they are there: the kernel makes no link with an alias, and a worker that is killed before it has
+/// given them theirs, which it does last, leaves a pair that it must know again. The letters "tcw".
+const GROUP: u32 = 0x0074_6377;
+
 /// The largest there is: what an uplink may send or receive, a room must let through.
 const MTU: u32 = 65535;
 
@@ -92,7 +96,7 @@ impl WaitingRooms {
                 attacher.detach(Role::Room, index)?;
             }
             match find(&mut rtnl, &entrance)? {
-                Some(index) => delete(&mut rtnl, &entrance, index),
+                Some(Pair { index, .. }) => delete(&mut rtnl, &entrance, index),
                 None => Ok(()),
             }
         })();
@@ -104,7 +108,11 @@ impl WaitingRooms {
     fn build(&mut self, uplink: u32, attacher: &mut Attacher) -> Result<(), KernelError> {
         let (entrance, exit) = names(uplink);
         let mut rtnl = Rtnl::open()?;
-        if find(&mut rtnl, &entrance)?.is_none() {
+        let found = find(&mut rtnl, &entrance)?;
+        if let Some(Pair { index, whole: false }) = found {
+            delete(&mut rtnl, &entrance, index)?;
+        }
+        if !found.is_some_and(|pair| pair.whole) {
             create(&mut rtnl, &entrance, &exit)?;
             info!(interface = uplink, through = entrance, "fragments that come out of order can wait");
         }
@@ -126,7 +134,7 @@ pub(super) fn take_away() -> Result<(), KernelError> {
     let mut rtnl = Rtnl::open()?;
     for uplink in rooms() {
         let (entrance, _) = names(uplink);
-        if let Some(index) = find(&mut rtnl, &entrance)? {
+        if let Some(Pair { index, .. }) = find(&mut rtnl, &entrance)? {
             delete(&mut rtnl, &entrance, index)?;
         }
     }
@@ -158,8 +166,16 @@ fn index_of(name: &str) -> Option<u32> {
     if_nametoindex(name).ok()
 }
 
-/// The link of this name, which must be ours.
-fn find(rtnl: &mut Rtnl, name: &str) -> Result<Option<u32>, KernelError> {
+/// A pair of ours, by its entrance.
+#[derive(Debug, Clone, Copy)]
+struct Pair {
+    index: u32,
+    /// Else a worker was killed that had just made it.
+    whole: bool,
+}
+
+/// The pair whose entrance has this name, which must be ours.
+fn find(rtnl: &mut Rtnl, name: &str) -> Result<Option<Pair>, KernelError> {
     let operation = format!("find {name}");
     let request = LinkUnspec::new_with_name(name).build();
     let answers = match rtnl.get(&operation, RouteNetlinkMessage::GetLink(request)) {
@@ -170,35 +186,36 @@ fn find(rtnl: &mut Rtnl, name: &str) -> Result<Option<u32>, KernelError> {
     let Some(RouteNetlinkMessage::NewLink(message)) = answers.into_iter().next() else {
         return Ok(None);
     };
-    let ours =
-        |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::IfAlias(alias) if alias == ROOM_ALIAS);
-    if !message.attributes.iter().any(ours) {
+    let has = |mark: LinkAttribute| message.attributes.contains(&mark);
+    let whole = has(LinkAttribute::IfAlias(ROOM_ALIAS.to_owned()));
+    if !whole && !has(LinkAttribute::Group(GROUP)) {
         return Err(KernelError::other(operation, "somebody else has a link of that name"));
     }
-    Ok(Some(message.header.index))
+    Ok(Some(Pair { index: message.header.index, whole }))
 }
 
 /// Both ends, or nothing.
 fn create(rtnl: &mut Rtnl, entrance: &str, exit: &str) -> Result<(), KernelError> {
     let operation = format!("make the pair of {entrance} and {exit}");
-    let peer = LinkUnspec::new_with_name(exit).mtu(MTU).build();
-    let message = LinkMessageBuilder::<LinkVeth>::new(entrance, exit)
+    let mut peer = LinkUnspec::new_with_name(exit).mtu(MTU).build();
+    peer.attributes.push(LinkAttribute::Group(GROUP));
+    let mut message = LinkMessageBuilder::<LinkVeth>::new(entrance, exit)
         .mtu(MTU)
         .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
         .build();
+    message.attributes.push(LinkAttribute::Group(GROUP));
     rtnl.change(&operation, RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)?;
     let index =
         |name: &str| index_of(name).ok_or_else(|| KernelError::errno(&operation, Errno::ENODEV as i32));
     let mut furnish = || {
         let (first, second) = (index(entrance)?, index(exit)?);
-        for index in [first, second] {
-            no_addresses(rtnl, &operation, index)?;
-            let message = LinkUnspec::new_with_index(index).alias(ROOM_ALIAS).build();
-            rtnl.change(&operation, RouteNetlinkMessage::SetLink(message), 0)?;
-        }
+        no_addresses(rtnl, &operation, first)?;
+        no_addresses(rtnl, &operation, second)?;
         slow_down(rtnl, &operation, first)?;
-        for index in [first, second] {
-            let message = LinkUnspec::new_with_index(index).up().build();
+        let named = |index| LinkUnspec::new_with_index(index).alias(ROOM_ALIAS).build();
+        let up = |index| LinkUnspec::new_with_index(index).up().build();
+        // By the alias of the entrance the pair is known to be whole.
+        for message in [named(second), up(first), up(second), named(first)] {
             rtnl.change(&operation, RouteNetlinkMessage::SetLink(message), 0)?;
         }
         Ok(())
