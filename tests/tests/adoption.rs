@@ -148,3 +148,29 @@ fn what_adopted_programs_say_is_heard() {
             .any(|line| line.contains("dropped") && line.contains("reason"))
     });
 }
+
+/// Flows live in them: whoever updates decides.
+#[test]
+fn pins_of_another_version_are_refused_with_what_to_do_and_nothing_is_wiped() {
+    let pins = "/sys/fs/bpf/telecluster";
+    let flow4 = format!("{pins}/maps/flow4");
+    let other_map =
+        format!("rm {flow4} && bpftool map create {flow4} type hash key 4 value 4 entries 16 name flow4");
+    let other_schema = format!("mkdir {pins}/schema-1");
+    for (changed, said) in [(other_map, "flow4"), (other_schema, "schema-1")] {
+        for dataplane in ["ebpf", "auto"] {
+            let mut lab = orphaned();
+            lab.set_dataplane(dataplane);
+            lab.sh(&format!("test -e {flow4}"));
+            let done = lab.command("sh").args(["-c", &changed]).status().expect("a shell");
+            assert!(done.success(), "{changed}");
+            let there = || lab.sh(&format!("find {pins}")) + &attached(&lab);
+            let before = there();
+            let Err(words) = lab.try_start(&mut lab.worker_command()) else {
+                unreachable!("it has started: {changed}")
+            };
+            assert!(words.contains(said) && words.contains("telecluster-worker teardown"), "{words}");
+            assert_eq!(there(), before, "{words}");
+        }
+    }
+}
