@@ -18,7 +18,7 @@ use std::{
         unix::process::CommandExt as _,
     },
     path::PathBuf,
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -283,6 +283,13 @@ impl Worker {
         Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"))
     }
 
+    /// How much processor it has used (proc(5): utime and stime).
+    fn ticks(&self) -> Vec<String> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
+        let behind_name = stat.rsplit(')').next().unwrap_or_default();
+        behind_name.split_whitespace().skip(11).take(2).map(str::to_owned).collect()
+    }
+
     /// `kill -9`.
     pub fn murder(mut self) {
         self.child.kill().expect("kill the worker");
@@ -435,7 +442,29 @@ impl Lab {
             assert!(Instant::now() < deadline, "the worker does not answer");
             thread::sleep(Duration::from_millis(20));
         }
+        // It listens before it is ready. Where verifiers are emulated, to load its programs may take longer than any request may.
+        if std::env::var_os("TELECLUSTER_VM").is_some()
+            && let Err(ended) = self.until_it_answers(&mut worker)
+        {
+            panic!("the worker ended with {ended}");
+        }
         worker
+    }
+
+    /// Waits for as long as the worker works: that is, uses a processor.
+    fn until_it_answers(&self, worker: &mut Worker) -> Result<(), ExitStatus> {
+        let mut seen = (worker.ticks(), Instant::now());
+        while self.try_call("GET", "/health", None).is_err() {
+            if let Some(ended) = worker.child.try_wait().expect("look at the worker") {
+                return Err(ended);
+            }
+            if worker.ticks() != seen.0 {
+                seen = (worker.ticks(), Instant::now());
+            }
+            assert!(seen.1.elapsed() < PATIENCE, "the worker neither answers nor does anything");
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
     }
 
     /// The same of a worker that may end instead of answering: with which status, and what it said.
@@ -449,15 +478,10 @@ impl Lab {
             let _ = stderr.read_to_string(&mut said);
             said
         });
-        let deadline = Instant::now() + PATIENCE;
-        while self.try_call("GET", "/health", None).is_err() {
-            if let Some(status) = worker.child.try_wait().expect("look at the worker") {
-                return Err(format!("{status}: {}", said.join().expect("what it said")));
-            }
-            assert!(Instant::now() < deadline, "the worker neither answers nor ends");
-            thread::sleep(Duration::from_millis(20));
+        match self.until_it_answers(&mut worker) {
+            Ok(()) => Ok(worker),
+            Err(ended) => Err(format!("{ended}: {}", said.join().expect("what it said"))),
         }
-        Ok(worker)
     }
 
     /// A request to the worker, from its own host; `body` as JSON when there is one.

@@ -1,6 +1,6 @@
 //! Open vSwitch of its own for a test: database and switch in a temporary directory, ports in the lab's namespaces.
 //!
-//! The datapath is OVS's own in user space, so that no kernel module is needed.
+//! The datapath is the kernel's in a kernel VM, and elsewhere OVS's own in user space, which needs no kernel module.
 
 use std::{
     fs::File,
@@ -24,6 +24,9 @@ pub struct Ovs {
 impl Ovs {
     /// Starts both in a namespace.
     pub fn start(netns: &Netns) -> Self {
+        if std::env::var_os("TELECLUSTER_VM").is_some() {
+            netns.sh("modprobe openvswitch");
+        }
         let dir = tempfile::tempdir().expect("a directory");
         let mut ovs = Self { dir, processes: Vec::new() };
         ovs.tool(&["create", "conf.db", SCHEMA]);
