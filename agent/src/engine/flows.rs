@@ -1,14 +1,19 @@
-//! `/nat/flows`: the data plane's flows with names, filtered, sorted, paged. Pure.
+//! `/nat/flows`: the data plane's flows with names, filtered, sorted, paged.
 
 use std::{
+    borrow::Borrow,
     cmp::Ordering,
     collections::{BTreeMap, HashMap},
+    sync::{Mutex, PoisonError},
 };
 
 use telecluster_common::tcp::{FlowState, proto};
 
 use crate::{
-    kernel::dataplane::{Flow, Slot},
+    kernel::{
+        KernelError,
+        dataplane::{DataPlane, Flow, Slot},
+    },
     model::FlowView,
 };
 
@@ -23,24 +28,65 @@ pub(super) struct Names {
     pub(super) interfaces: HashMap<u32, String>,
 }
 
-/// The page of the flows that a query asks for.
-pub(super) fn page(flows: &[Flow], names: &Names, query: &FlowQuery) -> FlowPage {
-    let mut matching: Vec<&Flow> = flows.iter().filter(|flow| matches(flow, names, query)).collect();
-    let total = matching.len();
+/// The page of the flows that a query asks for. Of a million only those are kept that may be on it.
+pub(super) fn page(
+    dataplane: &dyn DataPlane,
+    names: &Names,
+    query: &FlowQuery,
+) -> Result<FlowPage, KernelError> {
     let limit = if query.limit == 0 { usize::MAX } else { query.limit };
-    let end = query.offset.saturating_add(limit).min(total);
-    let start = query.offset.min(end);
-    // Of a million flows only those of the page are put in order.
-    if end < total {
-        matching.select_nth_unstable_by(end, |a, b| order(a, b, query.sort));
-        matching.truncate(end);
+    let end = query.offset.saturating_add(limit);
+    let found = Mutex::new((0, Vec::new()));
+    dataplane.visit_flows(&|part| {
+        let mut matching: Vec<&Flow> = part.iter().filter(|flow| matches(flow, names, query)).collect();
+        let count = matching.len();
+        keep(&mut matching, end, query.sort);
+        let (total, kept) = &mut *found.lock().unwrap_or_else(PoisonError::into_inner);
+        *total += count;
+        kept.extend(matching.into_iter().cloned());
+        // Not each time: what is cut off has then paid for it.
+        if kept.len() / 2 >= end {
+            keep(kept, end, query.sort);
+        }
+    })?;
+    let (total, mut kept) = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    keep(&mut kept, end, query.sort);
+    let start = query.offset.min(kept.len());
+    if 0 < start && start < kept.len() {
+        kept.select_nth_unstable_by(start, |a, b| order(a, b, query.sort));
     }
-    if 0 < start && start < end {
-        matching.select_nth_unstable_by(start, |a, b| order(a, b, query.sort));
-    }
-    let page = &mut matching[start..];
+    let page = &mut kept[start..];
     page.sort_unstable_by(|a, b| order(a, b, query.sort));
-    FlowPage { total, flows: page.iter().map(|flow| view(flow, names)).collect() }
+    Ok(FlowPage { total, flows: page.iter().map(|flow| view(flow, names)).collect() })
+}
+
+/// Leaves the first `end` of them, in no order.
+fn keep<F: Borrow<Flow>>(flows: &mut Vec<F>, end: usize, sort: FlowSort) {
+    if end < flows.len() {
+        flows.select_nth_unstable_by(end, |a, b| order(a.borrow(), b.borrow(), sort));
+        flows.truncate(end);
+    }
+}
+
+/// How many flows each rule has.
+pub(super) fn count(dataplane: &dyn DataPlane) -> Result<HashMap<Slot, u64>, KernelError> {
+    let counts = Mutex::new(HashMap::new());
+    dataplane.visit_flows(&|part| {
+        let some = count_by_slot(part);
+        let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
+        for (slot, count) in some {
+            *counts.entry(slot).or_insert(0) += count;
+        }
+    })?;
+    Ok(counts.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+pub(super) fn count_by_slot(flows: &[Flow]) -> HashMap<Slot, u64> {
+    let mut counts = HashMap::new();
+    for flow in flows {
+        *counts.entry(flow.slot).or_insert(0) += 1;
+    }
+    counts
 }
 
 /// The largest first. Addresses and ports last, so that pages do not shuffle between two calls.
@@ -127,7 +173,10 @@ mod tests {
     use std::{net::Ipv4Addr, time::Duration};
 
     use super::*;
-    use crate::kernel::dataplane::Counters;
+    use crate::kernel::{
+        dataplane::Counters,
+        fake::{FakeDataPlane, Faults},
+    };
 
     fn flow(port: u16, protocol: u8, bytes: u64) -> Flow {
         Flow {
@@ -146,6 +195,13 @@ mod tests {
         }
     }
 
+    /// The fake data plane shows two at a time.
+    fn page(flows: &[Flow], query: &FlowQuery) -> FlowPage {
+        let dataplane = FakeDataPlane::new(Faults::default());
+        dataplane.edit(|nat| nat.flows = flows.to_vec());
+        super::page(&dataplane, &names(), query).unwrap()
+    }
+
     fn names() -> Names {
         Names {
             no_fast_path: None,
@@ -157,17 +213,20 @@ mod tests {
     #[test]
     fn pages_add_up_and_keep_their_order() {
         let flows = [flow(1, 6, 10), flow(2, 17, 30), flow(3, 6, 20), flow(4, 6, 20)];
-        let all = page(&flows, &names(), &FlowQuery::default());
+        let all = page(&flows, &FlowQuery::default());
         let ports: Vec<_> = all.flows.iter().map(|flow| flow.inside_port).collect();
         assert_eq!(ports, [2, 3, 4, 1]);
-        let second = page(&flows, &names(), &FlowQuery { offset: 1, limit: 2, ..FlowQuery::default() });
-        assert_eq!((second.total, second.flows), (4, all.flows[1..3].to_vec()));
+        for (offset, limit) in (0..6).flat_map(|offset| (1..6).map(move |limit| (offset, limit))) {
+            let part = page(&flows, &FlowQuery { offset, limit, ..FlowQuery::default() });
+            let (start, end) = (offset.min(4), (offset + limit).min(4));
+            assert_eq!((part.total, &part.flows[..]), (4, &all.flows[start..end]), "{offset}, {limit}");
+        }
     }
 
     #[test]
     fn a_flow_has_the_names_of_its_rule_and_uplink() {
         let query = FlowQuery { rule_id: Some("fwd-1".into()), ..FlowQuery::default() };
-        let found = page(&[flow(1, 6, 10), flow(2, 17, 30)], &names(), &query);
+        let found = page(&[flow(1, 6, 10), flow(2, 17, 30)], &query);
         assert_eq!(found.total, 1);
         assert_eq!(found.flows[0].rule_id.as_deref(), Some("fwd-1"));
         assert_eq!(found.flows[0].interface.as_deref(), Some("ens3"));
@@ -177,6 +236,6 @@ mod tests {
     #[test]
     fn filters_that_nothing_matches_leave_an_empty_page() {
         let query = FlowQuery { state: Some("new".into()), ..FlowQuery::default() };
-        assert_eq!(page(&[flow(1, 6, 10)], &names(), &query).total, 0);
+        assert_eq!(page(&[flow(1, 6, 10)], &query).total, 0);
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     error::{Code, Error, Result},
     kernel::{
         KernelError,
-        dataplane::{Counters, DataPlane, FastPath, Flow, Slot},
+        dataplane::{Counters, DataPlane, FastPath, Slot},
         filter::Matched,
         links::{At, Observed},
         xdp::XdpReport,
@@ -106,8 +106,7 @@ impl Engine {
 
     pub async fn nat_status(&self) -> Result<NatStatusView> {
         let rules: Vec<Rule> = self.shared.state().rules.values().cloned().collect();
-        let flows = self.shared.blocking(|dataplane| dataplane.flows()).await?;
-        let active = count_by_slot(&flows);
+        let active = self.shared.blocking(flows::count).await?;
         let reason = self.shared.no_fast_path();
         let mut status = NatStatusView {
             fast_path: FastPathView { open: reason.is_none(), reason },
@@ -131,14 +130,14 @@ impl Engine {
     }
 
     pub async fn flows(&self, query: &FlowQuery) -> Result<FlowPage> {
-        let found = self.shared.blocking(|dataplane| dataplane.flows()).await?;
         let observed = self.shared.observe().await?;
         let names = flows::Names {
             no_fast_path: self.shared.no_fast_path(),
             rules: self.shared.state().rules.values().map(|rule| (rule.slot, rule.id.clone())).collect(),
             interfaces: observed.links.iter().map(|link| (link.index, link.name.clone())).collect(),
         };
-        Ok(flows::page(&found, &names, query))
+        let query = query.clone();
+        self.shared.blocking(move |dataplane| flows::page(dataplane, &names, &query)).await
     }
 
     pub async fn measurements(&self) -> Result<Measurements> {
@@ -151,7 +150,7 @@ impl Engine {
                 Ok((dataplane.attachments(), pressure, drops, dataplane.flows()?, dataplane.xdp()?))
             })
             .await?;
-        let active = count_by_slot(&flows);
+        let active = flows::count_by_slot(&flows);
         let counted = self.shared.counters(&stored).await?;
         let counters = |rule: &Rule| counted.get(&rule.slot).copied().unwrap_or_default();
         let rules = (stored.iter())
@@ -242,11 +241,11 @@ impl Shared {
         };
         let counted = self.counters(std::slice::from_ref(&rule)).await?;
         // A rule that has made no flow yet has none alive: the flow tables need not be walked for a new one.
-        let flows = match counted.get(&rule.slot).map_or(0, |counters| counters.flows) {
-            0 => Vec::new(),
-            _ => self.blocking(|dataplane| dataplane.flows()).await?,
+        let active = match counted.get(&rule.slot).map_or(0, |counters| counters.flows) {
+            0 => HashMap::new(),
+            _ => self.blocking(flows::count).await?,
         };
-        Ok(self.rule_view(&rule, &counted, &count_by_slot(&flows)))
+        Ok(self.rule_view(&rule, &counted, &active))
     }
 
     /// What each of these rules has counted.
@@ -304,14 +303,6 @@ async fn owners(observed: &Observed) -> Names {
     let users = tuns().filter_map(|tun| tun.owner).collect();
     let groups = tuns().filter_map(|tun| tun.group).collect();
     Names::of(users, groups).await
-}
-
-fn count_by_slot(flows: &[Flow]) -> HashMap<Slot, u64> {
-    let mut counts = HashMap::new();
-    for flow in flows {
-        *counts.entry(flow.slot).or_insert(0) += 1;
-    }
-    counts
 }
 
 /// What a change was about that is made and stored. That cannot fail any more: who asks is told so when only this could not be read.

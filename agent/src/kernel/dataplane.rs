@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -266,6 +267,9 @@ pub struct MapPressure {
     pub capacity: u64,
 }
 
+/// What is called with some of the flows.
+pub type FlowVisitor<'a> = &'a (dyn Fn(&[Flow]) + Sync);
+
 /// Rules, flows and counters of the NAT. Calls are short (microseconds, flows: milliseconds) and may block.
 ///
 /// Every call either happens whole or changes nothing.
@@ -326,8 +330,15 @@ pub trait DataPlane: VlanPlane {
         slots.iter().map(|slot| Ok((*slot, self.counters(*slot)?))).collect()
     }
 
+    /// Every live flow, part by part, by several threads at once: of a million no list is made that nobody needs.
+    fn visit_flows(&self, visit: FlowVisitor<'_>) -> Result<(), KernelError>;
+
     /// Every live flow.
-    fn flows(&self) -> Result<Vec<Flow>, KernelError>;
+    fn flows(&self) -> Result<Vec<Flow>, KernelError> {
+        let all = Mutex::new(Vec::new());
+        self.visit_flows(&|part| all.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(part))?;
+        Ok(all.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
 
     /// Dropped packets by reason, reasons that never happened included.
     fn drops(&self) -> Result<Vec<(DropReason, u64)>, KernelError>;

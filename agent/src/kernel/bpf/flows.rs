@@ -20,7 +20,7 @@ use super::{
 };
 use crate::kernel::{
     KernelError,
-    dataplane::{Flow, MapPressure},
+    dataplane::{FlowVisitor, MapPressure},
 };
 
 /// `flow4` and `flow6`.
@@ -54,7 +54,13 @@ impl Table {
     }
 
     /// Every live flow. Of a million, a thread would read for half a second, and join for as long: two do both.
-    fn list<A: Octets>(&self, rules: &[Rule], epoch: Epoch, now: u64) -> Result<Vec<Flow>, KernelError> {
+    fn visit<A: Octets>(
+        &self,
+        rules: &[Rule],
+        epoch: Epoch,
+        now: u64,
+        visit: FlowVisitor<'_>,
+    ) -> Result<(), KernelError> {
         let sorter = Sorter::default();
         let middle = self.capacity.next_power_of_two() / 2;
         let read = |buckets| {
@@ -73,12 +79,11 @@ impl Table {
             Ok(heaps)
         };
         let (low, high) = both(|| read(0..middle), || read(middle..u32::MAX));
-        let heaps = join::merge(low?, high?);
+        let mut heaps = join::merge(low?, high?);
+        let others = heaps.split_off(heaps.len() / 2);
         let look = Look { rules, epoch, now };
-        let (even, odd) = heaps.split_at(heaps.len() / 2);
-        let (mut flows, others) = both(|| sorter.join(even, &look), || sorter.join(odd, &look));
-        flows.extend(others);
-        Ok(flows)
+        both(|| sorter.join(heaps, &look, visit), || sorter.join(others, &look, visit));
+        Ok(())
     }
 
     /// What may be over.
@@ -116,12 +121,16 @@ impl FlowTables {
         })
     }
 
-    /// Every live flow. `rules`: what is in each slot; `epoch`: what ways are learned under.
-    pub(super) fn list(&self, rules: &[Rule], epoch: Epoch) -> Result<Vec<Flow>, KernelError> {
+    /// Every live flow, part by part. `rules`: what is in each slot; `epoch`: what ways are learned under.
+    pub(super) fn visit(
+        &self,
+        rules: &[Rule],
+        epoch: Epoch,
+        visit: FlowVisitor<'_>,
+    ) -> Result<(), KernelError> {
         let now = now()?;
-        let mut flows = self.ipv4.list::<[u8; 4]>(rules, epoch, now)?;
-        flows.extend(self.ipv6.list::<[u8; 16]>(rules, epoch, now)?);
-        Ok(flows)
+        self.ipv4.visit::<[u8; 4]>(rules, epoch, now, visit)?;
+        self.ipv6.visit::<[u8; 16]>(rules, epoch, now, visit)
     }
 
     /// Frees what is over; returns how many flows.

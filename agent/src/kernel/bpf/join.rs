@@ -10,7 +10,7 @@ use telecluster_common::{
 };
 
 use super::{family::Octets, flows::idle};
-use crate::kernel::dataplane::{Counters, Flow, Slot};
+use crate::kernel::dataplane::{Counters, Flow, FlowVisitor, Slot};
 
 /// An address and a port.
 type Socket<A> = (A, u16);
@@ -54,16 +54,22 @@ impl Sorter {
         }
     }
 
-    /// The flows of some heaps.
-    pub(super) fn join<A: Octets>(&self, heaps: &[[Vec<Half<A>>; 2]], look: &Look<'_>) -> Vec<Flow> {
+    /// Shows the flows of some heaps, heap by heap; each is gone with that.
+    pub(super) fn join<A: Octets>(
+        &self,
+        heaps: Vec<[Vec<Half<A>>; 2]>,
+        look: &Look<'_>,
+        visit: FlowVisitor<'_>,
+    ) {
         let mut join = Join { flows: Vec::new(), places: HashMap::with_hasher(self.0.clone()) };
         for heap in heaps {
+            join.flows.clear();
             join.places.clear();
             for (key, record) in heap.iter().flatten() {
                 join.add(key, record, look);
             }
+            visit(&join.flows);
         }
-        join.flows
     }
 }
 
@@ -137,7 +143,10 @@ impl<A: Octets> Join<A> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::net::{IpAddr, Ipv4Addr};
+    use std::{
+        net::{IpAddr, Ipv4Addr},
+        sync::Mutex,
+    };
 
     use telecluster_common::maps::{Timeouts, ticks};
 
@@ -207,7 +216,11 @@ pub(super) mod tests {
                 heaps
             };
             // Where two readers meet, both have read the same.
-            let flows = sorter.join(&merge(read(&order[..1]), read(&order)), &look);
+            let flows = Mutex::new(Vec::new());
+            sorter.join(merge(read(&order[..1]), read(&order)), &look, &|part| {
+                flows.lock().unwrap().extend_from_slice(part);
+            });
+            let flows = flows.into_inner().unwrap();
             let [flow] = &flows[..] else { panic!("{flows:?}") };
             assert_eq!(flow.inside, socket(INSIDE, 4000));
             assert_eq!(flow.external, socket(OUTSIDE, 5000));

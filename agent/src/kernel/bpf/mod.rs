@@ -72,7 +72,8 @@ pub use self::{
 use super::{
     KernelError,
     dataplane::{
-        Attachment, Counters, DataPlane, FastPath, FastPort, Flow, HostAddresses, MapPressure, NatRule, Slot,
+        Attachment, Counters, DataPlane, FastPath, FastPort, FlowVisitor, HostAddresses, MapPressure, NatRule,
+        Slot,
     },
     switch::{PortDrops, Station, SwitchPort, VlanCounters, VlanPlane},
     xdp::{Wishes, XdpReport},
@@ -235,9 +236,9 @@ impl DataPlane for BpfDataPlane {
         self.inner().rules.counters(slot)
     }
 
-    fn flows(&self) -> Result<Vec<Flow>, KernelError> {
+    fn visit_flows(&self, visit: FlowVisitor<'_>) -> Result<(), KernelError> {
         let rules = self.inner().rules.slots()?;
-        self.flows.list(&rules, self.epoch.current()?)
+        self.flows.visit(&rules, self.epoch.current()?, visit)
     }
 
     fn drops(&self) -> Result<Vec<(DropReason, u64)>, KernelError> {

@@ -12,7 +12,8 @@ use super::{Faults, lock};
 use crate::kernel::{
     KernelError,
     dataplane::{
-        Attachment, Counters, DataPlane, FastPath, FastPort, Flow, HostAddresses, MapPressure, NatRule, Slot,
+        Attachment, Counters, DataPlane, FastPath, FastPort, Flow, FlowVisitor, HostAddresses, MapPressure,
+        NatRule, Slot,
     },
     switch::SwitchPort,
 };
@@ -141,8 +142,10 @@ impl DataPlane for FakeDataPlane {
         Ok(lock(&self.nat).counters.get(&slot).copied().unwrap_or_default())
     }
 
-    fn flows(&self) -> Result<Vec<Flow>, KernelError> {
-        Ok(lock(&self.nat).flows.clone())
+    fn visit_flows(&self, visit: FlowVisitor<'_>) -> Result<(), KernelError> {
+        let flows = lock(&self.nat).flows.clone();
+        flows.chunks(2).for_each(visit);
+        Ok(())
     }
 
     fn drops(&self) -> Result<Vec<(DropReason, u64)>, KernelError> {

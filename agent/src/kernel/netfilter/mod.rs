@@ -37,7 +37,7 @@ use super::{
     KernelError,
     bridge_filter::{self, BridgeFilter},
     dataplane::{
-        Attachment, Counters, DataPlane, FastPath, FastPort, Flow, HostAddresses, MapPressure, NatRule,
+        Attachment, Counters, DataPlane, FastPath, FastPort, FlowVisitor, HostAddresses, MapPressure, NatRule,
         NatType, Slot,
     },
     fastpath::netfilter::has_chain,
@@ -247,10 +247,10 @@ impl DataPlane for NetfilterDataPlane {
         Ok(slots.iter().map(|slot| (*slot, counted.remove(slot).unwrap_or_default())).collect())
     }
 
-    fn flows(&self) -> Result<Vec<Flow>, KernelError> {
+    fn visit_flows(&self, visit: FlowVisitor<'_>) -> Result<(), KernelError> {
         let rules = self.tables().rules().clone();
         if rules.is_empty() {
-            return Ok(Vec::new());
+            return Ok(());
         }
         let addresses = self.host().addresses.clone();
         let owners = Owners::new(rules.iter().map(|(slot, placed)| (*slot, &placed.rule)), &addresses);
@@ -259,7 +259,9 @@ impl DataPlane for NetfilterDataPlane {
         let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         let entries = conntrack::list()?;
         let owned = entries.iter().filter_map(|entry| Some((entry, owners.of(entry)?)));
-        Ok(owned.map(|(entry, owner)| flows::flow(entry, owner, &lifetimes, now)).collect())
+        let flows: Vec<_> = owned.map(|(entry, owner)| flows::flow(entry, owner, &lifetimes, now)).collect();
+        visit(&flows);
+        Ok(())
     }
 
     /// What iptables drops, it counts nowhere by reason; but for what our own lines drop.
