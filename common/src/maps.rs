@@ -13,7 +13,7 @@ use core::mem::offset_of;
 pub use self::{
     flows::{
         Binding, EndpointKey, Flow, FlowKey, FragmentKey, Fragmented, MAX_FRAGMENTED, MAX_PACED, MAX_PLACED,
-        MAX_WAITING_ROOMS, Moved, PaceKey, PlaceKey, PlacedPort, REMOTES, flag, lease,
+        MAX_WAITING_ROOMS, Moved, PaceKey, PlaceKey, PlacedPort, RELEASED, REMOTES, flag, lease,
     },
     rules::{
         Forward, ForwardKey, Local, MAX_POOLED, Masquerade, MasqueradeKey, Opening, PoolKey, Range, RangeKey,

@@ -114,6 +114,13 @@ impl<A: Address> BindingRef<A> {
         Self(binding)
     }
 
+    /// For the tables' own use: where the time is at which it expires.
+    #[inline(always)]
+    pub const fn expires_ptr(self) -> *mut u32 {
+        // SAFETY: within the record.
+        unsafe { &raw mut (*self.0.as_ptr()).expires }
+    }
+
     /// A copy of the whole record.
     #[inline(always)]
     pub fn read(self) -> Binding<A> {
@@ -326,6 +333,9 @@ pub trait Tables<A: Address>: Host {
     fn claim_binding(&self, key: &EndpointKey<A>, binding: &Binding<A>) -> Claim;
 
     fn remove_binding(&self, key: &EndpointKey<A>);
+
+    /// Sets when it expires to `new`, if that is still `seen`; at once, whatever other CPUs do. False: it is not.
+    fn exchange_expiry(&self, binding: BindingRef<A>, seen: u32, new: u32) -> bool;
 
     fn moved(&self, key: &EndpointKey<A>) -> Option<Moved<A>>;
 

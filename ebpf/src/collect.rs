@@ -1,10 +1,13 @@
-//! Removal of flows that are over, of those whose keys the agent has put into a frame: run by `BPF_PROG_TEST_RUN`, attached
-//! nowhere. They answer how many flows those were.
+//! Removal of what is over, of flows and bindings whose keys the agent has put into a frame: run by `BPF_PROG_TEST_RUN`, attached
+//! nowhere. They answer how many those were.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use telecluster_common::{
-    maps::FlowKey,
-    nat::collect::{BATCH4, BATCH6, START, collect},
+    nat::{
+        collect::{BATCH4, BATCH6, START, collect},
+        release::{self, release},
+        work::Work,
+    },
     packet::Packet as _,
     tables::{Host as _, Tables},
 };
@@ -14,17 +17,35 @@ use crate::{A4, A6, skb::Skb, tables::Kernel};
 /// Flows of IPv4.
 #[classifier]
 pub fn tc_collect4(ctx: TcContext) -> i32 {
-    all::<A4>(&ctx, BATCH4)
+    all::<A4, _>(&ctx, BATCH4, |work| &mut work.key, collect)
 }
 
 /// Flows of IPv6.
 #[classifier]
 pub fn tc_collect6(ctx: TcContext) -> i32 {
-    all::<A6>(&ctx, BATCH6)
+    all::<A6, _>(&ctx, BATCH6, |work| &mut work.key, collect)
 }
 
+/// Bindings of IPv4.
+#[classifier]
+pub fn tc_release4(ctx: TcContext) -> i32 {
+    all::<A4, _>(&ctx, release::BATCH4, |work| &mut work.external, release)
+}
+
+/// Bindings of IPv6.
+#[classifier]
+pub fn tc_release6(ctx: TcContext) -> i32 {
+    all::<A6, _>(&ctx, release::BATCH6, |work| &mut work.external, release)
+}
+
+/// `place`: where `remove` looks for the key.
 #[inline(always)]
-fn all<A>(ctx: &TcContext, most: usize) -> i32
+fn all<A, K>(
+    ctx: &TcContext,
+    most: usize,
+    place: impl Fn(&mut Work<A>) -> &mut K,
+    remove: impl Fn(&Kernel, &Work<A>, u64) -> bool,
+) -> i32
 where
     A: telecluster_common::family::Address,
     Kernel: Tables<A>,
@@ -36,23 +57,23 @@ where
     // SAFETY: this CPU's own, and nobody else's while the program runs: softirqs are off.
     let work = unsafe { work.as_mut() };
     let now = kernel.now();
-    let (mut place, mut flows) = (0, 0);
-    while place < most {
-        if !take_down(&mut skb, &mut work.key, START + place * size_of::<FlowKey<A>>()) {
+    let (mut turn, mut removed) = (0, 0);
+    while turn < most {
+        if !take_down(&mut skb, place(work), START + turn * size_of::<K>()) {
             break;
         }
-        flows += i32::from(collect(&kernel, work, now));
-        place += 1;
+        removed += i32::from(remove(&kernel, work, now));
+        turn += 1;
     }
-    flows
+    removed
 }
 
 /// Copies a key out of the frame, word by word. False: there is none.
 #[inline(always)]
-fn take_down<A>(skb: &mut Skb, key: &mut FlowKey<A>, start: usize) -> bool {
+fn take_down<K>(skb: &mut Skb, key: &mut K, start: usize) -> bool {
     let words = core::ptr::from_mut(key).cast::<u32>();
     let mut place = 0;
-    while place < size_of::<FlowKey<A>>() / 4 {
+    while place < size_of::<K>() / 4 {
         let Some(word) = skb.at::<[u8; 4]>(start + place * 4) else {
             return false;
         };

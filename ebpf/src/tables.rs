@@ -303,6 +303,12 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn exchange_expiry(&self, binding: BindingRef<$address>, seen: u32, new: u32) -> bool {
+                // SAFETY: a field of a binding in map memory, aligned to four bytes.
+                unsafe { compare_exchange32(binding.expires_ptr(), seen, new) == seen }
+            }
+
+            #[inline(always)]
             fn moved(&self, key: &EndpointKey<$address>) -> Option<Moved<$address>> {
                 // SAFETY: read at once; what it says is checked against the binding.
                 unsafe { $moved.get(key) }.copied()
@@ -536,4 +542,24 @@ unsafe fn compare_exchange(place: *mut u64, mut old: u64, new: u64) -> u64 {
         asm!("r0 = cmpxchg_64({0} + 0, r0, {1})", in(reg) place, in(reg) new, inout("r0") old, options(nostack));
     }
     old
+}
+
+/// The same with four bytes.
+///
+/// # Safety
+/// `place` must be writable and aligned.
+#[inline(always)]
+unsafe fn compare_exchange32(place: *mut u32, old: u32, new: u32) -> u32 {
+    let mut found = u64::from(old);
+    // SAFETY: one atomic exchange, by the caller's contract; it compares with w0 and answers there.
+    unsafe {
+        asm!(
+            "w0 = cmpxchg32_32(r2 + 0, w0, w3)",
+            in("r2") place,
+            in("r3") u64::from(new),
+            inout("r0") found,
+            options(nostack),
+        );
+    }
+    found as u32
 }

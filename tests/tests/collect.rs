@@ -1,5 +1,5 @@
-//! No flow that lives is ever collected: packets meet flows at the instant at which their time is over and the agent removes
-//! them.
+//! No flow and no binding that lives is ever collected: packets meet them at the instant at which their time is over and the agent
+//! removes them.
 
 use std::{
     net::Ipv4Addr,
@@ -16,8 +16,12 @@ use aya::{
 };
 use nix::time::{ClockId, clock_gettime};
 use telecluster_common::{
-    maps::{Direction, FlowKey, TICK_BITS, ticks},
-    nat::collect::{MARGIN, collect},
+    maps::{Direction, EndpointKey, FlowKey, RELEASED, TICK_BITS, ticks},
+    nat::{
+        HOLD_DOWN,
+        collect::{MARGIN, collect},
+        release::release,
+    },
     tables::Tables,
 };
 use telecluster_tests::{
@@ -99,6 +103,80 @@ fn what_is_over_is_removed_and_what_has_been_seen_since_it_was_looked_at_is_not(
     assert!(!collected(tables, back), "there is none");
 }
 
+/// Where the inside socket of a port appears that it is not taken from.
+fn external(port: u16) -> EndpointKey<A4> {
+    EndpointKey { address: UPLINK_ADDRESS.octets(), port, proto: UDP, unused: 0 }
+}
+
+/// Removes a binding as the program does; whether nobody could use it any more.
+fn released(tables: &HostTables, port: u16) -> bool {
+    let mut work = Tables::<A4>::work(tables).expect("memory");
+    // SAFETY: nobody else uses the tables.
+    let work = unsafe { work.as_mut() };
+    work.external = external(port);
+    release(tables, work, tables.clock.get())
+}
+
+#[test]
+fn a_port_is_freed_after_its_hold_down_and_not_when_its_socket_has_come_back() {
+    let mut host = Host::default();
+    host.put(0, &masquerade());
+    host.tables.clock.set(SECOND);
+    assert_eq!(host.run(Direction::Out, &question(40000)).0, Outcome::Passed);
+    let binding = Tables::<A4>::binding(&host.tables, &external(40000)).expect("a binding");
+    assert!(!released(&host.tables, 40000), "in force");
+    host.tables.clock.set(420 * SECOND);
+    assert!(!released(&host.tables, 40000), "held down");
+
+    // Its socket comes back after somebody has seen that it was over.
+    host.tables.clock.set(460 * SECOND);
+    let seen = binding.expires();
+    assert_eq!(host.run(Direction::Out, &question(40000)).0, Outcome::Passed);
+    assert!(!Tables::<A4>::exchange_expiry(&host.tables, binding, seen, RELEASED));
+    assert!(!released(&host.tables, 40000), "in force again");
+
+    // Its socket comes back while somebody is removing it: it gets another port, and not one that is about to go.
+    host.tables.clock.set(1000 * SECOND);
+    assert!(Tables::<A4>::exchange_expiry(&host.tables, binding, binding.expires(), RELEASED));
+    assert!(!released(&host.tables, 40000), "by somebody else");
+    assert_eq!(host.run(Direction::Out, &question(40000)).0, Outcome::Passed);
+    assert_eq!(binding.expires(), RELEASED);
+    binding.set_expires(seen);
+    assert!(released(&host.tables, 40000) && !released(&host.tables, 40000));
+}
+
+/// The bindings of the flows' inside sockets.
+struct Bindings(HashMap<MapData, [u8; 8], [u8; 60]>);
+
+/// Bytes of `expires` in a binding.
+const EXPIRES: std::ops::Range<usize> = 16..20;
+
+impl Bindings {
+    fn open() -> Self {
+        let map =
+            MapData::from_pin(Path::new("/sys/fs/bpf/telecluster/maps/binding4")).expect("open the map");
+        Self(HashMap::try_from(Map::HashMap(map)).expect("a hash map"))
+    }
+
+    fn bytes(port: u16) -> [u8; 8] {
+        let ([a, b, c, d], [e, f]) = (UPLINK_ADDRESS.octets(), port.to_ne_bytes());
+        [a, b, c, d, e, f, UDP, 0]
+    }
+
+    fn expires(&self, port: u16) -> Option<u32> {
+        let binding = self.0.get(&Self::bytes(port), 0).ok()?;
+        binding[EXPIRES].try_into().ok().map(u32::from_ne_bytes)
+    }
+
+    /// Lets its hold-down be over, and a little more.
+    fn age(&mut self, port: u16) {
+        let mut binding = self.0.get(&Self::bytes(port), 0).expect("a binding");
+        let old = tick().wrapping_sub(HOLD_DOWN + 2 * MARGIN);
+        binding[EXPIRES].copy_from_slice(&old.to_ne_bytes());
+        self.0.insert(Self::bytes(port), binding, 0).expect("write a binding");
+    }
+}
+
 /// Bytes of `last_seen` in an entry.
 const LAST_SEEN: std::ops::Range<usize> = 36..40;
 
@@ -131,8 +209,9 @@ impl Flows {
     }
 
     /// All of them are there, and over.
-    fn make_old(&mut self, uplink: &Uplink) {
+    fn make_old(&mut self, bindings: &mut Bindings, uplink: &Uplink) {
         uplink.send_all();
+        (40000..40000 + FLOWS).for_each(|port| bindings.age(port));
         for port in 40000..40000 + FLOWS {
             self.age(&key(port, Direction::Out));
             self.age(&key(port, Direction::In));
@@ -173,20 +252,20 @@ impl Uplink {
 }
 
 #[test]
-fn a_flow_that_begins_anew_while_its_old_entry_is_collected_stays() {
+fn a_flow_that_begins_anew_while_its_old_entries_are_collected_stays() {
     sandbox::run(|| {
         let mut kernel = Kernel::load();
         kernel.put(0, &masquerade());
         let uplink = Uplink::open();
-        let mut flows = Flows::open();
+        let (mut flows, mut bindings) = (Flows::open(), Bindings::open());
         // So that packets come before, in the middle of and near the end of a collection, however fast the machine is.
-        flows.make_old(&uplink);
+        flows.make_old(&mut bindings, &uplink);
         let began = Instant::now();
         assert_eq!(kernel.plane.collect_garbage().expect("collect"), usize::from(FLOWS));
         let whole = began.elapsed();
         let mut met = 0;
         for round in 0..ROUNDS {
-            flows.make_old(&uplink);
+            flows.make_old(&mut bindings, &uplink);
             let (plane, done) = (&kernel.plane, AtomicBool::new(false));
             thread::scope(|scope| {
                 let collector = scope.spawn(|| {
@@ -203,6 +282,11 @@ fn a_flow_that_begins_anew_while_its_old_entry_is_collected_stays() {
                 done.store(true, Ordering::Relaxed);
                 met += collector.join().expect("a thread");
             });
+            for port in 40000..40000 + FLOWS {
+                let expires = bindings.expires(port);
+                let expires = expires.unwrap_or_else(|| panic!("round {round}: port {port} is nobody's"));
+                assert!(expires.wrapping_sub(tick()) < ticks(600), "round {round}: port {port} is held down");
+            }
             for (port, direction) in
                 (40000..40000 + FLOWS).flat_map(|port| [(port, Direction::Out), (port, Direction::In)])
             {

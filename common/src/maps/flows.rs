@@ -107,6 +107,9 @@ pub struct EndpointKey<A> {
     pub unused: u8,
 }
 
+/// [`Binding::expires`] while somebody is removing it.
+pub const RELEASED: u32 = 0;
+
 /// Addresses outside that a binding remembers.
 pub const REMOTES: usize = 8;
 
@@ -121,7 +124,7 @@ pub struct Binding<A> {
     pub remote_port: u16,
     pub rule: u32,
     pub generation: u32,
-    /// In ticks of 2^20 ns since boot. Nobody else gets the port until 120 s later.
+    /// In ticks of 2^20 ns since boot. Nobody else gets the port until 120 s later. [`RELEASED`]: somebody is removing it.
     pub expires: u32,
     /// Flows that it has carried.
     pub flows: u32,

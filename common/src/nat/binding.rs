@@ -9,13 +9,13 @@
 use super::{
     Verdict, life, limit,
     open::{PROBES, forward_for, outside_of},
-    round, unclaimed,
+    release, round, unclaimed,
     work::{Maker, PortRange, Search, Translation, Work},
 };
 use crate::{
     drop::DropReason,
     family::Address,
-    maps::{Binding, Direction, EndpointKey, Moved, REMOTES, Rule, local, rule, ticks},
+    maps::{Binding, Direction, EndpointKey, Moved, RELEASED, REMOTES, Rule, local, rule, ticks},
     tables::{BindingRef, Claim, FlowRef, Tables},
     tcp::{FlowState, opens, proto, timeout},
 };
@@ -72,16 +72,24 @@ where
     if !mine || (symmetric && !(binding.remote_port() == key.dport && binding.knows(key.dst))) {
         return false;
     }
+    let Some(rule) = tables.rule(work.maker.rule) else {
+        return false;
+    };
     // Expired or of another rule meanwhile: it is this socket's all the same, but those whom it knew have no right to it.
-    if !is_in_force(tables, binding, now) {
+    let seen = binding.expires();
+    let in_force = is_in_force(tables, binding, now);
+    if !in_force {
         binding.forget();
     }
     binding.set_rule(work.maker.rule);
     binding.set_generation(work.maker.generation);
     binding.remember(key.dst);
     binding.set_flows(binding.flows().wrapping_add(1));
-    if let Some(rule) = tables.rule(work.maker.rule) {
-        prolong(binding, until(&rule, key.proto, FlowState::New, now));
+    let until = until(&rule, key.proto, FlowState::New, now);
+    if in_force {
+        prolong(binding, until);
+    } else if !release::revive(tables, binding, seen, until) {
+        return false;
     }
     work.to.sport = work.external.port;
     work.search = Search::CLAIMED;
@@ -132,7 +140,7 @@ where
         let mut claimed = tables.claim_binding(&work.external, &work.binding);
         if claimed == Claim::Exists
             && let Some(holder) = tables.binding(&work.external)
-            && is_free(tables, holder, now)
+            && release::take(tables, holder, HOLD_DOWN, now)
         {
             tables.remove_binding(&work.external);
             claimed = tables.claim_binding(&work.external, &work.binding);
@@ -211,19 +219,6 @@ pub(super) fn is_tunnel(port: u16) -> bool {
     port == VXLAN[0] || port == VXLAN[1]
 }
 
-/// Its rule is gone, or it has expired and been held down.
-#[inline(always)]
-fn is_free<T, A>(tables: &T, binding: BindingRef<A>, now: u64) -> bool
-where
-    T: Tables<A>,
-    A: Address,
-{
-    let Some(rule) = tables.rule(binding.rule()) else {
-        return true;
-    };
-    rule.generation != binding.generation() || over(binding, now) > i64::from(HOLD_DOWN)
-}
-
 /// Its rule is there still, and it has not expired.
 #[inline(always)]
 pub(super) fn is_in_force<T, A>(tables: &T, binding: BindingRef<A>, now: u64) -> bool
@@ -235,11 +230,14 @@ where
         && tables.rule(binding.rule()).is_some_and(|rule| rule.generation == binding.generation())
 }
 
-/// Ticks since it expired; negative while it has not.
+/// Ticks since it expired; negative while it has not. Who is removing it needs no more than that it has.
 #[inline(always)]
 #[expect(clippy::cast_possible_wrap, reason = "a difference on a clock that wraps")]
-fn over<A: Address>(binding: BindingRef<A>, now: u64) -> i64 {
-    i64::from(life::tick(now).wrapping_sub(binding.expires()) as i32)
+pub(super) fn over<A: Address>(binding: BindingRef<A>, now: u64) -> i64 {
+    match binding.expires() {
+        RELEASED => 1,
+        expires => i64::from(life::tick(now).wrapping_sub(expires) as i32),
+    }
 }
 
 /// The rule of a binding that is in force.
@@ -421,7 +419,10 @@ where
 /// When a binding expires whose flow is in this state: not before the flow, which is refreshed once a beat.
 #[inline(always)]
 fn until(rule: &Rule, protocol: u8, state: FlowState, now: u64) -> u32 {
-    life::tick(now).wrapping_add(ticks(timeout(&rule.timeouts, protocol, state)) + 2 * life::GRACE)
+    match life::tick(now).wrapping_add(ticks(timeout(&rule.timeouts, protocol, state)) + 2 * life::GRACE) {
+        RELEASED => RELEASED + 1,
+        until => until,
+    }
 }
 
 #[inline(always)]

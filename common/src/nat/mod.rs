@@ -17,6 +17,7 @@ mod limit;
 mod open;
 mod pair;
 mod refuse;
+pub mod release;
 pub mod round;
 pub mod turn;
 pub mod work;

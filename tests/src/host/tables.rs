@@ -310,6 +310,14 @@ impl<A: Side> Tables<A> for HostTables {
         A::of(self).bindings.borrow_mut().remove(key);
     }
 
+    fn exchange_expiry(&self, binding: BindingRef<A>, seen: u32, new: u32) -> bool {
+        let same = binding.expires() == seen;
+        if same {
+            binding.set_expires(new);
+        }
+        same
+    }
+
     fn pace(&self, key: &PaceKey<A>) -> Option<u64> {
         A::of(self).paces.borrow().get(key).copied()
     }

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    mem::MaybeUninit,
     ops::Range,
     os::fd::{AsFd as _, AsRawFd as _},
 };
@@ -47,9 +48,7 @@ pub(super) fn for_each_in<K: Copy, V: Copy>(
     buckets: Range<u32>,
     mut visit: impl FnMut(&K, &V),
 ) -> io::Result<()> {
-    if (size_of::<K>(), size_of::<V>()) != sizes {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the map has other key and value sizes"));
-    }
+    check_sizes::<K, V>(sizes)?;
     let mut capacity = CHUNK;
     let mut keys: Vec<K> = Vec::with_capacity(capacity as usize);
     let mut values: Vec<V> = Vec::with_capacity(capacity as usize);
@@ -110,44 +109,76 @@ struct ElementAttr {
     flags: u64,
 }
 
-/// The number of the program at a place of a program array.
-pub(super) fn program_at(fd: &MapFd, place: u32) -> io::Result<Option<u32>> {
-    /// include/uapi/linux/bpf.h, `enum bpf_cmd`.
-    const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
-    let mut number = 0u32;
+/// include/uapi/linux/bpf.h, `enum bpf_cmd`.
+const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
+const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
+const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
+
+/// Of an update: only where nothing is.
+const BPF_NOEXIST: u64 = 1;
+
+/// One command about one entry. `unless`: the errno of what is no failure; `None` is answered then.
+///
+/// # Safety
+/// `K` must be the map's key, and `value` room for its value.
+unsafe fn element<K: Copy, V>(
+    command: libc::c_int,
+    fd: &MapFd,
+    (key, value): (&K, *mut V),
+    flags: u64,
+    unless: libc::c_int,
+) -> io::Result<Option<()>> {
     let mut attr = ElementAttr {
         map_fd: u32::try_from(fd.as_fd().as_raw_fd()).map_err(io::Error::other)?,
-        key: (&raw const place) as u64,
-        value: (&raw mut number) as u64,
-        flags: 0,
+        key: std::ptr::from_ref(key) as u64,
+        value: value as u64,
+        flags,
     };
-    // SAFETY: the attribute is complete for this command; a program array has keys and values of four bytes, which live until
-    // the call returns.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_ELEM, &raw mut attr, size_of::<ElementAttr>()) };
+    // SAFETY: the attribute is complete for these commands; key and value are what the map has, by the caller's contract, and live
+    // until the call returns.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of::<ElementAttr>()) };
     match (result < 0).then(io::Error::last_os_error) {
-        None => Ok(Some(number)),
-        Some(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        None => Ok(Some(())),
+        Some(error) if error.raw_os_error() == Some(unless) => Ok(None),
         Some(error) => Err(error),
     }
 }
 
-/// Deletes one entry. False: it was gone already.
-pub(super) fn delete<K: Copy>(fd: &MapFd, key: &K) -> io::Result<bool> {
-    /// include/uapi/linux/bpf.h, `enum bpf_cmd`.
-    const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
-    let mut attr = ElementAttr {
-        map_fd: u32::try_from(fd.as_fd().as_raw_fd()).map_err(io::Error::other)?,
-        key: std::ptr::from_ref(key) as u64,
-        value: 0,
-        flags: 0,
-    };
-    // SAFETY: the attribute is complete for this command; the key lives until the call returns.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_DELETE_ELEM, &raw mut attr, size_of::<ElementAttr>()) };
-    match (result < 0).then(io::Error::last_os_error) {
-        None => Ok(true),
-        Some(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
-        Some(error) => Err(error),
+/// The number of the program at a place of a program array.
+pub(super) fn program_at(fd: &MapFd, place: u32) -> io::Result<Option<u32>> {
+    let mut number = 0u32;
+    // SAFETY: a program array has keys and values of four bytes.
+    let found = unsafe { element(BPF_MAP_LOOKUP_ELEM, fd, (&place, &raw mut number), 0, libc::ENOENT) }?;
+    Ok(found.map(|()| number))
+}
+
+/// Takes an entry out, at once; what it was.
+///
+/// `K` and `V` must be the map's key and value: plain data of exactly its key and value size.
+pub(super) fn take<K: Copy, V: Copy>(fd: &MapFd, sizes: (usize, usize), key: &K) -> io::Result<Option<V>> {
+    check_sizes::<K, V>(sizes)?;
+    let mut value = MaybeUninit::<V>::uninit();
+    let place = (key, value.as_mut_ptr());
+    // SAFETY: the sizes were checked.
+    let taken = unsafe { element(BPF_MAP_LOOKUP_AND_DELETE_ELEM, fd, place, 0, libc::ENOENT) }?;
+    // SAFETY: the kernel has written a value of plain data.
+    Ok(taken.map(|()| unsafe { value.assume_init() }))
+}
+
+/// Puts an entry where none is.
+///
+/// `K` and `V` as above.
+pub(super) fn put<K: Copy, V: Copy>(fd: &MapFd, sizes: (usize, usize), key: &K, value: &V) -> io::Result<()> {
+    check_sizes::<K, V>(sizes)?;
+    let mut value = *value;
+    // SAFETY: the sizes were checked.
+    unsafe { element(BPF_MAP_UPDATE_ELEM, fd, (key, &raw mut value), BPF_NOEXIST, libc::EEXIST) }?;
+    Ok(())
+}
+
+fn check_sizes<K, V>(sizes: (usize, usize)) -> io::Result<()> {
+    if (size_of::<K>(), size_of::<V>()) == sizes {
+        return Ok(());
     }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, "the map has other key and value sizes"))
 }

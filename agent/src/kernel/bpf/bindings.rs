@@ -1,6 +1,6 @@
 //! External ports whose time is over, freed.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, path::Path};
 
 use telecluster_common::{
     maps::{Binding, EndpointKey, Moved, Rule},
@@ -8,6 +8,7 @@ use telecluster_common::{
 };
 
 use super::{
+    collect::{Collected, Collector},
     family::Octets,
     flows::{Table, idle, now},
     object::Object,
@@ -17,29 +18,30 @@ use crate::kernel::{KernelError, dataplane::MapPressure};
 /// `binding4` and `moved4`, and those of IPv6.
 #[derive(Debug)]
 pub(super) struct BindingTables {
-    ipv4: Pair,
-    ipv6: Pair,
+    ipv4: Pair<[u8; 4]>,
+    ipv6: Pair<[u8; 16]>,
 }
 
 #[derive(Debug)]
-struct Pair {
+struct Pair<A> {
     bindings: Table,
     moved: Table,
+    collector: Collector<EndpointKey<A>>,
 }
 
 impl BindingTables {
-    pub(super) fn open(object: &Object) -> Result<Self, KernelError> {
-        let pair = |bindings, moved| {
-            Ok(Pair { bindings: Table::open(object, bindings)?, moved: Table::open(object, moved)? })
-        };
-        Ok(Self { ipv4: pair("binding4", "moved4")?, ipv6: pair("binding6", "moved6")? })
+    /// `directory`: where the programs are pinned.
+    pub(super) fn open(object: &Object, directory: &Path) -> Result<Self, KernelError> {
+        Ok(Self {
+            ipv4: Pair::open(object, directory, ["binding4", "moved4"])?,
+            ipv6: Pair::open(object, directory, ["binding6", "moved6"])?,
+        })
     }
 
-    /// Frees what nobody can use any more. `rules`: what is in each slot.
-    pub(super) fn collect_garbage(&self, rules: &[Rule]) -> Result<(), KernelError> {
+    /// Frees what nobody can use any more; how many bindings. `rules`: what was in each slot a moment ago.
+    pub(super) fn collect_garbage(&self, rules: &[Rule]) -> Result<usize, KernelError> {
         let now = now()?;
-        self.ipv4.collect_garbage::<[u8; 4]>(rules, now)?;
-        self.ipv6.collect_garbage::<[u8; 16]>(rules, now)
+        Ok(self.ipv4.collect_garbage(rules, now)? + self.ipv6.collect_garbage(rules, now)?)
     }
 
     pub(super) fn pressure(&self) -> Result<Vec<MapPressure>, KernelError> {
@@ -50,37 +52,50 @@ impl BindingTables {
     }
 }
 
-impl Pair {
-    fn collect_garbage<A: Octets>(&self, rules: &[Rule], now: u64) -> Result<(), KernelError> {
+impl<A: Octets> Pair<A>
+where
+    EndpointKey<A>: Collected,
+{
+    fn open(
+        object: &Object,
+        directory: &Path,
+        [bindings, moved]: [&'static str; 2],
+    ) -> Result<Self, KernelError> {
+        Ok(Self {
+            bindings: Table::open(object, bindings)?,
+            moved: Table::open(object, moved)?,
+            collector: Collector::open(directory)?,
+        })
+    }
+
+    fn collect_garbage(&self, rules: &[Rule], now: u64) -> Result<usize, KernelError> {
         // First, so that what is made meanwhile is not taken for something whose binding is gone.
         let mut moved = Vec::new();
         self.moved.for_each(|key: &EndpointKey<A>, to: &Moved<A>| moved.push((*key, *to)))?;
-        let mut dead = Vec::new();
+        let mut over = Vec::new();
+        // Those that are over too: a binding may be its socket's again in a moment, and what leads to it goes after it.
         let mut holders: HashMap<EndpointKey<A>, (A, u16)> = HashMap::new();
         self.bindings.for_each(|key: &EndpointKey<A>, binding: &Binding<A>| {
             if is_over(binding, rules, now) {
-                dead.push(*key);
-            } else {
+                over.push(*key);
+            }
+            if !moved.is_empty() {
                 holders.insert(*key, (binding.inside, binding.port));
             }
         })?;
-        let is_lost = |(key, to): &(EndpointKey<A>, Moved<A>)| {
+        let is_lost = |(key, to): &&(EndpointKey<A>, Moved<A>)| {
             let external = EndpointKey { address: to.address, port: to.port, proto: key.proto, unused: 0 };
             holders.get(&external) != Some(&(key.address, key.port))
         };
-        // What leads to a binding goes first: without it, its socket would be taken for one that has its own port.
-        for (key, _) in moved.iter().filter(|entry| is_lost(entry)) {
-            self.moved.delete(key)?;
+        for (key, to) in moved.iter().filter(is_lost) {
+            self.moved.delete(key, to)?;
         }
-        for key in dead {
-            self.bindings.delete(&key)?;
-        }
-        Ok(())
+        self.collector.collect(&over)
     }
 }
 
-/// Its rule is gone, or it has expired and nobody has to be kept from its port any more. The margin keeps the agent
-/// away from a binding that its inside socket may just be using again.
+/// Whether the program is asked to remove it, which decides by what is there by then: its rule is gone, or it has expired and
+/// nobody has to be kept from its port any more.
 fn is_over<A>(binding: &Binding<A>, rules: &[Rule], now: u64) -> bool {
     let in_force = rules.get(binding.rule as usize).is_some_and(|rule| rule.generation == binding.generation);
     !in_force || idle(binding.expires, now) > u64::from(HOLD_DOWN + MARGIN)

@@ -28,8 +28,8 @@ use crate::kernel::{
 pub(super) struct FlowTables {
     ipv4: Table,
     ipv6: Table,
-    collect4: Collector<[u8; 4]>,
-    collect6: Collector<[u8; 16]>,
+    collect4: Collector<FlowKey<[u8; 4]>>,
+    collect6: Collector<FlowKey<[u8; 16]>>,
 }
 
 #[derive(Debug)]
@@ -97,10 +97,14 @@ impl Table {
         Ok(over)
     }
 
-    /// Frees an entry; false when it was gone already.
-    pub(super) fn delete<K: Copy>(&self, key: &K) -> Result<bool, KernelError> {
-        batch::delete(self.data.fd(), key)
-            .map_err(|error| failed(format!("free an entry of {}", self.name), &error))
+    /// Frees an entry, if it still is what it was. Another one is put back: for a moment it was not there, unless the key was
+    /// given another value in that very moment.
+    pub(super) fn delete<K: Copy, V: Copy + PartialEq>(&self, key: &K, value: &V) -> Result<(), KernelError> {
+        let freed = batch::take(self.data.fd(), self.sizes, key).and_then(|taken: Option<V>| match taken {
+            Some(taken) if taken != *value => batch::put(self.data.fd(), self.sizes, key, &taken),
+            Some(_) | None => Ok(()),
+        });
+        freed.map_err(|error| failed(format!("free an entry of {}", self.name), &error))
     }
 
     pub(super) fn pressure<K: Copy, V: Copy>(&self) -> Result<MapPressure, KernelError> {

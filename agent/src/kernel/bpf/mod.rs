@@ -72,8 +72,8 @@ pub use self::{
 use super::{
     KernelError,
     dataplane::{
-        Attachment, Counters, DataPlane, FastPath, FastPort, FlowVisitor, HostAddresses, MapPressure, NatRule,
-        Slot,
+        Attachment, Counters, DataPlane, FastPath, FastPort, FlowVisitor, HostAddresses, MapPressure,
+        NatRule, Slot,
     },
     switch::{PortDrops, Station, SwitchPort, VlanCounters, VlanPlane},
     xdp::{Wishes, XdpReport},
@@ -120,7 +120,7 @@ impl BpfDataPlane {
         let mut object = object::load(options)?;
         let rules = RuleMaps::take(&mut object)?;
         let flows = FlowTables::open(&object, &options.directory)?;
-        let bindings = BindingTables::open(&object)?;
+        let bindings = BindingTables::open(&object, &options.directory)?;
         let mut switch = SwitchMaps::take(&mut object)?;
         let epoch = Arc::new(Epoch::take(&mut object)?);
         let fast_ports = FastPorts::take(&mut object)?;

@@ -85,7 +85,7 @@ const STAGES: [(&str, u32); 38] = [
 ];
 
 /// The programs that are run by the agent and hang nowhere.
-pub(super) const RUN_NAMES: [&str; 2] = ["tc_collect4", "tc_collect6"];
+pub(super) const RUN_NAMES: [&str; 4] = ["tc_collect4", "tc_collect6", "tc_release4", "tc_release6"];
 
 /// The programs that hang in drivers.
 const XDP_NAMES: [&str; 2] = ["xdp_wan_in", "xdp_lan_in"];
