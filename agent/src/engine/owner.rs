@@ -128,6 +128,7 @@ impl Owner {
     pub(super) async fn run(mut self, mut requests: mpsc::Receiver<Request>, mut events: mpsc::Receiver<()>) {
         let mut next_garbage = Instant::now() + garbage::PERIOD;
         let mut garbage = Garbage::default();
+        let dataplane = Arc::clone(&self.shared.dataplane);
         let mut listening = true;
         loop {
             let look_at_filter = self.filter.due;
@@ -153,27 +154,17 @@ impl Owner {
                 () = until(self.look_again), if self.look_again.is_some() => {
                     self.look_again = self.look().await;
                 }
+                () = garbage.collected() => {}
                 () = sleep_until(next_garbage), if !self.nat.rules().is_empty() || !self.nat.ports.is_empty() => {
                     next_garbage = Instant::now() + garbage::PERIOD;
                     if garbage.is_due() {
-                        let began = Instant::now();
-                        self.collect_garbage().await;
-                        garbage.took(began.elapsed());
+                        garbage.collect(&dataplane);
                     }
                     if !self.nat.ports.is_empty() {
                         self.age_stations().await;
                     }
                 }
             }
-        }
-    }
-
-    async fn collect_garbage(&self) {
-        let dataplane = Arc::clone(&self.shared.dataplane);
-        match tokio::task::spawn_blocking(move || dataplane.collect_garbage()).await {
-            Ok(Ok(freed)) => tracing::debug!(freed, "expired flows were freed"),
-            Ok(Err(error)) => warn!(%error, "expired flows could not be freed"),
-            Err(error) => error!(%error, "the garbage collection ended early"),
         }
     }
 

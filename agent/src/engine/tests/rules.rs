@@ -212,3 +212,22 @@ async fn garbage_is_collected_only_while_there_are_rules() {
     tokio::time::sleep(std::time::Duration::from_secs(35)).await;
     assert!(fake.dataplane.nat().collections >= 3);
 }
+
+#[tokio::test]
+#[expect(clippy::await_holding_lock, reason = "only the thread of a collection waits for it")]
+async fn changes_do_not_wait_for_a_collection() {
+    let (engine, fake) = lab([]).await;
+    engine.change(masquerade(true)).await.unwrap();
+    let held = fake.dataplane.hold_collections();
+    tokio::time::pause();
+    tokio::time::advance(std::time::Duration::from_secs(11)).await;
+    tokio::time::resume();
+    while fake.dataplane.nat().collections == 0 {
+        tokio::task::yield_now().await;
+    }
+    // While it lasts, and no other one begins.
+    let made = engine.change(Change::CreateForward(request(8080, 5)));
+    assert!(tokio::time::timeout(std::time::Duration::from_secs(10), made).await.expect("an answer").is_ok());
+    assert_eq!(fake.dataplane.nat().collections, 1);
+    drop(held);
+}

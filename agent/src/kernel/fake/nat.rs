@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Mutex,
+    sync::{Mutex, MutexGuard},
 };
 
 use nix::errno::Errno;
@@ -22,6 +22,7 @@ use crate::kernel::{
 #[derive(Debug)]
 pub struct FakeDataPlane {
     nat: Mutex<Nat>,
+    collecting: Mutex<()>,
     pub(super) switch: Mutex<BTreeMap<u32, SwitchPort>>,
     pub(super) faults: Faults,
 }
@@ -42,11 +43,16 @@ pub struct Nat {
 
 impl FakeDataPlane {
     pub fn new(faults: Faults) -> Self {
-        Self { nat: Mutex::default(), switch: Mutex::default(), faults }
+        Self { nat: Mutex::default(), collecting: Mutex::default(), switch: Mutex::default(), faults }
     }
 
     pub fn nat(&self) -> Nat {
         lock(&self.nat).clone()
+    }
+
+    /// No collection of garbage ends before this is dropped.
+    pub fn hold_collections(&self) -> MutexGuard<'_, ()> {
+        lock(&self.collecting)
     }
 
     pub fn edit(&self, change: impl FnOnce(&mut Nat)) {
@@ -159,6 +165,7 @@ impl DataPlane for FakeDataPlane {
 
     fn collect_garbage(&self) -> Result<usize, KernelError> {
         lock(&self.nat).collections += 1;
+        drop(lock(&self.collecting));
         Ok(0)
     }
 }

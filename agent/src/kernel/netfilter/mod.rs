@@ -37,8 +37,8 @@ use super::{
     KernelError,
     bridge_filter::{self, BridgeFilter},
     dataplane::{
-        Attachment, Counters, DataPlane, FastPath, FastPort, FlowVisitor, HostAddresses, MapPressure, NatRule,
-        NatType, Slot,
+        Attachment, Counters, DataPlane, FastPath, FastPort, FlowVisitor, HostAddresses, MapPressure,
+        NatRule, NatType, Slot,
     },
     fastpath::netfilter::has_chain,
     iptables::Iptables,
