@@ -15,7 +15,7 @@ use telecluster_tests::{
 };
 
 /// Passes through all requests, unless told otherwise.
-const SAMPLE: usize = 6;
+const SAMPLE: usize = 4;
 /// The last call of a request that a sample may hit. Most requests make two or three for each address family.
 const LATEST: usize = 6;
 
@@ -277,7 +277,7 @@ fn a_start_during_which_iptables_goes_wrong_says_so_and_the_next_one_has_everyth
     worker.murder();
     let mut ended = 0;
     let mut random = random();
-    for n in 1..=10 {
+    for n in 1..=8 {
         let ways = if std::env::var_os("FAULTS").is_some() {
             Wrong::QUICK.to_vec()
         } else {
