@@ -127,6 +127,7 @@ impl Collector for Snapshot {
             backend: _,
             backend_reason: _,
             backend_differences: _,
+            overlaps: _,
             attachments: _,
             xdp,
             pressure,
@@ -325,6 +326,7 @@ pub(crate) mod tests {
             bridges: 1,
             interfaces: 4,
             drift: Vec::new(),
+            overlaps: Vec::new(),
         }
     }
 

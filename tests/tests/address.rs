@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use telecluster_tests::lab::{INSIDE, Lab, OUTSIDE, WAN, eventually};
+use telecluster_tests::lab::{INSIDE, INSIDE_NET, Lab, OUTSIDE, WAN, eventually};
 
 /// Takes the uplink's address away, and waits until the worker knows.
 fn lose_the_address(lab: &Lab) {
@@ -55,4 +55,26 @@ fn a_connection_outlives_an_address_that_goes_and_comes_back() {
     lose_the_address(&lab);
     lab.router.ip(&format!("addr add {WAN}/24 dev wan0"));
     exchange();
+}
+
+/// RFC 4787 REQ-7: nobody but the operator can number the two sides apart, so the operator is told.
+#[test]
+fn an_uplink_whose_network_is_the_inside_s_too_is_told_of_until_it_is_not() {
+    let lab = Lab::new();
+    let _worker = lab.start();
+    let body = serde_json::json!({ "source_network": INSIDE_NET, "output_interface": "wan0" });
+    let made = lab.post("/nat/masquerade", &body).ok();
+    assert_eq!(made["data"]["warnings"], serde_json::json!([]), "{made}");
+    let told = || {
+        let problems = lab.get("/health")["problems"].to_string();
+        problems.contains(INSIDE_NET) && problems.contains("wan0") && problems.contains("br-lab")
+    };
+    assert!(!told());
+    lab.router.ip("addr add 192.168.100.77/24 dev wan0");
+    eventually("the conflict is not told of", told);
+    let body = serde_json::json!({ "source_network": "192.168.100.0/25", "output_interface": "wan0" });
+    let made = lab.post("/nat/masquerade", &body).ok();
+    assert!(made["data"]["warnings"].to_string().contains("192.168.100.0/24 of wan0"), "{made}");
+    lab.router.ip("addr del 192.168.100.77/24 dev wan0");
+    eventually("the conflict is told of though it is over", || !told());
 }

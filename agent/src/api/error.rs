@@ -166,7 +166,7 @@ fn usual_hint(code: Code) -> &'static str {
         Code::StoreUnwritable => "look at the free space and the permissions of the state directory",
         Code::NotReady => "ask again in a moment",
         Code::GatewayLost => "everything was put back; look at the switch and at the cable",
-        Code::KernelRefused => "everything was put back; the message has what the kernel said",
+        Code::KernelRefused => "nothing was changed; the message has what the kernel said",
         Code::Internal => "the worker's log has this request id",
     }
 }

@@ -160,8 +160,9 @@ pub(super) fn judge(
             verdict = if verdict == Verdict::Healthy { Verdict::Degraded } else { verdict };
         }
     }
-    for (object, problem) in &measured.drift {
-        problems.push(format!("{object}: {problem}"));
+    let drifted = measured.drift.iter().map(|(object, problem)| format!("{object}: {problem}"));
+    for problem in drifted.chain(measured.overlaps.iter().cloned()) {
+        problems.push(problem);
         verdict = if verdict == Verdict::Healthy { Verdict::Degraded } else { verdict };
     }
     (verdict, problems)

@@ -258,6 +258,8 @@ pub struct Measurements {
     pub interfaces: usize,
     /// Objects that are not as they were told to be: their key, and why they cannot be put right.
     pub drift: Vec<(String, String)>,
+    /// Rules whose inside has addresses in common with their uplink's networks.
+    pub overlaps: Vec<String>,
 }
 
 /// What the engine needs to know beyond the requests.

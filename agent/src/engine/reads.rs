@@ -15,7 +15,7 @@ use crate::{
         xdp::XdpReport,
     },
     kinds::{
-        bridge, bridge_vlan, firewall, interface, ovs_vlan,
+        bridge, bridge_vlan, firewall, interface, overlap, ovs_vlan,
         roles::Roles,
         rule, tuntap,
         veth::{self, Pair},
@@ -170,6 +170,7 @@ impl Engine {
             bridges: observed.links.iter().filter(|link| link.is_bridge()).count(),
             interfaces: observed.links.len(),
             drift: self.shared.drift(&observed).await?,
+            overlaps: overlap::all(&self.shared.state(), &observed),
         })
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     state::{Record, Rule, RuleSpec},
 };
 
-use super::rule;
+use super::{overlap, rule};
 
 /// Addresses that one rule may translate to.
 const MAX_POOL: usize = 64;
@@ -67,6 +67,7 @@ pub(super) fn create(spec: &MasqueradeSpec, world: World<'_>) -> Result<Plan> {
         let family = if ipv6 { "IPv6" } else { "IPv4" };
         plan.warnings.push(format!("{} has no {family} address yet to masquerade to", owner.name));
     }
+    plan.warnings.extend(overlap::told(&spec.source_network, owner, world.observed));
     let new = Rule { id, slot, spec: RuleSpec::Masquerade(spec) };
     let wanted = rule::desired(&new.spec, world.observed);
     let World { observed, nat, .. } = world;

@@ -9,6 +9,7 @@ pub mod forward;
 pub mod interface;
 pub mod lan;
 pub mod masquerade;
+pub mod overlap;
 pub mod ovs_vlan;
 pub mod roles;
 pub mod route;
