@@ -13,7 +13,7 @@ use aya::{
 use telecluster_common::tables::Limits;
 
 use super::{Options, failed};
-use crate::kernel::KernelError;
+use crate::{kernel::KernelError, memory};
 
 /// What `build.rs` compiled.
 static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/telecluster"));
@@ -49,6 +49,13 @@ pub(super) struct Source {
 impl fmt::Debug for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Source").field("constants", &self.constants).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        // SAFETY: it is a static of this program, and not written.
+        unsafe { memory::forget(PROGRAMS) };
     }
 }
 
