@@ -78,19 +78,22 @@ impl Places {
                 Err(_) => {}
             }
         }
-        let before = (self.known.len(), std::mem::replace(&mut self.own_names, own_names));
+        let count = self.known.len();
         self.known.retain(|name, known| found.get(name) == Some(&known.identity));
-        let mut changed = before != (self.known.len(), self.own_names.clone());
+        let mut changed = self.known.len() != count || self.own_names != own_names;
+        self.own_names = own_names;
         let stale = self.stale(heard);
         let to_read =
             found.iter().filter(|(name, _)| !self.known.contains_key(*name) || stale.contains(*name));
         let to_read: Vec<String> = to_read.map(|(name, _)| name.clone()).collect();
         for name in to_read {
-            changed = true;
             match Known::read(rtnl, &name) {
-                Ok(Some(known)) => drop(self.known.insert(name, known)),
-                // Not there any more, or not a namespace at all.
-                Ok(None) => drop(self.known.remove(&name)),
+                Ok(Some(known)) => {
+                    self.known.insert(name, known);
+                    changed = true;
+                }
+                // Not there any more; or never was, and a file that is no namespace changes nothing.
+                Ok(None) => changed |= self.known.remove(&name).is_some(),
                 Err(error) => {
                     // It has to be read next time.
                     self.known.remove(&name);
@@ -194,12 +197,15 @@ impl Known {
         own: &File,
         all: &[(Identity, Option<String>)],
     ) -> Result<(), KernelError> {
+        // Another namespace may be told by what told one that is gone.
         self.asked.retain(|asked| all.iter().any(|(there, _)| there == asked));
         let numbers = self.links.values().filter_map(|raw| raw.peer_nsid);
         let mut unknown: BTreeSet<i32> = numbers.filter(|number| !self.meant.contains_key(number)).collect();
-        let to_ask = all.iter().filter(|(identity, _)| !self.asked.contains(identity));
-        let to_ask: Vec<_> = to_ask.collect();
-        if unknown.is_empty() || to_ask.is_empty() {
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let to_ask: Vec<_> = all.iter().filter(|(identity, _)| !self.asked.contains(identity)).collect();
+        if to_ask.is_empty() {
             return Ok(());
         }
         // Gone: the next look will tell.

@@ -166,7 +166,7 @@ fn with_many_links(scale: &Scale) -> Vec<Row> {
         let [bridge_made, bridge_deleted] = bridge_changes(&client, scale);
         vec![
             Row::once(&format!("{} pairs made, one after the other", scale.pairs), took, None),
-            Row::once("and until the kernel has brought all of them up", settled, None),
+            Row::once("and until the kernel has brought all of them up, looked at every 3 s", settled, None),
             Row::times(&with("`GET /network/topology`"), &read("/network/topology"), limit(300)),
             Row::times(&with("`GET /network/interfaces`"), &read("/network/interfaces"), limit(100)),
             Row::times(&with("`GET /bridge/list`"), &read("/bridge/list"), None),
@@ -184,7 +184,7 @@ fn with_many_links(scale: &Scale) -> Vec<Row> {
     rows.push(Row::times("for comparison: `ip link del` of a pair, no worker", &pair, None));
     rows.push(Row::times("for comparison: `ip link del` of a bridge, no worker", &bridge, None));
     let (worker, took) = timed(|| ready(&lab));
-    rows.push(Row::once(&with("start").replace("links", "links in place"), took, limit(1000)));
+    rows.push(Row::once(&format!("start, {links} managed links in place"), took, limit(1000)));
     worker.stop();
     rows
 }
@@ -221,7 +221,7 @@ fn with_many_namespaces(scale: &Scale) -> Vec<Row> {
     rows
 }
 
-/// Waits until the kernel has told of every link's carrier, a hundred of them in a second (linux: `linkwatch_run_queue`): it is
+/// Waits until the kernel has told of every link's carrier, a hundred of them at a time (linux: `linkwatch_run_queue`): it is
 /// busy with that meanwhile, and nobody else can change a link.
 fn settle(client: &Client) {
     let mut before = Value::Null;
