@@ -2,9 +2,9 @@
 //!
 //! A small script stands where the programs are, in the worker's mounts only, and runs the real ones.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, thread, time::Duration};
 
-use crate::lab::Lab;
+use crate::lab::{Lab, eventually};
 
 /// Where Debian's `iptables-restore` and its siblings lead to.
 const PLACE: &str = "/usr/sbin/xtables-nft-multi";
@@ -85,6 +85,17 @@ impl FaultyIptables {
         fs::rename(self.path("fault.new"), self.path("fault")).expect("arm");
     }
 
+    /// Waits until the worker has not called for a second: after a change it looks whether others have made one.
+    pub fn rest(&self) {
+        let calls = || fs::read(self.path("calls")).map_or(0, |calls| calls.len());
+        let mut before = calls();
+        eventually("iptables is called without end", || {
+            thread::sleep(Duration::from_secs(1));
+            let now = calls();
+            std::mem::replace(&mut before, now) == now
+        });
+    }
+
     /// Nothing goes wrong any more; the program that went wrong, if one did.
     pub fn disarm(&self) -> Option<String> {
         let _ = fs::remove_file(self.path("fault"));
@@ -114,6 +125,7 @@ name=${0##*/}
 real() { "$dir/real" "$name" "$@"; }
 exec 9>"$dir/lock"
 flock 9
+printf . >>"$dir/calls"
 wrong=
 if read -r n how 2>/dev/null <"$dir/fault"; then
   if [ "$n" -le 1 ]; then
