@@ -77,6 +77,12 @@ impl Faults {
         fs::read_to_string(self.log.path()).expect("what strace saw").matches("(INJECTED)").count()
     }
 
+    /// Whether a call with this among its arguments has failed.
+    pub fn has_failed(&self, argument: &str) -> bool {
+        let log = fs::read_to_string(self.log.path()).expect("what strace saw");
+        log.lines().any(|line| line.contains(argument) && line.contains("(INJECTED)"))
+    }
+
     /// Lets the worker go; how many calls have failed.
     pub fn end(mut self) -> usize {
         self.detach();

@@ -213,3 +213,20 @@ fn found(lab: &Lab) -> Option<BTreeSet<Object>> {
     let found = try_present(lab).ok()?;
     Some(found.into_iter().filter(|object| *object != ALWAYS).collect())
 }
+
+/// What a look has read before it failed is not taken for known by the next one.
+#[test]
+fn a_link_that_came_during_a_look_that_failed_is_seen() {
+    let lab = Lab::new();
+    let worker = lab.start();
+    // It listens before it has looked for the first time.
+    lab.get("/nat/status");
+    // Of each thread the first; what a look reads before is the links.
+    let faults = Faults::inject(&worker, Fault { call: "openat", error: "EMFILE", when: 1 });
+    lab.router.ip("link add late type bridge");
+    eventually("no look has failed", || faults.has_failed("/run/netns"));
+    faults.end();
+    let interfaces = lab.get("/network/interfaces");
+    let names: Vec<_> = interfaces.as_array().expect("a list").iter().map(|one| &one["name"]).collect();
+    assert!(names.iter().any(|name| **name == "late"), "{names:?}");
+}

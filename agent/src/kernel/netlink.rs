@@ -184,7 +184,7 @@ impl Inner {
         if owners {
             view.doubt_tuns();
         }
-        *last = observe::observe(view, places, rtnl, &self.own, last)?;
+        *last = observe::observe(view, places, rtnl, &self.own, last).inspect_err(|_| view.distrust())?;
         Ok(Arc::clone(last))
     }
 

@@ -56,7 +56,7 @@ pub(super) fn observe(
 ) -> Result<Arc<Observed>, KernelError> {
     let changed_here = view.refresh()?;
     let heard = view.heard_elsewhere();
-    let changed_elsewhere = places.refresh(rtnl, own, &heard).inspect_err(|_| view.hear_again(heard))?;
+    let changed_elsewhere = places.refresh(rtnl, own, &heard)?;
     let ip_forward = forwarding::ipv4()?;
     let ipv6_forward = forwarding::ipv6()?;
     let as_before = !changed_here && !changed_elsewhere;

@@ -136,11 +136,10 @@ impl View {
         std::mem::replace(&mut self.elsewhere, deaf)
     }
 
-    /// What was heard could not be looked at.
-    pub(super) fn hear_again(&mut self, heard: Heard) {
-        self.elsewhere.everything |= heard.everything;
-        self.elsewhere.numbers.extend(heard.numbers);
-        self.elsewhere.left.extend(heard.left);
+    /// A look has failed behind [`View::refresh`], and nobody has seen what was read: the next one begins anew.
+    pub(super) fn distrust(&mut self) {
+        self.stale.everything = true;
+        self.elsewhere.everything = true;
     }
 
     pub(super) fn routes(&self) -> impl Iterator<Item = &Route> {
