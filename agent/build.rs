@@ -1,14 +1,19 @@
 //! Builds the eBPF programs (`../ebpf`, for its own target, always optimised) and leaves the
 //! object in OUT_DIR, from where the agent embeds it.
 
-use std::env;
+use std::path::Path;
 use std::process::exit;
+use std::{env, fs};
 
 use anyhow::{Context as _, Result};
 use aya_build::{Package, Toolchain, build_ebpf};
+use aya_obj::{Map, Object};
 
 #[path = "../xtask/src/toolchain.rs"]
 mod toolchain;
+
+#[path = "src/kernel/bpf/btf.rs"]
+mod btf;
 
 fn main() {
     if let Err(error) = build() {
@@ -20,7 +25,7 @@ fn main() {
 
 fn build() -> Result<()> {
     // aya-build watches ../ebpf itself.
-    for path in ["build.rs", "../common", "../Cargo.toml", "../Cargo.lock"] {
+    for path in ["build.rs", "src/kernel/bpf/btf.rs", "../common", "../Cargo.toml", "../Cargo.lock"] {
         println!("cargo::rerun-if-changed={path}");
     }
     println!("cargo::rerun-if-env-changed={}", toolchain::ENV);
@@ -39,5 +44,33 @@ fn build() -> Result<()> {
             "building the eBPF programs with the toolchain `{name}`; if the linker is missing: \
              `cargo xtask setup`, or `cargo install bpf-linker`"
         )
-    })
+    })?;
+    let out = env::var_os("OUT_DIR").context("OUT_DIR")?;
+    let out = Path::new(&out);
+    let object = fs::read(out.join("telecluster")).context("read the eBPF programs")?;
+    let fields = fields(&object).context("read the types of the eBPF programs' maps")?;
+    fs::write(out.join("fields.rs"), fields).context("write the types of the eBPF programs' maps")
+}
+
+/// Rust: of each map that the kernel takes BTF for, the fields of its key and value.
+fn fields(object: &[u8]) -> Result<String> {
+    use aya_obj::generated::bpf_map_type::{BPF_MAP_TYPE_DEVMAP_HASH, BPF_MAP_TYPE_RINGBUF};
+
+    let object = Object::parse(object)?;
+    let blob = object.btf.as_ref().context("they have no BTF")?.to_bytes();
+    let types = btf::Btf::parse(&blob).context("their BTF is unknown")?;
+    let mut found = Vec::new();
+    for (name, map) in &object.maps {
+        let kind = map.map_type();
+        let Map::Btf(map) = map else { continue };
+        // The kernel takes none for these (aya knows them: `bpf_create_map`).
+        if [BPF_MAP_TYPE_DEVMAP_HASH as u32, BPF_MAP_TYPE_RINGBUF as u32].contains(&kind) {
+            continue;
+        }
+        let fields = |number| types.fields(number).with_context(|| format!("{name}: no type {number}"));
+        found.push((name, fields(map.def.btf_key_type_id)?, fields(map.def.btf_value_type_id)?));
+    }
+    found.sort();
+    let lines = found.iter().map(|(name, key, value)| format!("({name:?}, [&{key:?}, &{value:?}]),\n"));
+    Ok(format!("&[{}]", lines.collect::<String>()))
 }

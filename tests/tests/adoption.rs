@@ -157,7 +157,11 @@ fn pins_of_another_version_are_refused_with_what_to_do_and_nothing_is_wiped() {
     let other_map =
         format!("rm {flow4} && bpftool map create {flow4} type hash key 4 value 4 entries 16 name flow4");
     let other_schema = format!("mkdir {pins}/schema-1");
-    for (changed, said) in [(other_map, "flow4"), (other_schema, "schema-1")] {
+    // As large, but of what nobody knows.
+    let epoch = format!("{pins}/maps/epoch");
+    let nameless =
+        format!("rm {epoch} && bpftool map create {epoch} type array key 4 value 16 entries 1 name epoch");
+    for (changed, said) in [(other_map, "flow4"), (other_schema, "schema-1"), (nameless, "no BTF")] {
         for dataplane in ["ebpf", "auto"] {
             let mut lab = orphaned();
             lab.set_dataplane(dataplane);

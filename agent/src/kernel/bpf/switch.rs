@@ -26,7 +26,8 @@ use super::{
     Plain,
     attach::{Attacher, Role},
     batch, failed,
-    object::{self, Entries, Layout, Object, layout, take},
+    layout::{Entries, Layout, layout},
+    object::{self, Object, take},
 };
 use crate::kernel::{KernelError, links::Mac, switch::SwitchPort};
 
