@@ -265,14 +265,20 @@ pub struct Limits {
     pub flows_per_rule: u32,
 }
 
-/// The clock of an entry that somebody owns, which had this one before; `None`: it is owned already.
+/// So long has an entry not been used, by its clock, when somebody takes it for his own, in ticks: longer than any flow may be
+/// idle, and so whoever else meets it takes it for over. What is more than that is how long ago it was taken.
+pub const TAKEN: u32 = 1 << 30;
+
+/// The clock of an entry that somebody owns since `now`, which had this one before; `None`: it is owned already.
 #[inline(always)]
-pub const fn owned(clock: u64) -> Option<u64> {
-    let [a, b, c, d, e, f, g, h] = clock.to_ne_bytes();
+#[expect(clippy::cast_possible_truncation, reason = "ticks wrap")]
+pub const fn owned(clock: u64, now: u64) -> Option<u64> {
+    let [a, b, c, d, ..] = clock.to_ne_bytes();
     if u32::from_ne_bytes([a, b, c, d]) == lease::OWNED {
         return None;
     }
     let [a, b, c, d] = lease::OWNED.to_ne_bytes();
+    let [e, f, g, h] = ((now >> TICK_BITS) as u32).wrapping_sub(TAKEN).to_ne_bytes();
     Some(u64::from_ne_bytes([a, b, c, d, e, f, g, h]))
 }
 

@@ -234,7 +234,7 @@ macro_rules! tables {
 
             #[inline(always)]
             fn own(&self, flow: FlowRef<$address>, clock: u64) -> bool {
-                let Some(new) = owned(clock) else {
+                let Some(new) = owned(clock, self.now()) else {
                     return false;
                 };
                 // SAFETY: two fields of a flow in map memory, aligned to eight bytes.

@@ -22,7 +22,7 @@ use telecluster_common::{
         collect::{MARGIN, collect},
         release::release,
     },
-    tables::Tables,
+    tables::{TAKEN, Tables},
 };
 use telecluster_tests::{
     frame::{UDP, udp},
@@ -97,7 +97,12 @@ fn what_is_over_is_removed_and_what_has_been_seen_since_it_was_looked_at_is_not(
     tables.clock.set(660 * SECOND);
     assert!(tables.own(live, live.clock()));
     assert!(!tables.own(live, live.clock()), "an owner is the only one");
+    // Its owner may have put a new flow there before anybody else removes this one.
+    assert!(!collected(tables, out) && tables.entries::<A4>() == 2, "it is its owner's to remove");
+    let now = u32::try_from((660 * SECOND) >> TICK_BITS).expect("soon after boot");
+    assert_eq!(now.wrapping_sub(live.last_seen()), TAKEN, "whoever meets it takes it for over");
     // What its owner has forgotten does not stay for ever.
+    tables.clock.set(671 * SECOND);
     assert!(collected(tables, out), "the direction of its first packet");
     assert!(!collected(tables, back) && tables.entries::<A4>() == 0, "no flow of its own");
     assert!(!collected(tables, back), "there is none");

@@ -13,7 +13,7 @@ use super::{life, work::Work};
 use crate::{
     family::Address,
     maps::{FlowKey, flag, ticks},
-    tables::{FlowRef, Tables},
+    tables::{FlowRef, TAKEN, Tables},
     tcp::{FlowState, timeout},
 };
 
@@ -62,8 +62,9 @@ where
     rule.generation != flow.generation() || i64::from(life::idle(flow, now)) > i64::from(limit + MARGIN)
 }
 
-/// Somebody has owned it for seconds: he took it for another one, whose memory it had just got.
+/// Somebody has owned it for seconds: he took it for another one, whose memory it had just got. An owner of this moment would not
+/// do: he may have put a new flow there before this one is removed.
 #[inline(always)]
 fn is_forgotten<A: Address>(flow: FlowRef<A>, now: u64) -> bool {
-    flow.is_owned() && i64::from(life::idle(flow, now)) > i64::from(MARGIN)
+    flow.is_owned() && i64::from(life::idle(flow, now)) > i64::from(TAKEN + MARGIN)
 }

@@ -261,7 +261,8 @@ impl<A: Side> Tables<A> for HostTables {
     }
 
     fn own(&self, flow: FlowRef<A>, clock: u64) -> bool {
-        let Some(new) = tables::owned(clock).filter(|_| flow.clock() == clock) else { return false };
+        let new = tables::owned(clock, self.clock.get()).filter(|_| flow.clock() == clock);
+        let Some(new) = new else { return false };
         // SAFETY: see `flow`.
         unsafe { flow.clock_ptr().write(new) }
         true
