@@ -10,7 +10,7 @@ use std::{
 use serde_json::{Value, json};
 use telecluster_tests::{
     conversation::{Conversation, masqueraded},
-    lab::{INSIDE, Lab, OUTSIDE, PATIENCE, WAN, Worker, eventually},
+    lab::{GATEWAY, INSIDE, Lab, OUTSIDE, PATIENCE, WAN, Worker, eventually},
 };
 
 fn wait(lab: &Lab, what: &str, mut done: impl FnMut() -> bool) {
@@ -58,6 +58,81 @@ fn a_conversation_leaves_the_bridge_and_is_still_counted_exactly() {
         received(&lab, "br-lab") - bridge < 40
     });
     assert_eq!(lab.get("/nat/status")["fast_path"], json!({"open": true, "reason": null}));
+}
+
+/// Puts a port of a bridge and the bridge itself into a VLAN, without tags.
+fn into_vlan(lab: &Lab, bridge: &str, port: &str) {
+    for port in [port, bridge] {
+        let body = json!({"bridge_name": bridge, "port_name": port, "vlan_id": 100, "tagged": false});
+        lab.post("/vlan/add-to-bridge", &body).ok();
+    }
+}
+
+/// Packets that the host's own rules count, of those that it routes.
+fn routed(lab: &Lab) -> u64 {
+    let text = lab.router.sh("cat /proc/thread-self/net/snmp");
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Ip: "));
+    let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
+    let place = names.split(' ').position(|name| name == "ForwDatagrams").expect("a counter");
+    values.split(' ').nth(place).and_then(|value| value.parse().ok()).expect("a number")
+}
+
+/// Its ports' frames are the VLAN filter's, so a flow begins and ends at the bridge: behind the filter.
+#[test]
+fn a_conversation_in_a_vlan_is_fast_and_still_kept_in_it() {
+    for before in [true, false] {
+        let lab = Lab::new();
+        lab.router.ip("link del br-lab");
+        let _worker = lab.start();
+        lab.post("/bridge/create", &json!({"name": "br-lab"})).ok();
+        lab.router.ip(&format!("addr add {GATEWAY}/24 dev br-lab"));
+        lab.post("/bridge/add-port", &json!({"bridge_name": "br-lab", "port_name": "lan0"})).ok();
+        if before {
+            into_vlan(&lab, "br-lab", "lan0");
+        }
+        lab.masquerade();
+        let conversation = Conversation::new(&lab);
+        conversation.becomes_fast(&lab);
+        if !before {
+            into_vlan(&lab, "br-lab", "lan0");
+            conversation.becomes_fast(&lab);
+        }
+        eventually("the host routes the flow", || {
+            let begun = routed(&lab);
+            for _ in 0..200 {
+                conversation.turn();
+            }
+            routed(&lab) - begun < 40
+        });
+        let member = json!({"bridge_name": "br-lab", "port_name": "lan0", "vlan_id": 100});
+        lab.post("/vlan/remove-from-bridge", &member).ok();
+        let other = json!({"bridge_name": "br-lab", "port_name": "lan0", "vlan_id": 200, "tagged": false});
+        lab.post("/vlan/add-to-bridge", &other).ok();
+        assert!(!conversation.gets_through(), "from another VLAN");
+        conversation.server.send_to(b"late", (WAN, 40000)).expect("send");
+        conversation.client.set_read_timeout(Some(Duration::from_millis(100))).expect("set a timeout");
+        assert!(conversation.client.recv(&mut [0; 64]).is_err(), "into another VLAN");
+    }
+}
+
+/// Inside of the VLAN filter addresses are inside ones, whichever came first.
+#[test]
+fn an_uplink_that_is_a_bridge_with_vlans_translates_and_is_fast() {
+    for before in [true, false] {
+        let lab = Lab::new();
+        let _worker = lab.start();
+        lab.post("/bridge/create", &json!({"name": "br-ex"})).ok();
+        lab.post("/bridge/add-port", &json!({"bridge_name": "br-ex", "port_name": "wan0"})).ok();
+        let masquerade = json!({"source_network": "192.168.100.0/24", "output_interface": "br-ex"});
+        if before {
+            into_vlan(&lab, "br-ex", "wan0");
+            lab.post("/nat/masquerade", &masquerade).ok();
+        } else {
+            lab.post("/nat/masquerade", &masquerade).ok();
+            into_vlan(&lab, "br-ex", "wan0");
+        }
+        Conversation::new(&lab).becomes_fast(&lab);
+    }
 }
 
 #[test]
@@ -183,7 +258,7 @@ fn an_inside_host_that_moves_to_another_port_is_followed() {
     lab.inside.ip(&format!("link set eth1 address {address}"));
     lab.inside.ip(&format!("addr add {INSIDE}/24 dev eth1"));
     lab.inside.ip("link set eth1 up");
-    lab.inside.ip(&format!("route replace default via {} dev eth1", telecluster_tests::lab::GATEWAY));
+    lab.inside.ip(&format!("route replace default via {} dev eth1", GATEWAY));
     conversation.becomes_fast(&lab);
 }
 

@@ -64,8 +64,8 @@ fn decrement<K: Ord + Clone>(counts: &mut BTreeMap<K, usize>, key: &K) {
 }
 
 /// Where the fast path may begin and end: the uplinks, and the interfaces behind which inside hosts are, of bridges
-/// their ports. In the order of their indexes. A port of a bridge with VLANs (`has_vlans`) is none: its frames belong to
-/// the VLAN filter.
+/// their ports. In the order of their indexes. A bridge with VLANs (`has_vlans`: itself and its ports) is met whole: its ports'
+/// frames belong to the VLAN filter.
 pub fn fast_ports(
     observed: &Observed,
     uplinks: &BTreeSet<u32>,
@@ -81,8 +81,7 @@ pub fn fast_ports(
                 ports.extend(port(observed, link, owner, false));
             }
         } else if owner.addresses.iter().any(|address| address.global && insides.meet(&address.net)) {
-            // A bridge is entered and left at its ports.
-            if !link.is_bridge() && !has_vlans(link.index) {
+            if link.is_bridge() == has_vlans(link.index) {
                 ports.extend(port(observed, link, owner, true));
             }
         }

@@ -16,7 +16,7 @@ use std::{
 };
 
 use aya::programs::{
-    SchedClassifier, TcAttachType,
+    ProgramError, SchedClassifier, TcAttachType,
     links::{FdLink, LinkOrder, PinnedLink},
     tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
 };
@@ -34,7 +34,7 @@ const HANDLE: TcHandle = TcHandle::new(0, 0x7c1);
 pub(super) enum Role {
     /// Where addresses are translated.
     Uplink,
-    /// Where the fast path begins and ends on the inside.
+    /// Where the fast path begins and ends on the inside; of a bridge with VLANs behind what takes a VLAN's tag off.
     Lan,
     /// Where packets of inside hosts to an uplink's address turn back.
     Turn,
@@ -61,23 +61,34 @@ struct Hook {
 /// Among the programs of a hook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
+    /// Before what is first.
+    Foremost,
     First,
+    /// Between those.
     Anywhere,
     Last,
 }
 
 impl Place {
-    fn order(self) -> LinkOrder {
-        match self {
-            Self::First => LinkOrder::first(),
-            Self::Anywhere => LinkOrder::default(),
-            Self::Last => LinkOrder::last(),
-        }
+    /// Of a TCX link, given what hangs there already and keeps its place: the foremost and the last of ours.
+    fn order(
+        self,
+        foremost: Option<&SchedClassifier>,
+        last: Option<&SchedClassifier>,
+    ) -> Result<LinkOrder, ProgramError> {
+        Ok(match (self, foremost, last) {
+            (Self::First, Some(foremost), _) => LinkOrder::after_program(foremost)?,
+            (Self::Foremost | Self::First, ..) => LinkOrder::first(),
+            (Self::Anywhere, _, Some(last)) => LinkOrder::before_program(last)?,
+            (Self::Anywhere, ..) => LinkOrder::default(),
+            (Self::Last, ..) => LinkOrder::last(),
+        })
     }
 
     /// Of a clsact filter: away from priorities that tools pick by themselves (49152 and down).
     const fn priority(self) -> u16 {
         match self {
+            Self::Foremost => 0x7bf,
             Self::First => 0x7c0,
             Self::Anywhere => 0x7c1,
             Self::Last => 0x7c2,
@@ -87,7 +98,7 @@ impl Place {
 
 /// Whether a filter of this priority may be one of ours.
 pub(super) fn is_priority(priority: u16) -> bool {
-    [Place::First, Place::Anywhere, Place::Last].map(Place::priority).contains(&priority)
+    [Place::Foremost, Place::First, Place::Anywhere, Place::Last].map(Place::priority).contains(&priority)
 }
 
 const fn hook(program: &'static str, at: TcAttachType, label: &'static str, place: Place) -> Hook {
@@ -114,7 +125,7 @@ const PORT: &[Hook] = &[
 ];
 const HOST: &[Hook] = &[
     hook("tc_port_in", TcAttachType::Egress, "hostin", Place::Last),
-    hook("tc_port_out", TcAttachType::Ingress, "hostout", Place::First),
+    hook("tc_port_out", TcAttachType::Ingress, "hostout", Place::Foremost),
 ];
 
 const ROOM: &[Hook] = &[hook("tc_waited", TcAttachType::Ingress, "waited", Place::Anywhere)];
@@ -315,17 +326,20 @@ impl Attacher {
         for Hook { program, at, label, place } in role.hooks() {
             let operation = || format!("attach {program} to {name} ({at:?}, TCX)");
             let pin = pin_path(&self.links, label, index);
-            let program = find(&mut self.programs, program)?;
+            let [foremost, last] = [Place::Foremost, Place::Last].map(|place| self.at(index, *at, place));
             let mut patience = LET_GO;
-            let id = loop {
-                let options = TcAttachOptions::TcxOrder(place.order());
+            let (program, id) = loop {
+                let [foremost, last] = [foremost, last].map(|name| self.programs.get(name?));
+                let order = place.order(foremost, last);
+                let options = TcAttachOptions::TcxOrder(order.map_err(|error| failed(operation(), &error))?);
+                let program = find(&mut self.programs, program)?;
                 let attached = program.attach_with_options(name, *at, options);
                 match attached.map_err(|error| failed(operation(), &error)) {
                     Err(error) if error.errno == Some(Errno::EEXIST as i32) && patience > 0 => {
                         patience -= 1;
                         thread::sleep(Duration::from_millis(1));
                     }
-                    done => break done?,
+                    done => break (program, done?),
                 }
             };
             let link = program.take_link(id).map_err(|error| failed(operation(), &error))?;
@@ -333,6 +347,13 @@ impl Attacher {
             link.pin(pin).map_err(|error| failed(operation(), &error))?;
         }
         Ok(())
+    }
+
+    /// What is attached at a place of a hook of an interface.
+    fn at(&self, index: u32, hook: TcAttachType, place: Place) -> Option<&'static str> {
+        let roles = self.attached.keys().filter(|(_, other)| *other == index).map(|(role, _)| role);
+        let mut hooks = roles.flat_map(|role| role.hooks());
+        hooks.find(|other| other.at == hook && other.place == place).map(|other| other.program)
     }
 
     /// Makes filters or replaces them; how many were not there.
