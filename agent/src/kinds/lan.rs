@@ -75,15 +75,13 @@ pub fn fast_ports(
     let mut ports = Vec::new();
     for link in &observed.links {
         let Some(owner) = owner(observed, link) else { continue };
-        let uplink = uplinks.contains(&owner.index);
-        if uplink {
+        let is_inside = || owner.addresses.iter().any(|address| address.global && insides.meet(&address.net));
+        if uplinks.contains(&owner.index) {
             if owner.index == link.index {
                 ports.extend(port(observed, link, owner, false));
             }
-        } else if owner.addresses.iter().any(|address| address.global && insides.meet(&address.net)) {
-            if link.is_bridge() == has_vlans(link.index) {
-                ports.extend(port(observed, link, owner, true));
-            }
+        } else if link.is_bridge() == has_vlans(link.index) && is_inside() {
+            ports.extend(port(observed, link, owner, true));
         }
     }
     ports
@@ -211,6 +209,15 @@ mod tests {
             observed.links[3].port = Some(port);
             assert_eq!(fast_ports(&observed, &BTreeSet::from([2]), &insides, |_| false).len(), 1);
         }
+    }
+
+    #[test]
+    fn a_bridge_with_vlans_is_a_port_instead_of_its_ports() {
+        let mut insides = Insides::default();
+        insides.add(&forward("192.168.100.10"));
+        let ports = fast_ports(&observed(), &BTreeSet::from([2]), &insides, |index| [3, 4].contains(&index));
+        let shown: Vec<_> = ports.iter().map(|port| (port.index, port.owner, port.inside)).collect();
+        assert_eq!(shown, [(2, 2, false), (3, 3, true)]);
     }
 
     #[test]
