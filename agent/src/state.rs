@@ -98,6 +98,9 @@ pub enum Write {
     Forget(Record),
 }
 
+/// Instead of an object's key: rules, addresses and ports that the data plane could not be given.
+pub const DATAPLANE: &str = "dataplane";
+
 /// The desired state.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct State {
@@ -325,7 +328,7 @@ impl State {
 
     pub fn set_problem(&mut self, key: &str, problem: Option<String>) {
         match problem {
-            Some(problem) if self.link_record(key).is_some() => {
+            Some(problem) if key == DATAPLANE || self.link_record(key).is_some() => {
                 drop(self.problems.insert(key.to_owned(), problem));
             }
             Some(_) | None => drop(self.problems.remove(key)),

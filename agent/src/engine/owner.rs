@@ -32,7 +32,7 @@ use crate::{
     kinds::{self, rule, uplink},
     loops,
     plan::{FilterStep, Installed, NatStep, Plan, Step, World},
-    state::{Record, State, Write},
+    state::{DATAPLANE, Record, State, Write},
     store::{Entry, Store},
 };
 
@@ -428,7 +428,7 @@ impl Owner {
     /// Brings rules and addresses in line with the interfaces as they are now. What is made and about to be stored counts:
     /// a change of the same batch may just have failed. Answers when to try again what could not be done.
     async fn refresh_nat(&mut self, observed: &Observed) -> Option<Instant> {
-        let mut again = None;
+        let mut problem = None;
         let wanted = rule::all_desired(&self.ahead, observed, &self.nat);
         // Without a rule already: one whose rules go elsewhere now is not waited for.
         let bare = |uplink: &u32| self.lingers.is_some() && self.nat.rules_of(*uplink) == 0;
@@ -440,10 +440,12 @@ impl Owner {
                 (Ok(()), Step::Nat(_) | Step::Filter(_) | Step::Vlan(_)) => {}
                 (Err(error), _) => {
                     warn!(%step, %error, "the data plane could not be brought in line");
-                    again = Some(Instant::now() + drift::RETRY);
+                    problem.get_or_insert_with(|| format!("{step}: {error}"));
                 }
             }
         }
+        let again = problem.is_some().then(|| Instant::now() + drift::RETRY);
+        self.shared.set_problem(DATAPLANE, problem);
         again
     }
 }

@@ -65,6 +65,23 @@ async fn forwarding_that_somebody_switches_off_is_switched_on_again_while_rules_
     assert_eq!(forwarding(false).await, (false, Some(false)));
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_the_data_plane_does_not_take_is_reported_until_it_does() {
+    let (engine, fake) = lab([masquerade(true)]).await;
+    let address = crate::kernel::links::Address::plain("203.0.113.77/24".parse().unwrap());
+    fake.kernel.edit(|world| {
+        world.links.iter_mut().find(|link| link.name == "ens3").unwrap().addresses = vec![address];
+    });
+    let drift = async || engine.measurements().await.unwrap().drift;
+    fake.faults.fail_after(0);
+    told(&fake).await;
+    assert!(!fake.faults.disarm());
+    let [(what, problem)] = drift().await.try_into().unwrap();
+    assert!(what == "dataplane" && problem.contains("address"), "{what}: {problem}");
+    tokio::time::sleep(std::time::Duration::from_secs(10)).await;
+    assert!(drift().await.is_empty());
+}
+
 /// What others do to our objects, each to a machine with one of every kind.
 fn every_drift() -> Vec<(&'static str, LinkStep)> {
     let delete = |link: &str| LinkStep::DeleteLink(At::here(link));
