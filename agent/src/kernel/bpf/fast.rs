@@ -4,12 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use telecluster_common::maps::Port;
 
-use super::{
-    Plain,
-    attach::{Attacher, Role},
-    mirror::Mirrored,
-    object::Object,
-};
+use super::{Plain, attach::Attacher, hooks::Role, mirror::Mirrored, object::Object};
 use crate::kernel::{KernelError, dataplane::FastPort};
 
 /// The `port` map.

@@ -13,7 +13,7 @@ use nix::{
 };
 use tracing::error;
 
-use super::{BpfDataPlane, attach::is_priority};
+use super::{BpfDataPlane, hooks::is_priority};
 use crate::kernel::{
     KernelError,
     fastpath::{drain, listen},

@@ -8,7 +8,7 @@ use std::fs;
 
 use tracing::{info, warn};
 
-use super::attach::{Attacher, Role};
+use super::{attach::Attacher, hooks::Role};
 use crate::kernel::{ACCEPT_LOCAL, KernelError};
 
 /// In every network namespace (include/net/net_namespace.h `LOOPBACK_IFINDEX`).

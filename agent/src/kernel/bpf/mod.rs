@@ -28,6 +28,7 @@ mod fast;
 mod flows;
 mod forwards;
 mod guard;
+mod hooks;
 mod join;
 mod layout;
 mod leave;
@@ -57,16 +58,8 @@ use aya::programs::ProgramError;
 use telecluster_common::{drop::DropReason, maps, tables::Limits, vlan::maps as vlan};
 
 use self::{
-    attach::{Attacher, Role},
-    bindings::BindingTables,
-    epoch::Epoch,
-    fast::FastPorts,
-    flows::FlowTables,
-    object::Object,
-    rules::RuleMaps,
-    switch::SwitchMaps,
-    waiting::WaitingRooms,
-    xdp::XdpPorts,
+    attach::Attacher, bindings::BindingTables, epoch::Epoch, fast::FastPorts, flows::FlowTables, hooks::Role,
+    object::Object, rules::RuleMaps, switch::SwitchMaps, waiting::WaitingRooms, xdp::XdpPorts,
 };
 pub use self::{
     guard::watch as guard_filters, leave::take_away, switch::config as switch_config,
@@ -128,7 +121,7 @@ impl BpfDataPlane {
         let epoch = Arc::new(Epoch::take(&mut object)?);
         let fast_ports = FastPorts::take(&mut object)?;
         let mut rooms = WaitingRooms::take(&mut object)?;
-        let mut attacher = Attacher::adopt(&mut object, &options.directory)?;
+        let mut attacher = Attacher::adopt(&options.directory)?;
         rooms.adopt(&mut attacher);
         let xdp = XdpPorts::take(&mut object, &options.directory, &options.xdp)?;
         for port in switch.stale(&attacher) {

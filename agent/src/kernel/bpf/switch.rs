@@ -24,8 +24,9 @@ use self::held::Held;
 pub use self::held::config;
 use super::{
     Plain,
-    attach::{Attacher, Role},
+    attach::Attacher,
     batch, failed,
+    hooks::Role,
     layout::{Entries, Layout, layout},
     object::{self, Object, take},
 };

@@ -24,8 +24,9 @@ use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth};
 use tracing::{info, warn};
 
 use super::{
-    attach::{Attacher, Role},
+    attach::Attacher,
     failed,
+    hooks::Role,
     object::{self, Object},
 };
 use crate::kernel::{KernelError, links::ROOM_ALIAS, rtnl::Rtnl};
