@@ -217,6 +217,9 @@ fn found(lab: &Lab) -> Option<BTreeSet<Object>> {
 /// What a look has read before it failed is not taken for known by the next one.
 #[test]
 fn a_link_that_came_during_a_look_that_failed_is_seen() {
+    if std::env::var_os("TELECLUSTER_VM").is_some() {
+        return eprintln!("strace is not in the VM: shown on the build machine");
+    }
     let lab = Lab::new();
     let worker = lab.start();
     // It listens before it has looked for the first time.
