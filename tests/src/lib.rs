@@ -9,6 +9,7 @@
 //! | [`kernel`] | the loaded programs through `BPF_PROG_TEST_RUN` |
 //! | [`lab`] | hosts, worker and sockets in namespaces |
 //! | [`switch`] | frames through the ports of a bridge with VLANs: engine, programs, the kernel's own filter |
+//! | [`behind`] | hosts behind narrow links |
 //! | [`serving`] | a server that tells its callers who they are |
 //! | [`ovs`] | Open vSwitch of a test's own |
 //! | [`sandbox`] | namespaces that vanish with the thread that made them |
@@ -23,6 +24,7 @@
 
 #![expect(clippy::panic, reason = "all of this crate is test code: a failure is a panic")]
 
+pub mod behind;
 pub mod chaos;
 pub mod conversation;
 pub mod dice;
