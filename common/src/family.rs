@@ -98,6 +98,9 @@ pub trait Address: Copy + Eq + Hash + Debug {
     /// Writes the header of an ICMP packet of the host's own, with so many bytes behind it.
     fn compose(header: &mut Self::Header, src: Self, dst: Self, len: u16);
 
+    /// Lets whoever forwards a datagram of the host's own cut it into parts, as its kernel would have done, had it known the way.
+    fn allow_parts(header: &mut Self::Header);
+
     /// Writes the addresses, whose difference is `difference`, and what the header itself has of a checksum.
     fn rewrite(header: &mut Self::Header, src: Self, dst: Self, difference: u16);
 }
@@ -237,6 +240,19 @@ impl Address for [u8; 4] {
         header.check = (!checksum::fold(sum)).to_ne_bytes();
     }
 
+    /// Linux forbids it to every datagram that fits where it leaves, and gives those a number all the same whose socket does not
+    /// forbid it (include/net/ip.h `ip_select_ident_segs`; connected sockets number all of theirs).
+    #[inline(always)]
+    fn allow_parts(header: &mut Ipv4Hdr) {
+        const FORBIDDEN: u16 = u16::from_ne_bytes([0x40, 0]);
+        if header.proto != proto::UDP || u16::from_ne_bytes(header.frags) != FORBIDDEN || header.id == [0; 2]
+        {
+            return;
+        }
+        header.frags = [0; 2];
+        header.check = checksum::apply(header.check, checksum::fold(checksum::difference16(FORBIDDEN, 0)));
+    }
+
     #[inline(always)]
     fn rewrite(header: &mut Ipv4Hdr, src: Self, dst: Self, difference: u16) {
         header.src_addr = src;
@@ -374,6 +390,10 @@ impl Address for [u8; 16] {
         header.src_addr = src;
         header.dst_addr = dst;
     }
+
+    /// Nobody but the sender may (RFC 8200 section 5): he is told.
+    #[inline(always)]
+    fn allow_parts(_header: &mut Ipv6Hdr) {}
 
     #[inline(always)]
     fn rewrite(header: &mut Ipv6Hdr, src: Self, dst: Self, _difference: u16) {

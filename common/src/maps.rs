@@ -80,6 +80,12 @@ pub mod stage {
     pub const AROUND6: u32 = 35;
     pub const HOME4: u32 = 36;
     pub const HOME6: u32 = 37;
+    pub const LEAVE_ERROR4: u32 = 38;
+    pub const LEAVE_ERROR6: u32 = 39;
+    pub const HOME_ERROR4: u32 = 40;
+    pub const HOME_ERROR6: u32 = 41;
+    pub const HOME_PART4: u32 = 42;
+    pub const HOME_PART6: u32 = 43;
 }
 
 /// Places of the programs in the `xdp_stage` map, to which those on the hooks of drivers go on.

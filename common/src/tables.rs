@@ -282,6 +282,15 @@ pub const fn owned(clock: u64, now: u64) -> Option<u64> {
     Some(u64::from_ne_bytes([a, b, c, d, e, f, g, h]))
 }
 
+/// Where a packet of the host's own goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// Index of the interface that it leaves through.
+    pub interface: u32,
+    /// Whether the way there is wide enough for it.
+    pub fits: bool,
+}
+
 /// What both families share: rules, clock, dice.
 pub trait Host {
     /// What is in a rule's slot now.
@@ -307,6 +316,9 @@ pub trait Host {
 
     /// Unpredictable bits.
     fn random(&self) -> u32;
+
+    /// What an interface takes, in bytes of IP.
+    fn mtu(&self, interface: u32) -> Option<u32>;
 }
 
 /// Flows, rules by what they match, and sockets, of one address family.
@@ -401,8 +413,8 @@ pub trait Tables<A: Address>: Host {
         self.local(address).is_some()
     }
 
-    /// Through which interface the kernel would send a packet of the host's own; `None`: to nobody.
-    fn route(&self, src: A, dst: A) -> Option<u32>;
+    /// Where the kernel would send a packet of the host's own with so many bytes; `None`: to nobody.
+    fn route(&self, src: A, dst: A, len: u32) -> Option<Route>;
 
     /// Does a socket of the host hold this local address and port, listening or connected to that remote?
     fn host_socket(&self, proto: u8, remote: (A, u16), local: (A, u16)) -> bool;

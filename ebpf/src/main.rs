@@ -28,7 +28,7 @@ use telecluster_common::{
         Departure, Next, Verdict, depart, established,
         fast::lan_out,
         first, fragment, icmp_error, lan_in, make, refuse,
-        round::{around, home, leaves},
+        round::{Round, around, error_comes_home, error_leaves, home, leaves, part_comes_home},
         translate,
         turn::{is_for_uplink, is_own_error, is_turned_by, turn_in, turn_out},
     },
@@ -155,16 +155,25 @@ pub fn tc_lo_out(ctx: TcContext) -> i32 {
 
 /// What the host itself sends to a forward of its own, where it leaves and where its answers come in.
 macro_rules! round {
-    ($address:ty, $leave:ident, $around:ident, $home:ident, $turn:ident) => {
+    (
+        $address:ty, $leave:ident, $leave_error:ident, $around:ident, $home:ident, $home_error:ident, $home_part:ident, $turn:ident,
+        $fragment:ident, $icmp:ident, $leave_error_stage:ident, $home_error_stage:ident, $home_part_stage:ident
+    ) => {
         #[classifier]
         pub fn $leave(ctx: TcContext) -> i32 {
             let mut skb = Skb::new(&ctx);
             skb.set_note(note::NONE);
-            if leaves::<_, _, $address>(&mut skb, &Kernel::new(&ctx)) {
-                go_on(&ctx, stage::$turn)
-            } else {
-                NEXT
+            match leaves::<_, _, $address>(&mut skb, &Kernel::new(&ctx)) {
+                Round::Done(verdict) => act(&ctx, verdict),
+                Round::Turn => go_on(&ctx, stage::$turn),
+                Round::IcmpError => go_on(&ctx, stage::$leave_error_stage),
+                Round::Part => go_on(&ctx, stage::$fragment),
             }
+        }
+
+        #[classifier]
+        pub fn $leave_error(ctx: TcContext) -> i32 {
+            act(&ctx, error_leaves::<_, _, $address>(&mut Skb::new(&ctx), &Kernel::new(&ctx)))
         }
 
         #[classifier]
@@ -175,15 +184,61 @@ macro_rules! round {
         #[classifier]
         pub fn $home(ctx: TcContext) -> i32 {
             match home::<_, _, $address>(&mut Skb::new(&ctx), &Kernel::new(&ctx)) {
+                Round::Done(verdict) => act(&ctx, verdict),
+                Round::Turn => go_on(&ctx, stage::$turn),
+                Round::IcmpError => go_on(&ctx, stage::$home_error_stage),
+                Round::Part => go_on(&ctx, stage::$home_part_stage),
+            }
+        }
+
+        #[classifier]
+        pub fn $home_error(ctx: TcContext) -> i32 {
+            match error_comes_home::<_, _, $address>(&mut Skb::new(&ctx), &Kernel::new(&ctx)) {
                 Some(verdict) => act(&ctx, verdict),
-                None => go_on(&ctx, stage::$turn),
+                None => go_on(&ctx, stage::$icmp),
+            }
+        }
+
+        #[classifier]
+        pub fn $home_part(ctx: TcContext) -> i32 {
+            match part_comes_home::<_, _, $address>(&mut Skb::new(&ctx), &Kernel::new(&ctx)) {
+                Some(verdict) => act(&ctx, verdict),
+                None => go_on(&ctx, stage::$fragment),
             }
         }
     };
 }
 
-round!(A4, tc_leave4, tc_around4, tc_home4, TURN4_IN);
-round!(A6, tc_leave6, tc_around6, tc_home6, TURN6_IN);
+round!(
+    A4,
+    tc_leave4,
+    tc_leave_error4,
+    tc_around4,
+    tc_home4,
+    tc_home_error4,
+    tc_home_part4,
+    TURN4_IN,
+    FRAGMENT4_IN,
+    ICMP4_IN,
+    LEAVE_ERROR4,
+    HOME_ERROR4,
+    HOME_PART4
+);
+round!(
+    A6,
+    tc_leave6,
+    tc_leave_error6,
+    tc_around6,
+    tc_home6,
+    tc_home_error6,
+    tc_home_part6,
+    TURN6_IN,
+    FRAGMENT6_IN,
+    ICMP6_IN,
+    LEAVE_ERROR6,
+    HOME_ERROR6,
+    HOME_PART6
+);
 
 /// The programs that those on the hooks go on to, of one family and direction: whatever packet; the first one of a flow;
 /// the making of that flow; an ICMP error; a part of a packet. Each leaves to the next what it cannot do, in memory of this CPU.

@@ -5,15 +5,15 @@ use core::{arch::asm, ffi::c_void, ptr::NonNull};
 use aya_ebpf::{
     EbpfContext, Global,
     bindings::{
-        BPF_F_CURRENT_NETNS, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_NOEXIST,
-        bpf_fib_lookup, bpf_fib_lookup__bindgen_ty_3, bpf_fib_lookup__bindgen_ty_4, bpf_sock_tuple,
-        bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
-        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
+        BPF_F_CURRENT_NETNS, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_SUCCESS, BPF_NOEXIST, bpf_fib_lookup, bpf_fib_lookup__bindgen_ty_3,
+        bpf_fib_lookup__bindgen_ty_4, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
     },
     btf_maps::lpm_trie::Key,
     helpers::{
-        bpf_fib_lookup as ask_routes, bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_sk_lookup_udp,
-        bpf_sk_release, bpf_skc_lookup_tcp,
+        bpf_check_mtu, bpf_fib_lookup as ask_routes, bpf_get_prandom_u32, bpf_ktime_get_coarse_ns,
+        bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
     },
 };
 use telecluster_common::{
@@ -27,7 +27,7 @@ use telecluster_common::{
         fast::{HopRef, Ways, is_ahead, is_settled, stamp},
         work::{Prefixed, Work},
     },
-    tables::{BindingRef, Claim, FlowRef, Host, Limits, RangeRef, Tables, owned},
+    tables::{BindingRef, Claim, FlowRef, Host, Limits, RangeRef, Route, Tables, owned},
     tcp::proto,
 };
 
@@ -88,9 +88,12 @@ impl Kernel {
 type Ends = (u8, bpf_fib_lookup__bindgen_ty_3, bpf_fib_lookup__bindgen_ty_4);
 
 impl Kernel {
-    /// The interface where the kernel would send a packet of the host's own.
+    /// Where the kernel would send a packet of the host's own.
     #[inline(always)]
-    fn ask(&self, (family, src, dst): Ends) -> Option<u32> {
+    fn ask(&self, (family, src, dst): Ends, len: u32) -> Option<Route> {
+        const SUCCESS: i64 = BPF_FIB_LKUP_RET_SUCCESS as i64;
+        const NO_NEIGHBOUR: i64 = BPF_FIB_LKUP_RET_NO_NEIGH as i64;
+        const TOO_LONG: i64 = BPF_FIB_LKUP_RET_FRAG_NEEDED as i64;
         // SAFETY: integers, of which 0 is one.
         let mut question: bpf_fib_lookup = unsafe { core::mem::zeroed() };
         question.family = family;
@@ -98,13 +101,31 @@ impl Kernel {
         question.ifindex = LOOPBACK;
         question.__bindgen_anon_3 = src;
         question.__bindgen_anon_4 = dst;
+        // With a length the route's own MTU counts too, and what the kernel has learned of it.
+        question.__bindgen_anon_1.tot_len = if len > 0xffff { 0xffff } else { len as u16 };
+        let fits = match self.put(&mut question) {
+            // Whoever is not known yet is asked for when the packet is sent.
+            SUCCESS | NO_NEIGHBOUR => true,
+            // Then it does not say where; without a length it does.
+            TOO_LONG => {
+                question.ifindex = LOOPBACK;
+                question.__bindgen_anon_1.tot_len = 0;
+                let answer = self.put(&mut question);
+                if !matches!(answer, SUCCESS | NO_NEIGHBOUR | TOO_LONG) {
+                    return None;
+                }
+                false
+            }
+            _ => return None,
+        };
+        (question.ifindex != LOOPBACK).then_some(Route { interface: question.ifindex, fits })
+    }
+
+    #[inline(always)]
+    fn put(&self, question: &mut bpf_fib_lookup) -> i64 {
         let len = size_of::<bpf_fib_lookup>() as i32;
         // SAFETY: the context of the program that runs, and a question on our stack.
-        let answer = unsafe { ask_routes(self.0, &raw mut question, len, 0) };
-        // Whoever is not known yet is asked for when the packet is sent.
-        let known =
-            answer == i64::from(BPF_FIB_LKUP_RET_SUCCESS) || answer == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH);
-        (known && question.ifindex != LOOPBACK).then_some(question.ifindex)
+        unsafe { ask_routes(self.0, question, len, 0) }
     }
 }
 
@@ -165,6 +186,15 @@ impl Host for Kernel {
             flows_per_host: FLOWS_PER_HOST.load(),
             flows_per_rule: FLOWS_PER_RULE.load(),
         }
+    }
+
+    #[inline(always)]
+    fn mtu(&self, interface: u32) -> Option<u32> {
+        let mut mtu = 0;
+        // SAFETY: the context of the program that runs, and a number on our stack. Below 0 the interface is gone; else the number is
+        // there, whether this packet fits or not.
+        let answer = unsafe { bpf_check_mtu(self.0.cast(), interface, &raw mut mtu, 0, 0) };
+        (answer >= 0).then_some(mtu)
     }
 
     #[inline(always)]
@@ -410,8 +440,8 @@ macro_rules! tables {
             }
 
             #[inline(always)]
-            fn route(&self, src: $address, dst: $address) -> Option<u32> {
-                self.ask($ends(src, dst))
+            fn route(&self, src: $address, dst: $address, len: u32) -> Option<Route> {
+                self.ask($ends(src, dst), len)
             }
 
             #[inline(always)]

@@ -21,6 +21,9 @@ use crate::vectors::{Machine, Outcome, Rule, UPLINK};
 /// Where packets come from that go out.
 pub const INSIDE_INTERFACE: u32 = 7;
 
+/// What fits there.
+pub const INSIDE_MTU: u32 = 1500;
+
 /// Places for unproven flows: enough that only a test that wants it sees one go.
 pub const HALF_SIZE: usize = 1024;
 

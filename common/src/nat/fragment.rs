@@ -48,6 +48,18 @@ where
     if direction == Direction::In && !tables.is_local(work.piece.dst) {
         return Next::Done(Verdict::Pass);
     }
+    name(work, direction);
+    let now = tables.now();
+    if work.piece.place() == 0 {
+        head(packet, tables, work, direction, now)
+    } else {
+        Next::Done(tail(packet, tables, work, direction, now))
+    }
+}
+
+/// Says which packet `work.piece` is of.
+#[inline(always)]
+pub(super) fn name<A: Address>(work: &mut Work<A>, direction: Direction) {
     let piece = &work.piece;
     work.fragment = FragmentKey {
         src: piece.src,
@@ -57,12 +69,6 @@ where
         direction: direction as u8,
         unused: 0,
     };
-    let now = tables.now();
-    if work.piece.place() == 0 {
-        head(packet, tables, work, direction, now)
-    } else {
-        Next::Done(tail(packet, tables, work, direction, now))
-    }
 }
 
 /// The first one, with the transport header: a packet like any other, and what it says is kept for those that follow.
@@ -85,6 +91,25 @@ where
         }
         Parsed::Flow(headers) => super::take_down(work, &headers, direction),
     }
+    say(tables, work, now);
+    // The others have no ports to be told by, and take the kernel's way: so does this one.
+    if work.way() != Way::AROUND {
+        work.way = Way::KERNEL;
+    }
+    let Some(flow) = life::find(tables, work, interface, now) else {
+        return Next::First;
+    };
+    life::advance(tables, work, flow, now);
+    Next::Done(super::onward(work, super::here(packet, tables, work, flow, direction, now)))
+}
+
+/// Keeps what the first one says, for those that follow.
+#[inline(always)]
+pub(super) fn say<T, A>(tables: &T, work: &mut Work<A>, now: u64)
+where
+    T: Tables<A>,
+    A: Address,
+{
     work.fragmented = Fragmented {
         sport: work.key.sport,
         dport: work.key.dport,
@@ -93,13 +118,28 @@ where
         unused: [0; 3],
     };
     tables.set_fragmented(&work.fragment, &work.fragmented);
-    // The others have no ports to be told by, and take the kernel's way: so does this one.
-    work.way = Way::KERNEL;
-    let Some(flow) = life::find(tables, work, interface, now) else {
-        return Next::First;
+}
+
+/// What the first one has said, into `work.key`. False: it has not come yet.
+#[inline(always)]
+pub(super) fn hear<T, A>(tables: &T, work: &mut Work<A>, direction: Direction, now: u64) -> bool
+where
+    T: Tables<A>,
+    A: Address,
+{
+    let Some(said) = tables.fragmented(&work.fragment).filter(|said| is_current(*said, now)) else {
+        return false;
     };
-    life::advance(tables, work, flow, now);
-    Next::Done(super::here(packet, tables, work, flow, direction, now))
+    work.key = FlowKey {
+        src: work.fragment.src,
+        dst: work.fragment.dst,
+        sport: said.sport,
+        dport: said.dport,
+        proto: said.proto,
+        direction: direction as u8,
+        unused: 0,
+    };
+    true
 }
 
 /// Any other one, which has no ports.
@@ -111,19 +151,10 @@ where
     A: Address,
 {
     let interface = work.interface();
-    let Some(said) = tables.fragmented(&work.fragment).filter(|said| is_current(*said, now)) else {
+    if !hear(tables, work, direction, now) {
         return wait(packet, tables, work, direction, now);
-    };
+    }
     packet.set_note(note::NONE);
-    work.key = FlowKey {
-        src: work.fragment.src,
-        dst: work.fragment.dst,
-        sport: said.sport,
-        dport: said.dport,
-        proto: said.proto,
-        direction: direction as u8,
-        unused: 0,
-    };
     match tables.flow(&work.key) {
         Some(flow) if life::is_alive(tables, flow, work.key.proto, interface, now) => {
             let (packets, bytes) = (packet.segments(), packet.network_len());
@@ -132,7 +163,7 @@ where
             if direction == Direction::In && work.is_turned() {
                 packet.set_note(note::turn(flow.rule()));
             }
-            address(packet, flow)
+            super::onward(work, address(packet, flow))
         }
         // What the first one is not translated by, the others are not either.
         Some(_) | None => {
@@ -144,7 +175,7 @@ where
 
 /// Writes the translated addresses.
 #[inline(always)]
-fn address<P: Packet, A: Address>(packet: &mut P, flow: FlowRef<A>) -> Verdict {
+pub(super) fn address<P: Packet, A: Address>(packet: &mut P, flow: FlowRef<A>) -> Verdict {
     let difference = flow.address_difference();
     let Some(mut header) = packet.at::<A::Header>(ETHERNET) else {
         return Verdict::Drop(DropReason::Malformed);

@@ -61,7 +61,7 @@ where
 /// Reads the embedded packet: reversed, it is the key of a flow.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "an offset in a packet's headers")]
-fn embedded<P, A>(packet: &mut P, work: &mut Work<A>, direction: Direction) -> Option<()>
+pub(super) fn embedded<P, A>(packet: &mut P, work: &mut Work<A>, direction: Direction) -> Option<()>
 where
     P: Packet,
     A: Address,
@@ -124,23 +124,8 @@ where
     A: Address,
 {
     let now = tables.now();
-    if let Some(flow) = tables.flow(&work.key) {
-        // About what has turned back, see `turn::is_own_error`.
-        let interface = match interface {
-            0 => tables.rule(flow.rule()).map_or(0, |rule| rule.uplink),
-            known => known,
-        };
-        if !life::is_alive(tables, flow, work.key.proto, interface, now) {
-            return false;
-        }
-        work.maker = Maker { rule: flow.rule(), generation: flow.generation() };
-        work.to = Translation {
-            src: flow.to_dst(),
-            dst: flow.to_src(),
-            sport: flow.to_dport(),
-            dport: flow.to_sport(),
-        };
-        return true;
+    if let Some(alive) = find_flow(tables, work, interface, now) {
+        return alive;
     }
     // Nobody has gone that way yet: the binding knows, and the flow's other direction must be there.
     match direction {
@@ -161,6 +146,32 @@ where
     };
     work.maker = Maker { rule: flow.rule(), generation: flow.generation() };
     flow.to_sport() == work.key.dport && life::is_alive(tables, flow, work.key.proto, interface, now)
+}
+
+/// The same by the flow that goes the error's own way, if there is one; false: its time is over.
+#[inline(always)]
+pub(super) fn find_flow<T, A>(tables: &T, work: &mut Work<A>, interface: u32, now: u64) -> Option<bool>
+where
+    T: Tables<A>,
+    A: Address,
+{
+    let flow = tables.flow(&work.key)?;
+    // About what has turned back, see `turn::is_own_error`.
+    let interface = match interface {
+        0 => tables.rule(flow.rule()).map_or(0, |rule| rule.uplink),
+        known => known,
+    };
+    if !life::is_alive(tables, flow, work.key.proto, interface, now) {
+        return Some(false);
+    }
+    work.maker = Maker { rule: flow.rule(), generation: flow.generation() };
+    work.to = Translation {
+        src: flow.to_dst(),
+        dst: flow.to_src(),
+        sport: flow.to_dport(),
+        dport: flow.to_sport(),
+    };
+    Some(true)
 }
 
 /// Whose the external port is that the embedded packet came from.
@@ -200,7 +211,7 @@ where
 /// Writes everything, by arithmetic: no checksum of an ICMP error is ever left to a device, and every change is made up
 /// for by a checksum in the packet, so that the sum over all of it stays the same.
 #[inline(always)]
-fn rewrite<P, A>(packet: &mut P, work: &Work<A>, direction: Direction) -> Option<()>
+pub(super) fn rewrite<P, A>(packet: &mut P, work: &Work<A>, direction: Direction) -> Option<()>
 where
     P: Packet,
     A: Address,

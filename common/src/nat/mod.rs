@@ -266,8 +266,14 @@ where
     if way == Way::DEPARTS {
         return Verdict::Pass;
     }
-    match here(packet, tables, work, flow, direction, now) {
-        Verdict::Pass if way == Way::AROUND => Verdict::Around,
+    onward(work, here(packet, tables, work, flow, direction, now))
+}
+
+/// Where a packet goes that was translated: the host's own would come back on the kernel's way.
+#[inline(always)]
+fn onward<A: Address>(work: &Work<A>, verdict: Verdict) -> Verdict {
+    match verdict {
+        Verdict::Pass if work.way() == Way::AROUND => Verdict::Around,
         verdict => verdict,
     }
 }

@@ -10,6 +10,8 @@ pub const TIME_EXCEEDED: u8 = 11;
 pub const PARAMETER_PROBLEM: u8 = 12;
 /// Unreachable, the first error of ICMPv6.
 pub const ERROR6_FIRST: u8 = 1;
+/// Packet too big.
+pub const TOO_BIG6: u8 = 2;
 /// Parameter problem, the last one that is in use.
 pub const ERROR6_LAST: u8 = 4;
 pub const ECHO6: u8 = 128;

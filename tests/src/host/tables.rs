@@ -20,10 +20,10 @@ use telecluster_common::{
         fast::{HopRef, Ways},
         work::{Prefixed, Work},
     },
-    tables::{self, BindingRef, Claim, FlowRef, Limits, RangeRef, Tables},
+    tables::{self, BindingRef, Claim, FlowRef, Limits, RangeRef, Route, Tables},
 };
 
-use super::HALF_SIZE;
+use super::{HALF_SIZE, INSIDE_INTERFACE, INSIDE_MTU};
 use crate::vectors::{LOCAL, UPLINK, UPLINK_ADDRESS, UPLINK_ADDRESS6};
 
 /// Tables in memory.
@@ -204,6 +204,11 @@ impl tables::Host for HostTables {
 
     fn limits(&self) -> Limits {
         self.limits
+    }
+
+    /// The vectors' uplink is loopback.
+    fn mtu(&self, _interface: u32) -> Option<u32> {
+        Some(65536)
     }
 
     fn random(&self) -> u32 {
@@ -402,9 +407,8 @@ impl<A: Side> Tables<A> for HostTables {
         LOCAL.contains(&address.ip()).then_some(Local { uplink, flags: 0 })
     }
 
-    /// The vectors are about what leaves, not where.
-    fn route(&self, _src: A, _dst: A) -> Option<u32> {
-        None
+    fn route(&self, _src: A, _dst: A, len: u32) -> Option<Route> {
+        Some(Route { interface: INSIDE_INTERFACE, fits: len <= INSIDE_MTU })
     }
 
     fn host_socket(&self, _protocol: u8, _remote: (A, u16), local: (A, u16)) -> bool {

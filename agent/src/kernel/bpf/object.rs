@@ -35,7 +35,7 @@ pub const PROGRAM_NAMES: [&str; 10] = [
 ];
 
 /// The programs that those go on to, with their places in the `stage` map.
-const STAGES: [(&str, u32); 38] = [
+const STAGES: [(&str, u32); 44] = [
     ("tc_nat4_in", stage::NAT4_IN),
     ("tc_nat4_out", stage::NAT4_OUT),
     ("tc_nat6_in", stage::NAT6_IN),
@@ -70,6 +70,12 @@ const STAGES: [(&str, u32); 38] = [
     ("tc_around6", stage::AROUND6),
     ("tc_home4", stage::HOME4),
     ("tc_home6", stage::HOME6),
+    ("tc_leave_error4", stage::LEAVE_ERROR4),
+    ("tc_leave_error6", stage::LEAVE_ERROR6),
+    ("tc_home_error4", stage::HOME_ERROR4),
+    ("tc_home_error6", stage::HOME_ERROR6),
+    ("tc_home_part4", stage::HOME_PART4),
+    ("tc_home_part6", stage::HOME_PART6),
     ("tc_turn4_in", stage::TURN4_IN),
     ("tc_turn4_out", stage::TURN4_OUT),
     ("tc_turn6_in", stage::TURN6_IN),
