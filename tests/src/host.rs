@@ -1,6 +1,7 @@
 //! The engine on the host: a frame is a `Vec<u8>`, the tables are hash maps.
 
 mod bytes;
+mod round;
 mod tables;
 
 use std::{cell::UnsafeCell, net::IpAddr};
@@ -15,6 +16,7 @@ use telecluster_common::{
 };
 
 use self::bytes::Bytes;
+pub use self::round::Gate;
 pub use self::tables::{Family, HostTables, Side};
 use crate::vectors::{Machine, Outcome, Rule, UPLINK};
 
