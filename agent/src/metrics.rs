@@ -7,8 +7,7 @@ pub mod exposition;
 mod switching;
 
 use std::{
-    cmp::Reverse,
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     fmt::{self, Debug},
     net::{IpAddr, SocketAddr},
     time::Duration,
@@ -80,14 +79,9 @@ impl HttpMetrics {
     }
 }
 
-/// Everything as OpenMetrics text, with series of their own for the `top` largest flows. [`exposition`] has the other
-/// format.
-pub fn render(
-    measured: Measurements,
-    top: usize,
-    http: &HttpMetrics,
-    uptime: Duration,
-) -> Result<String, fmt::Error> {
+/// Everything as OpenMetrics text, with series of their own for the largest flows that were measured. [`exposition`]
+/// has the other format.
+pub fn render(measured: Measurements, http: &HttpMetrics, uptime: Duration) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("telecluster");
     let version = Info::new([("version", env!("CARGO_PKG_VERSION")), ("backend", measured.backend)]);
     registry.register("build", "The worker's version and its data plane", version);
@@ -102,7 +96,7 @@ pub fn render(
     registry.register("attached_uplinks", "Uplinks that the programs are attached to", attached);
     registry.register("http_requests", "Requests by the route that matched", http.requests.clone());
     registry.register("http_request_duration_seconds", "Time to answer", http.duration.clone());
-    registry.register_collector(Box::new(Snapshot { measured, top }));
+    registry.register_collector(Box::new(Snapshot { measured }));
     let mut text = String::new();
     text::encode(&mut text, &registry)?;
     Ok(text)
@@ -116,7 +110,6 @@ fn count(number: usize) -> ConstGauge<u64> {
 #[derive(Debug)]
 struct Snapshot {
     measured: Measurements,
-    top: usize,
 }
 
 type Labels = Vec<(&'static str, String)>;
@@ -196,15 +189,15 @@ impl Collector for Snapshot {
         alone(out, "drifted_objects", "Objects that are not as they were told to be", &objects)?;
 
         let mut states: BTreeMap<(&str, &str), u64> = BTreeMap::new();
-        for flow in flows {
-            *states.entry((protocol(flow.protocol), flow.state.name())).or_default() += 1;
+        for ((number, state), count) in &flows.by_state {
+            *states.entry((protocol(*number), state.name())).or_default() += count;
         }
         let state = |((protocol, state), count): ((&str, &str), u64)| {
             (vec![("protocol", protocol.to_owned()), ("state", state.to_owned())], count)
         };
         gauges(out, "flows", "Live flows", states.into_iter().map(state))?;
 
-        let largest = largest(flows, self.top);
+        let largest = each_once(&flows.largest);
         let both = |pick: fn(&Flow) -> (u64, u64)| {
             largest.iter().flat_map(move |flow| {
                 let (inward, outward) = pick(flow);
@@ -227,24 +220,11 @@ impl Collector for Snapshot {
     }
 }
 
-/// The `top` flows with the most bytes, each tuple once.
-fn largest(flows: &[Flow], top: usize) -> Vec<&Flow> {
-    // The tuple breaks ties: between two scrapes without traffic the same flows are shown.
+/// Each tuple once: one tuple on two uplinks would be one series twice, which no scraper accepts.
+fn each_once(flows: &[Flow]) -> Vec<&Flow> {
+    let mut seen = HashSet::new();
     let tuple = |flow: &Flow| (flow.protocol, flow.external, flow.remote, flow.inside);
-    let order =
-        |flow: &&Flow| (Reverse(flow.counters.bytes_in.saturating_add(flow.counters.bytes_out)), tuple(flow));
-    let mut all: Vec<&Flow> = flows.iter().collect();
-    if top < all.len() {
-        if top > 0 {
-            all.select_nth_unstable_by_key(top - 1, order);
-        }
-        all.truncate(top);
-    }
-    all.sort_unstable_by_key(order);
-    // One tuple on two uplinks would be one series twice, which no scraper accepts.
-    let mut seen = std::collections::HashSet::new();
-    all.retain(|flow| seen.insert(tuple(flow)));
-    all
+    flows.iter().filter(|flow| seen.insert(tuple(flow))).collect()
 }
 
 fn flow_labels(flow: &Flow, direction: &'static str) -> Labels {
@@ -300,11 +280,13 @@ fn alone(out: &mut DescriptorEncoder<'_>, name: &str, help: &str, series: &impl 
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::collections::HashMap;
+
     use telecluster_common::{drop::DropReason, tcp::FlowState};
 
     use super::*;
     use crate::{
-        engine::XdpMeasured,
+        engine::{Census, XdpMeasured},
         kernel::dataplane::{Attachment, Counters, MapPressure, Slot},
         model::{RuleAction, RuleView},
     };
@@ -321,13 +303,18 @@ pub(crate) mod tests {
             pressure: vec![MapPressure { map: "flow4", entries: 2, capacity: 131_072 }],
             drops: DropReason::ALL.map(|reason| (reason, 0)).to_vec(),
             rules: vec![(rule(), counters)],
-            flows: vec![flow(1000, 10), flow(1001, 30)],
+            flows: census(vec![flow(1001, 30), flow(1000, 10)]),
             switching: Default::default(),
             bridges: 1,
             interfaces: 4,
             drift: Vec::new(),
             overlaps: Vec::new(),
         }
+    }
+
+    fn census(largest: Vec<Flow>) -> Census {
+        let by_state = BTreeMap::from([((6, FlowState::Established), 2)]);
+        Census { total: 2, by_rule: HashMap::from([(Slot(0), 2)]), by_state, largest }
     }
 
     fn rule() -> RuleView {
@@ -381,15 +368,15 @@ pub(crate) mod tests {
         }
     }
 
-    pub(super) fn rendered(measured: Measurements, top: usize) -> String {
+    pub(super) fn rendered(measured: Measurements) -> String {
         let http = HttpMetrics::default();
         http.observe(&Method::POST, Some("/bridge/create"), StatusCode::OK, Duration::from_millis(2));
-        render(measured, top, &http, Duration::from_secs(7)).unwrap()
+        render(measured, &http, Duration::from_secs(7)).unwrap()
     }
 
     #[test]
     fn every_family_has_its_documented_name_and_labels() {
-        let text = rendered(sample(), 500);
+        let text = rendered(sample());
         for line in [
             r#"telecluster_rule_packets_total{rule_id="r1",action="DNAT",direction="in"} 1"#,
             r#"telecluster_rule_bytes_total{rule_id="r1",action="DNAT",direction="out"} 120"#,
@@ -417,31 +404,24 @@ pub(crate) mod tests {
 
     #[test]
     fn no_name_has_its_suffix_twice() {
-        assert!(!rendered(sample(), 500).contains("_total_total"));
+        assert!(!rendered(sample()).contains("_total_total"));
     }
 
     #[test]
     fn no_series_has_braces_around_nothing() {
-        assert!(!rendered(sample(), 500).contains("{}"));
-    }
-
-    #[test]
-    fn flow_series_are_bounded_to_the_largest() {
-        let count = |top| rendered(sample(), top).matches("telecluster_flow_packets_total{").count();
-        assert_eq!((count(0), count(1), count(2), count(3)), (0, 2, 4, 4));
-        assert!(rendered(sample(), 1).contains("10.0.0.9:1001"));
+        assert!(!rendered(sample()).contains("{}"));
     }
 
     #[test]
     fn one_tuple_is_one_series() {
-        let twice = Measurements { flows: vec![flow(1000, 1), flow(1000, 2)], ..sample() };
-        assert_eq!(rendered(twice, 500).matches("telecluster_flow_packets_total{").count(), 2);
+        let twice = Measurements { flows: census(vec![flow(1000, 2), flow(1000, 1)]), ..sample() };
+        assert_eq!(rendered(twice).matches("telecluster_flow_packets_total{").count(), 2);
     }
 
     #[test]
     fn no_series_is_there_twice() {
-        let text = rendered(sample(), 500);
-        let mut seen = std::collections::HashSet::new();
+        let text = rendered(sample());
+        let mut seen = HashSet::new();
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let (series, _) = line.rsplit_once(' ').unwrap();
             assert!(seen.insert(series.to_owned()), "{series}");

@@ -4,7 +4,7 @@
 use crate::maps::Timeouts;
 
 /// Where a flow is in its life; decides how long it may be idle.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum FlowState {
     /// Only one side has spoken, or a TCP handshake is not complete.

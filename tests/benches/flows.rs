@@ -1,5 +1,6 @@
-//! What a million live flows cost the worker: the first page of `/nat/flows`, all of them, a page that a filter picks, and the
-//! processor time that looking for those that are over takes. Figures, not judgements; `cargo xtask bench flows` calls it.
+//! What a million live flows cost the worker: `/health`, `/metrics`, the first page of `/nat/flows`, all of them, a page that
+//! a filter picks, and the processor time that looking for those that are over takes. Figures, not judgements;
+//! `cargo xtask bench flows` calls it.
 
 use std::{
     fs, thread,
@@ -33,6 +34,9 @@ fn main() {
     let idle = busy(&worker, watched);
     fill(&lab, flows);
     println!("| {flows} live flows | |\n|---|---|");
+    for path in ["/health", "/metrics"] {
+        println!("| `GET {path}` | {:.2?} |", median(|| get(&lab, path).0));
+    }
     let first = median(|| list(&lab, "limit=1000", flows));
     println!("| `GET /nat/flows?limit=1000`, by bytes | {first:.2?} |");
     let picked = median(|| list(&lab, "limit=1000&external_port=30000", flows));
@@ -52,15 +56,19 @@ fn median(mut measure: impl FnMut() -> Duration) -> Duration {
     times[ROUNDS / 2]
 }
 
-/// How long it takes until a page is there, as text.
-fn list(lab: &Lab, query: &str, flows: u32) -> Duration {
-    let url = format!("http://127.0.0.1:{}/nat/flows?{query}", Worker::PORT);
+/// How long it takes until an answer is there, as text.
+fn get(lab: &Lab, path: &str) -> (Duration, String) {
+    let url = format!("http://127.0.0.1:{}{path}", Worker::PORT);
     let began = Instant::now();
-    let page = lab.router.run(|| {
+    let text = lab.router.run(|| {
         let mut response = ureq::get(&url).call().expect("an answer");
-        response.body_mut().with_config().limit(1 << 30).read_to_string().expect("a page")
+        response.body_mut().with_config().limit(1 << 30).read_to_string().expect("a text")
     });
-    let took = began.elapsed();
+    (began.elapsed(), text)
+}
+
+fn list(lab: &Lab, query: &str, flows: u32) -> Duration {
+    let (took, page) = get(lab, &format!("/nat/flows?{query}"));
     let total = format!("\"total\":{flows}");
     assert!(query.contains("external_port") || page.contains(&total), "not all are there: {}", &page[..200]);
     took

@@ -4,6 +4,7 @@ use std::{
     io,
     os::fd::{AsFd as _, AsRawFd as _},
     path::PathBuf,
+    sync::Mutex,
 };
 
 use aya::{
@@ -22,7 +23,7 @@ use telecluster_worker::kernel::{
         BpfDataPlane, Options,
         object::{Object, classifier, program},
     },
-    dataplane::{DataPlane as _, HostAddresses, NatRule, Slot, Transport},
+    dataplane::{DataPlane as _, Flow, HostAddresses, NatRule, Slot, Transport},
     xdp::{Wishes, Xdp},
 };
 
@@ -133,6 +134,14 @@ impl Kernel {
             libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attr, size_of::<TestRunAttr>())
         };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(attr.answer) }
+    }
+
+    /// Every live flow.
+    pub fn flows(&self) -> Vec<Flow> {
+        let all = Mutex::new(Vec::new());
+        let visit = |part: &[Flow]| all.lock().expect("no visitor panics").extend_from_slice(part);
+        self.plane.visit_flows(&visit).expect("list the flows");
+        all.into_inner().expect("no visitor panics")
     }
 
     fn drops(&self) -> Vec<(DropReason, u64)> {

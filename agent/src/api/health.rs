@@ -107,7 +107,7 @@ struct MapHealth {
     ),
 )]
 async fn health(State(app): State<App>) -> Result<Response, Refusal> {
-    let measured = app.engine.measurements().await;
+    let measured = app.engine.measurements(0).await;
     let permissions = Permissions::current()
         .map_err(|why| error::Error::new(error::Code::Internal, format!("/proc/self/status: {why}")))?;
     let (status, problems) = judge(&measured, permissions);
@@ -201,7 +201,7 @@ impl From<Measurements> for DataplaneHealth {
             reason: measured.backend_reason,
             attachments,
             rules: measured.rules.len(),
-            flows: measured.flows.len(),
+            flows: measured.flows.total,
             maps,
         }
     }

@@ -93,8 +93,8 @@ async fn root() -> Json<Root> {
 async fn metrics_text(State(app): State<App>, headers: HeaderMap) -> Result<impl IntoResponse, Refusal> {
     let accept = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let format = Format::wanted(&accept.collect::<Vec<_>>().join(","));
-    let measurements = app.engine.measurements().await?;
-    let text = metrics::render(measurements, app.options.flow_metrics_max, &app.http, app.started.elapsed())
+    let measurements = app.engine.measurements(app.options.flow_metrics_max).await?;
+    let text = metrics::render(measurements, &app.http, app.started.elapsed())
         .map_err(|_| Error::new(Code::Internal, "the metrics cannot be written down"))?;
     Ok(([(header::CONTENT_TYPE, format.content_type())], format.write(text)))
 }

@@ -157,7 +157,7 @@ struct Machine {
     responses((status = 200, description = "The machine, now", body = MachineStatus), Refusals),
 )]
 async fn network_status(State(app): State<App>) -> Result<Json<MachineStatus>, Refusal> {
-    let measured = app.engine.measurements().await;
+    let measured = app.engine.measurements(0).await;
     let permissions = Permissions::current()
         .map_err(|why| Error::new(Code::Internal, format!("/proc/self/status: {why}")))?;
     let (verdict, problems) = health::judge(&measured, permissions);

@@ -17,7 +17,7 @@ use crate::{
     model::FlowView,
 };
 
-use super::{FlowPage, FlowQuery, FlowSort};
+use super::{Census, FlowPage, FlowQuery, FlowSort};
 
 /// What numbers in a flow are called.
 #[derive(Debug, Default)]
@@ -36,21 +36,17 @@ pub(super) fn page(
 ) -> Result<FlowPage, KernelError> {
     let limit = if query.limit == 0 { usize::MAX } else { query.limit };
     let end = query.offset.saturating_add(limit);
-    let found = Mutex::new((0, Vec::new()));
+    let found = Mutex::new((0, First::new(end, query.sort)));
     dataplane.visit_flows(&|part| {
-        let mut matching: Vec<&Flow> = part.iter().filter(|flow| matches(flow, names, query)).collect();
+        let matching: Vec<&Flow> = part.iter().filter(|flow| matches(flow, names, query)).collect();
         let count = matching.len();
-        keep(&mut matching, end, query.sort);
+        let matching = first(matching, end, query.sort);
         let (total, kept) = &mut *found.lock().unwrap_or_else(PoisonError::into_inner);
         *total += count;
-        kept.extend(matching.into_iter().cloned());
-        // Not each time: what is cut off has then paid for it.
-        if kept.len() / 2 >= end {
-            keep(kept, end, query.sort);
-        }
+        kept.add(matching);
     })?;
-    let (total, mut kept) = found.into_inner().unwrap_or_else(PoisonError::into_inner);
-    keep(&mut kept, end, query.sort);
+    let (total, kept) = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut kept = kept.finish();
     let start = query.offset.min(kept.len());
     if 0 < start && start < kept.len() {
         kept.select_nth_unstable_by(start, |a, b| order(a, b, query.sort));
@@ -60,33 +56,90 @@ pub(super) fn page(
     Ok(FlowPage { total, flows: page.iter().map(|flow| view(flow, names)).collect() })
 }
 
+/// All flows in figures, with the `top` that have the most bytes.
+pub(super) fn census(dataplane: &dyn DataPlane, top: usize) -> Result<Census, KernelError> {
+    let found = Mutex::new((Census::default(), First::new(top, FlowSort::Bytes)));
+    dataplane.visit_flows(&|part| {
+        // Each thread counts its part alone, and waits for the others only to add it up.
+        let some = Census::of(part);
+        let largest = first(part.iter().collect(), top, FlowSort::Bytes);
+        let (census, kept) = &mut *found.lock().unwrap_or_else(PoisonError::into_inner);
+        census.add(some);
+        kept.add(largest);
+    })?;
+    let (mut census, kept) = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    census.largest = kept.finish();
+    census.largest.sort_unstable_by(|a, b| order(a, b, FlowSort::Bytes));
+    Ok(census)
+}
+
+/// How many flows each rule has.
+pub(super) fn count(dataplane: &dyn DataPlane) -> Result<HashMap<Slot, u64>, KernelError> {
+    Ok(census(dataplane, 0)?.by_rule)
+}
+
+impl Census {
+    /// Without the largest.
+    fn of(flows: &[Flow]) -> Self {
+        let mut census = Self { total: flows.len(), ..Self::default() };
+        for flow in flows {
+            *census.by_rule.entry(flow.slot).or_default() += 1;
+            *census.by_state.entry((flow.protocol, flow.state)).or_default() += 1;
+        }
+        census
+    }
+
+    fn add(&mut self, other: Self) {
+        self.total += other.total;
+        for (slot, count) in other.by_rule {
+            *self.by_rule.entry(slot).or_default() += count;
+        }
+        for (state, count) in other.by_state {
+            *self.by_state.entry(state).or_default() += count;
+        }
+    }
+}
+
+/// The first flows of all that are shown to it. It remembers fewer than twice as many as are wanted.
+#[derive(Debug)]
+struct First {
+    end: usize,
+    sort: FlowSort,
+    kept: Vec<Flow>,
+}
+
+impl First {
+    fn new(end: usize, sort: FlowSort) -> Self {
+        Self { end, sort, kept: Vec::new() }
+    }
+
+    /// Some more, at most `end`.
+    fn add(&mut self, flows: Vec<&Flow>) {
+        self.kept.extend(flows.into_iter().cloned());
+        // Not each time: what is cut off has then paid for it.
+        if self.kept.len() / 2 >= self.end {
+            keep(&mut self.kept, self.end, self.sort);
+        }
+    }
+
+    /// In no order.
+    fn finish(mut self) -> Vec<Flow> {
+        keep(&mut self.kept, self.end, self.sort);
+        self.kept
+    }
+}
+
+fn first(mut flows: Vec<&Flow>, end: usize, sort: FlowSort) -> Vec<&Flow> {
+    keep(&mut flows, end, sort);
+    flows
+}
+
 /// Leaves the first `end` of them, in no order.
 fn keep<F: Borrow<Flow>>(flows: &mut Vec<F>, end: usize, sort: FlowSort) {
     if end < flows.len() {
         flows.select_nth_unstable_by(end, |a, b| order(a.borrow(), b.borrow(), sort));
         flows.truncate(end);
     }
-}
-
-/// How many flows each rule has.
-pub(super) fn count(dataplane: &dyn DataPlane) -> Result<HashMap<Slot, u64>, KernelError> {
-    let counts = Mutex::new(HashMap::new());
-    dataplane.visit_flows(&|part| {
-        let some = count_by_slot(part);
-        let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
-        for (slot, count) in some {
-            *counts.entry(slot).or_insert(0) += count;
-        }
-    })?;
-    Ok(counts.into_inner().unwrap_or_else(PoisonError::into_inner))
-}
-
-pub(super) fn count_by_slot(flows: &[Flow]) -> HashMap<Slot, u64> {
-    let mut counts = HashMap::new();
-    for flow in flows {
-        *counts.entry(flow.slot).or_insert(0) += 1;
-    }
-    counts
 }
 
 /// The largest first. Addresses and ports last, so that pages do not shuffle between two calls.
@@ -221,6 +274,35 @@ mod tests {
             let (start, end) = (offset.min(4), (offset + limit).min(4));
             assert_eq!((part.total, &part.flows[..]), (4, &all.flows[start..end]), "{offset}, {limit}");
         }
+    }
+
+    #[test]
+    fn a_census_counts_every_flow_and_keeps_the_largest_only() {
+        let flows = [flow(1, 6, 10), flow(2, 17, 30), flow(3, 6, 20), flow(4, 6, 20), flow(5, 6, 1)];
+        let dataplane = FakeDataPlane::new(Faults::default());
+        dataplane.edit(|nat| nat.flows = flows.to_vec());
+        for (top, largest) in [(0, &[][..]), (1, &[2]), (3, &[2, 3, 4]), (9, &[2, 3, 4, 1, 5])] {
+            let census = census(&dataplane, top).unwrap();
+            assert_eq!(census.total, 5);
+            assert_eq!(census.by_rule, HashMap::from([(Slot(6), 4), (Slot(17), 1)]));
+            let states = [((6, FlowState::Established), 4), ((17, FlowState::Established), 1)];
+            assert_eq!(census.by_state, BTreeMap::from(states));
+            let ports: Vec<_> = census.largest.iter().map(|flow| flow.inside.1).collect();
+            assert_eq!(ports, largest, "{top}");
+        }
+    }
+
+    #[test]
+    fn of_however_many_flows_only_few_are_in_memory() {
+        let mut first = First::new(3, FlowSort::Bytes);
+        for port in 0..100 {
+            let (small, large) = (flow(port, 6, 1), flow(port, 17, u64::from(port)));
+            first.add(vec![&small, &large]);
+            assert!(first.kept.len() < 6, "{} are kept", first.kept.len());
+        }
+        let mut sizes: Vec<_> = first.finish().iter().map(|flow| flow.counters.bytes_in).collect();
+        sizes.sort_unstable();
+        assert_eq!(sizes, [97, 98, 99]);
     }
 
     #[test]

@@ -11,13 +11,13 @@ mod tests;
 mod topology;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
 };
 
 use serde::Serialize;
-use telecluster_common::drop::DropReason;
+use telecluster_common::{drop::DropReason, tcp::FlowState};
 use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 use utoipa::ToSchema;
@@ -26,7 +26,7 @@ use crate::{
     error::{Code, Error, Result},
     kernel::{
         Kernel, KernelError,
-        dataplane::{Attachment, Counters, DataPlane, Flow, MapPressure},
+        dataplane::{Attachment, Counters, DataPlane, Flow, MapPressure, Slot},
         fake::{FakeDataPlane, FakeFilter, FakeKernel, Faults},
         filter::PacketFilter,
         links::Observed,
@@ -236,6 +236,17 @@ pub struct XdpMeasured {
     pub packets: u64,
 }
 
+/// The flows in figures: of a million, no list is made.
+#[derive(Debug, Clone, Default)]
+pub struct Census {
+    pub total: usize,
+    pub by_rule: HashMap<Slot, u64>,
+    /// By protocol number and state.
+    pub by_state: BTreeMap<(u8, FlowState), u64>,
+    /// Those with the most bytes, the largest first; so many as were asked for.
+    pub largest: Vec<Flow>,
+}
+
 /// What `/metrics` and `/health` are made from.
 #[derive(Debug, Clone)]
 pub struct Measurements {
@@ -251,7 +262,7 @@ pub struct Measurements {
     pub drops: Vec<(DropReason, u64)>,
     /// Rule by rule, with id.
     pub rules: Vec<(RuleView, Counters)>,
-    pub flows: Vec<Flow>,
+    pub flows: Census,
     /// The VLAN filter's.
     pub switching: Switching,
     pub bridges: usize,

@@ -140,21 +140,22 @@ impl Engine {
         self.shared.blocking(move |dataplane| flows::page(dataplane, &names, &query)).await
     }
 
-    pub async fn measurements(&self) -> Result<Measurements> {
+    /// `top`: how many of the largest flows are shown.
+    pub async fn measurements(&self, top: usize) -> Result<Measurements> {
         let observed = self.shared.observe().await?;
         let stored: Vec<Rule> = self.shared.state().rules.values().cloned().collect();
         let (attachments, pressure, drops, flows, xdp) = self
             .shared
-            .blocking(|dataplane| {
+            .blocking(move |dataplane| {
                 let (pressure, drops) = (dataplane.pressure()?, dataplane.drops()?);
-                Ok((dataplane.attachments(), pressure, drops, dataplane.flows()?, dataplane.xdp()?))
+                let flows = flows::census(dataplane, top)?;
+                Ok((dataplane.attachments(), pressure, drops, flows, dataplane.xdp()?))
             })
             .await?;
-        let active = flows::count_by_slot(&flows);
         let counted = self.shared.counters(&stored).await?;
         let counters = |rule: &Rule| counted.get(&rule.slot).copied().unwrap_or_default();
         let rules = (stored.iter())
-            .map(|rule| (self.shared.rule_view(rule, &counted, &active), counters(rule)))
+            .map(|rule| (self.shared.rule_view(rule, &counted, &flows.by_rule), counters(rule)))
             .collect();
         Ok(Measurements {
             backend: self.shared.dataplane.backend(),

@@ -6,7 +6,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -332,13 +331,6 @@ pub trait DataPlane: VlanPlane {
 
     /// Every live flow, part by part, by several threads at once: of a million no list is made that nobody needs.
     fn visit_flows(&self, visit: FlowVisitor<'_>) -> Result<(), KernelError>;
-
-    /// Every live flow.
-    fn flows(&self) -> Result<Vec<Flow>, KernelError> {
-        let all = Mutex::new(Vec::new());
-        self.visit_flows(&|part| all.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(part))?;
-        Ok(all.into_inner().unwrap_or_else(PoisonError::into_inner))
-    }
 
     /// Dropped packets by reason, reasons that never happened included.
     fn drops(&self) -> Result<Vec<(DropReason, u64)>, KernelError>;

@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn in_text_a_familys_name_is_that_of_its_series() {
-        let text = Format::Text.write(rendered(sample(), 500));
+        let text = Format::Text.write(rendered(sample()));
         for lines in [
             "# HELP telecluster_rule_packets_total Packets translated by a rule.\n\
              # TYPE telecluster_rule_packets_total counter\ntelecluster_rule_packets_total{",
@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn text_has_nothing_that_only_openmetrics_has() {
-        let text = Format::Text.write(rendered(sample(), 500));
+        let text = Format::Text.write(rendered(sample()));
         let kinds = ["counter", "gauge", "histogram", "summary", "untyped"];
         for line in text.lines().filter(|line| line.starts_with('#')) {
             match line.split(' ').collect::<Vec<_>>()[1..] {
@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn both_have_the_same_series() {
-        let openmetrics = rendered(sample(), 500);
+        let openmetrics = rendered(sample());
         let series = |text: &str| {
             text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect::<Vec<_>>()
         };

@@ -94,7 +94,7 @@ mod tests {
             stations: vec![(label, 5)],
         };
         let measured = Measurements { switching, ..sample() };
-        let text = render(measured, 0, &HttpMetrics::default(), Duration::ZERO).unwrap();
+        let text = render(measured, &HttpMetrics::default(), Duration::ZERO).unwrap();
         for line in [
             r#"telecluster_vlan_packets_total{bridge="br-vm",port="tap-vm1",vlan="100",direction="rx"} 1"#,
             r#"telecluster_vlan_bytes_total{bridge="br-vm",port="tap-vm1",vlan="100",direction="tx"} 120"#,

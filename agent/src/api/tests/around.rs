@@ -138,7 +138,7 @@ async fn requests_are_counted_by_route_and_never_by_path() {
     for path in ["/bridge/br0", "/bridge/br1", "/made/up", "/made/up/too"] {
         send(&router, request("GET", path).body(Body::empty()).unwrap()).await;
     }
-    let text = crate::metrics::render(crate::metrics::tests::sample(), 0, &app.http, TIMEOUT).unwrap();
+    let text = crate::metrics::render(crate::metrics::tests::sample(), &app.http, TIMEOUT).unwrap();
     for line in [
         r#"telecluster_http_requests_total{method="GET",route="/bridge/{name}",status="200"} 2"#,
         r#"telecluster_http_requests_total{method="GET",route="none",status="404"} 2"#,

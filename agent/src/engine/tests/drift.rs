@@ -72,7 +72,7 @@ async fn what_the_data_plane_does_not_take_is_reported_until_it_does() {
     fake.kernel.edit(|world| {
         world.links.iter_mut().find(|link| link.name == "ens3").unwrap().addresses = vec![address];
     });
-    let drift = async || engine.measurements().await.unwrap().drift;
+    let drift = async || engine.measurements(0).await.unwrap().drift;
     fake.faults.fail_after(0);
     told(&fake).await;
     assert!(!fake.faults.disarm());
@@ -152,7 +152,7 @@ async fn what_others_do_to_our_objects_is_put_right_when_the_kernel_tells() {
         told(&fake).await;
         let steps = fake.faults.take_steps();
         assert_eq!(by_name(&fake.kernel.observe().await.unwrap()), by_name(&before), "{what}: {steps:#?}");
-        assert!(engine.measurements().await.unwrap().drift.is_empty(), "{what}");
+        assert!(engine.measurements(0).await.unwrap().drift.is_empty(), "{what}");
         // And that is all: the worker's own repair is nothing to repair.
         told(&fake).await;
         assert!(fake.faults.take_steps().is_empty(), "{what}");
@@ -192,7 +192,7 @@ async fn who_changes_the_same_thing_again_and_again_is_not_fought_without_end() 
         tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     }
     assert!((8..=16).contains(&repaired), "{repaired} repairs in a minute");
-    let drift = engine.measurements().await.unwrap().drift;
+    let drift = engine.measurements(0).await.unwrap().drift;
     assert!(
         matches!(drift.as_slice(), [(key, problem)] if key == "bridge/br-a" && problem.contains("again"))
     );
@@ -203,14 +203,14 @@ async fn who_changes_the_same_thing_again_and_again_is_not_fought_without_end() 
     // And when the quarrel is over, all is well.
     tokio::time::sleep(std::time::Duration::from_secs(30)).await;
     assert!(fake.kernel.observe().await.unwrap().link("br-a").is_some());
-    assert!(engine.measurements().await.unwrap().drift.is_empty());
+    assert!(engine.measurements(0).await.unwrap().drift.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_put_right_is_reported_until_it_is() {
     let (engine, fake) = everything().await;
     let drifted = || async {
-        let drift = engine.measurements().await.unwrap().drift;
+        let drift = engine.measurements(0).await.unwrap().drift;
         drift.into_iter().map(|(key, _)| key).collect::<Vec<_>>()
     };
     // A port that is not ours is gone; an end was given to another namespace; a stranger has our name.

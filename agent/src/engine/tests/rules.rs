@@ -195,7 +195,7 @@ async fn slots_that_the_kernel_uses_are_never_given_away() {
         new_flows: 0,
         timeouts: Timeouts::RFC,
     };
-    fake.dataplane.edit(|nat| drop(nat.rules.insert(crate::kernel::dataplane::Slot(0), foreign)));
+    fake.dataplane.edit(|nat| drop(nat.rules.insert(Slot(0), foreign)));
     let engine = fake.start(Options::default()).await.unwrap();
     // Known by the kernel only: left by a worker that died before its commit, so it goes.
     assert!(fake.dataplane.nat().rules.is_empty());

@@ -142,7 +142,7 @@ async fn addresses_that_come_to_an_uplink_later_follow_it_and_lost_ones_come_bac
     let seen = fake.kernel.observe().await.unwrap();
     assert_eq!(has(seen.clone(), "br-ex"), ["10.1.0.1/24", "192.0.2.10/24", "192.0.2.77/24"]);
     assert_eq!(seen.default_route, Some(seen.link("br-ex").unwrap().index));
-    assert!(engine.measurements().await.unwrap().drift.is_empty());
+    assert!(engine.measurements(0).await.unwrap().drift.is_empty());
     drop(engine);
     let report =
         teardown(fake.kernel.clone(), fake.dataplane.clone(), fake.filter.clone(), fake.store.clone());
