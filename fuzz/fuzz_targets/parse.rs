@@ -1,5 +1,5 @@
-//! See `telecluster_tests::fuzz`.
+//! See `telecluster_vectors::fuzz`.
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| telecluster_tests::fuzz::parse(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| telecluster_vectors::fuzz::parse(data));

@@ -23,7 +23,7 @@ use telecluster_worker::kernel::{
         BpfDataPlane, Options,
         object::{Object, classifier, program},
     },
-    dataplane::{DataPlane as _, Flow, HostAddresses, NatRule, Slot, Transport},
+    dataplane::{DataPlane as _, Flow, HostAddresses, NatRule, NatType, Slot, Transport},
     xdp::{Wishes, Xdp},
 };
 
@@ -194,7 +194,7 @@ fn nat_rule(rule: &Rule) -> NatRule {
         Rule::Masquerade { source, nat, except, pool } => NatRule::Masquerade {
             uplink: UPLINK,
             source: *source,
-            nat: *nat,
+            nat: NatType::from_flags(*nat),
             parity: false,
             except: except.clone(),
             pool: pool.clone(),

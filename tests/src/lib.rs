@@ -2,10 +2,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`frame`] | frames built byte by byte, checksums from scratch |
-//! | [`vectors`] | packets in, packets and verdicts out: the same list for the host and the kernel |
-//! | [`host`] | the engine over byte slices and hash maps |
-//! | [`fuzz`] | the entry points of the fuzzers |
+//! | [`telecluster_vectors`] | frames, what becomes of them, and the engine on the host |
 //! | [`kernel`] | the loaded programs through `BPF_PROG_TEST_RUN` |
 //! | [`lab`] | hosts, worker and sockets in namespaces |
 //! | [`switch`] | frames through the ports of a bridge with VLANs: engine, programs, the kernel's own filter |
@@ -24,14 +21,13 @@
 
 #![expect(clippy::panic, reason = "all of this crate is test code: a failure is a panic")]
 
+pub use telecluster_vectors::{frame, fuzz, host, vectors};
+
 pub mod behind;
 pub mod chaos;
 pub mod conversation;
 pub mod dice;
 pub mod faulty_iptables;
-pub mod frame;
-pub mod fuzz;
-pub mod host;
 pub mod kernel;
 pub mod lab;
 pub mod machine;
@@ -44,4 +40,3 @@ pub mod stranger;
 pub mod switch;
 pub mod tap;
 pub mod traffic;
-pub mod vectors;

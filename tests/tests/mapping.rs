@@ -3,13 +3,15 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use telecluster_common::{drop::DropReason, maps::Direction};
+use telecluster_common::{
+    drop::DropReason,
+    maps::{Direction, rule},
+};
 use telecluster_tests::{
     frame::{ACK, SYN, icmp, icmp_error, tcp, udp},
     host::Host,
     vectors::{IPV4, Machine as _, Outcome, Rule, UPLINK_ADDRESS, masquerade},
 };
-use telecluster_worker::kernel::dataplane::NatType;
 
 type Socket = (Ipv4Addr, u16);
 
@@ -22,7 +24,7 @@ fn inside(host: u8) -> Ipv4Addr {
     Ipv4Addr::new(192, 168, 100, host)
 }
 
-fn machine(nat: NatType) -> Host {
+fn machine(nat: u32) -> Host {
     let mut host = Host::default();
     let Rule::Masquerade { source, .. } = masquerade() else { unreachable!("it is one") };
     host.put(0, &Rule::Masquerade { source, nat, except: Vec::new(), pool: Vec::new() });
@@ -51,7 +53,7 @@ fn receives(host: &mut Host, from: Socket, port: u16) -> Result<Option<Socket>, 
 
 #[test]
 fn one_inside_socket_has_one_port_for_all_destinations() {
-    let mut host = machine(NatType::Restricted);
+    let mut host = machine(0);
     let (first, second) = ((inside(10), 40000), (inside(11), 40000));
     for source in [first, second] {
         let port = sends(&mut host, source, A);
@@ -64,7 +66,7 @@ fn one_inside_socket_has_one_port_for_all_destinations() {
 
 #[test]
 fn a_moved_socket_stays_where_it_is_when_its_own_port_becomes_free() {
-    let mut host = machine(NatType::Restricted);
+    let mut host = machine(0);
     let (first, second) = ((inside(10), 40000), (inside(11), 40000));
     sends(&mut host, first, A);
     let port = sends(&mut host, second, A);
@@ -77,7 +79,7 @@ fn a_moved_socket_stays_where_it_is_when_its_own_port_becomes_free() {
 
 #[test]
 fn who_was_sent_to_may_send_from_any_port_and_others_may_not() {
-    let mut host = machine(NatType::Restricted);
+    let mut host = machine(0);
     let source = (inside(10), 40000);
     sends(&mut host, source, A);
     assert_eq!(receives(&mut host, A, 40000), Ok(Some(source)));
@@ -90,7 +92,7 @@ fn who_was_sent_to_may_send_from_any_port_and_others_may_not() {
 
 #[test]
 fn a_full_cone_is_open_to_everybody() {
-    let mut host = machine(NatType::FullCone);
+    let mut host = machine(rule::FULL_CONE);
     let source = (inside(10), 40000);
     sends(&mut host, source, A);
     assert_eq!(receives(&mut host, B, 40000), Ok(Some(source)));
@@ -100,7 +102,7 @@ fn a_full_cone_is_open_to_everybody() {
 
 #[test]
 fn a_symmetric_rule_gives_each_destination_a_port_of_its_own() {
-    let mut host = machine(NatType::Symmetric);
+    let mut host = machine(rule::SYMMETRIC);
     let source = (inside(10), 40000);
     let ports = [A, A_OTHER_PORT, B].map(|remote| sends(&mut host, source, remote));
     assert_eq!(ports[0], 40000);
@@ -113,7 +115,7 @@ fn a_symmetric_rule_gives_each_destination_a_port_of_its_own() {
 
 #[test]
 fn what_comes_in_does_not_keep_a_port_open_that_nobody_answers() {
-    let mut host = machine(NatType::FullCone);
+    let mut host = machine(rule::FULL_CONE);
     let source = (inside(10), 40000);
     sends(&mut host, source, A);
     for minute in 1..=7 {
@@ -127,7 +129,7 @@ fn what_comes_in_does_not_keep_a_port_open_that_nobody_answers() {
 
 #[test]
 fn a_port_that_has_become_another_one_s_leads_to_that_one_only() {
-    let mut host = machine(NatType::Restricted);
+    let mut host = machine(0);
     let (first, second) = ((inside(10), 40000), (inside(11), 40000));
     sends(&mut host, first, A);
     // from another port: a flow of its own, which nobody answers
@@ -143,7 +145,7 @@ fn a_port_that_has_become_another_one_s_leads_to_that_one_only() {
 
 #[test]
 fn a_new_mapping_of_the_same_socket_is_not_open_to_those_of_the_old_one() {
-    let mut host = machine(NatType::Restricted);
+    let mut host = machine(0);
     let source = (inside(10), 40000);
     sends(&mut host, source, A);
     host.tables.clock.set(400 * SECOND);
@@ -154,7 +156,7 @@ fn a_new_mapping_of_the_same_socket_is_not_open_to_those_of_the_old_one() {
 
 #[test]
 fn both_sides_may_open_one_connection_at_once() {
-    let mut host = machine(NatType::Restricted);
+    let mut host = machine(0);
     let (source, external) = ((inside(10), 40000), (UPLINK_ADDRESS, 40000));
     let mut out = |flags| host.run(Direction::Out, &tcp(source, A, flags, b"").bytes());
     assert_eq!(out(SYN), (Outcome::Passed, tcp(external, A, SYN, b"").bytes()));
@@ -170,7 +172,7 @@ fn both_sides_may_open_one_connection_at_once() {
 
 #[test]
 fn an_early_syn_of_a_peer_is_dropped_silently_and_its_next_one_gets_through() {
-    let mut host = machine(NatType::Restricted);
+    let mut host = machine(0);
     let (source, external) = ((inside(10), 40000), (UPLINK_ADDRESS, 40000));
     // the meeting point, then the peer's SYN, then ours (hole punching)
     host.run(Direction::Out, &tcp(source, A, SYN, b"").bytes());
@@ -182,7 +184,7 @@ fn an_early_syn_of_a_peer_is_dropped_silently_and_its_next_one_gets_through() {
 
 #[test]
 fn a_finished_connection_gives_its_port_back_after_minutes_not_hours() {
-    let mut host = machine(NatType::Restricted);
+    let mut host = machine(0);
     let (source, external) = ((inside(10), 40000), (UPLINK_ADDRESS, 40000));
     for (direction, flags) in [
         (Direction::Out, SYN),
@@ -208,7 +210,7 @@ fn a_finished_connection_gives_its_port_back_after_minutes_not_hours() {
 
 #[test]
 fn the_host_keeps_its_port_unless_the_answers_would_go_inside() {
-    let mut host = machine(NatType::Restricted);
+    let mut host = machine(0);
     let source = (inside(10), 40000);
     sends(&mut host, source, A);
     let own = (UPLINK_ADDRESS, 40000);
@@ -222,7 +224,7 @@ fn the_host_keeps_its_port_unless_the_answers_would_go_inside() {
 
 #[test]
 fn a_service_of_the_host_is_reached_although_an_inside_socket_has_its_port() {
-    let mut host = machine(NatType::Restricted);
+    let mut host = machine(0);
     sends(&mut host, (inside(10), 40000), A);
     host.tables.sockets.push((IpAddr::from(UPLINK_ADDRESS), 40000));
     assert_eq!(receives(&mut host, B, 40000), Ok(None), "it listens since then");
@@ -230,7 +232,7 @@ fn a_service_of_the_host_is_reached_although_an_inside_socket_has_its_port() {
 
 #[test]
 fn identifiers_of_pings_are_bound_like_ports() {
-    let mut host = machine(NatType::Restricted);
+    let mut host = machine(0);
     let identifier = |host: &mut Host, source, remote| {
         let (outcome, bytes) = host.run(Direction::Out, &icmp(source, remote, IPV4.echo, 77, b"").bytes());
         assert_eq!(outcome, Outcome::Passed);
@@ -248,7 +250,7 @@ fn identifiers_of_pings_are_bound_like_ports() {
 
 #[test]
 fn an_icmp_error_neither_refreshes_nor_ends_a_mapping() {
-    let mut host = machine(NatType::Restricted);
+    let mut host = machine(0);
     let source = (inside(10), 40000);
     sends(&mut host, source, A);
     let about = udp((UPLINK_ADDRESS, 40000), A, b"q");
@@ -265,8 +267,8 @@ fn an_icmp_error_neither_refreshes_nor_ends_a_mapping() {
 
 #[test]
 fn an_even_port_stays_even_where_that_is_asked_for() {
-    let mut host = machine(NatType::Restricted);
-    host.tables.flags.insert(0, telecluster_common::maps::rule::PARITY);
+    let mut host = machine(0);
+    host.tables.flags.insert(0, rule::PARITY);
     for port in [40000, 40001] {
         sends(&mut host, (inside(10), port), A);
         for last in 11..60 {
@@ -278,7 +280,7 @@ fn an_even_port_stays_even_where_that_is_asked_for() {
 
 #[test]
 fn tunnels_between_hosts_are_never_an_inside_host_s_port() {
-    let mut host = machine(NatType::Restricted);
+    let mut host = machine(0);
     for port in [4789, 8472] {
         assert_ne!(sends(&mut host, (inside(10), port), A), port);
         assert_eq!(receives(&mut host, A, port), Ok(None));
@@ -287,7 +289,7 @@ fn tunnels_between_hosts_are_never_an_inside_host_s_port() {
 
 #[test]
 fn other_ports_are_not_to_be_guessed() {
-    let mut host = machine(NatType::Restricted);
+    let mut host = machine(0);
     sends(&mut host, (inside(10), 40000), A);
     let ports: Vec<u16> = (11..60).map(|last| sends(&mut host, (inside(last), 40000), A)).collect();
     let steps: std::collections::HashSet<u16> =

@@ -87,7 +87,7 @@ impl Machine for Host {
                     IpNet::V6(_) => self.put_pool::<[u8; 16]>(slot, pool),
                 }
                 let excepts = if except.is_empty() { 0 } else { rule::EXCEPT };
-                self.tables.flags.insert(slot, nat.flags() | excepts);
+                self.tables.flags.insert(slot, nat | excepts);
                 let networks = except.iter().map(|net| (slot, *net));
                 match source {
                     IpNet::V4(_) => self.tables.ipv4.sources.extend(networks),

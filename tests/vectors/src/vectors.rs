@@ -18,8 +18,6 @@ use telecluster_common::{
     maps::{Direction, RuleStat},
 };
 
-use telecluster_worker::kernel::dataplane::NatType;
-
 use crate::frame::{Frame, udp};
 
 /// Loopback: the interface that `BPF_PROG_TEST_RUN` pretends a packet is on.
@@ -75,7 +73,7 @@ impl Cast {
     pub fn masquerade(&self) -> Rule {
         let prefix = if self.inside.is_ipv4() { 24 } else { 64 };
         let source = IpNet::new(self.inside, prefix).expect("a network").trunc();
-        Rule::Masquerade { source, nat: NatType::Restricted, except: Vec::new(), pool: Vec::new() }
+        Rule::Masquerade { source, nat: 0, except: Vec::new(), pool: Vec::new() }
     }
 
     /// Two addresses that no interface has, in order.
@@ -111,7 +109,8 @@ pub enum Rule {
     },
     Masquerade {
         source: IpNet,
-        nat: NatType,
+        /// Its kind, as the maps have it: `rule::FULL_CONE`, `rule::SYMMETRIC`, or neither.
+        nat: u32,
         except: Vec<IpNet>,
         /// In order; none: the uplink's address.
         pool: Vec<IpAddr>,
