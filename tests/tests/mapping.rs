@@ -100,6 +100,18 @@ fn a_full_cone_is_open_to_everybody() {
     assert_eq!(sends(&mut host, source, B), 40000);
 }
 
+/// RFC 7857 sections 5 and 6.
+#[test]
+fn what_tcp_has_opened_is_not_open_to_udp_and_the_port_is_free_there() {
+    let mut host = machine(rule::FULL_CONE);
+    let (first, second) = ((inside(10), 40000), (inside(11), 40000));
+    let (outcome, bytes) = host.run(Direction::Out, &tcp(first, A, SYN, b"").bytes());
+    assert_eq!((outcome, &bytes[34..36]), (Outcome::Passed, &40000_u16.to_be_bytes()[..]));
+    assert_eq!(receives(&mut host, A, 40000), Ok(None), "a datagram is the host's, also from there");
+    assert_eq!(sends(&mut host, second, A), 40000, "of UDP nobody has it");
+    assert_eq!(receives(&mut host, B, 40000), Ok(Some(second)));
+}
+
 #[test]
 fn a_symmetric_rule_gives_each_destination_a_port_of_its_own() {
     let mut host = machine(rule::SYMMETRIC);

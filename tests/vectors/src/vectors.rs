@@ -238,6 +238,7 @@ pub fn all() -> Vec<Vector> {
         all.extend(parts::fragment_vectors(cast));
     }
     all.extend(masqueraded::options_vectors());
+    all.push(errors::errors_about_options());
     all.extend(left_alone::untouched_vectors());
     all.extend(left_alone::refused_vectors());
     all

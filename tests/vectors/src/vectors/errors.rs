@@ -2,7 +2,7 @@
 
 use telecluster_common::{drop::DropReason, maps::Direction};
 
-use super::{Cast, Vector, dropped, forward, inward, out, untouched};
+use super::{Cast, IPV4, Vector, dropped, forward, inward, out, untouched};
 use crate::frame::{Frame, SYN, UDP, icmp, icmp_error, tcp, udp, udp_without_checksum};
 
 pub(super) fn icmp_error_vectors(cast: Cast) -> Vec<Vector> {
@@ -106,6 +106,53 @@ pub(super) fn icmp_error_vectors(cast: Cast) -> Vec<Vector> {
             ],
         },
     ]
+}
+
+/// RFC 5508 REQ-3b: what an error embeds may have IP options before its transport header.
+pub(super) fn errors_about_options() -> Vector {
+    let cast = IPV4;
+    let Cast { uplink, inside, other_inside, remote, stranger: router, echo, .. } = cast;
+    let header = 20;
+    let few = |frame: Frame| frame.options(&[0x94, 0x04, 0, 0]); // router alert (RFC 2113)
+    let many = |frame: Frame| frame.options(&[1; 40]); // as many no-operations as fit
+    let (client, external, server) = ((remote, 50000), (uplink, 53), (other_inside, 5353));
+    let mut steps = Vec::new();
+    for (port, with) in [(40000, &few as &dyn Fn(Frame) -> Frame), (40010, &many)] {
+        // (what left, as inside sent it, as outside saw it)
+        let left = [
+            (udp((inside, port), (remote, 53), b"query"), udp((uplink, port), (remote, 53), b"query")),
+            (tcp((inside, port), (remote, 80), SYN, b""), tcp((uplink, port), (remote, 80), SYN, b"")),
+            (icmp(inside, remote, echo, port, b"abc"), icmp(uplink, remote, echo, port, b"abc")),
+        ];
+        for (sent, seen) in left {
+            let (sent, seen) = (with(sent), with(seen));
+            steps.push(out(&sent, &seen));
+            for kind in errors(cast) {
+                // eight bytes of transport header are the least (RFC 792), everything is the most
+                for embed in [header + seen.options.len() + 8, 1500] {
+                    steps.push(inward(
+                        &icmp_error(router, uplink, kind, &seen, embed),
+                        &icmp_error(router, inside, kind, &sent, embed),
+                    ));
+                }
+            }
+        }
+        let (query, seen_inside) = (with(udp(client, external, b"q")), with(udp(client, server, b"q")));
+        steps.push(inward(&query, &seen_inside));
+        for kind in errors(cast) {
+            for embed in [header + query.options.len() + 8, 1500] {
+                steps.push(out(
+                    &icmp_error(other_inside, remote, kind, &seen_inside, embed),
+                    &icmp_error(uplink, remote, kind, &query, embed),
+                ));
+            }
+        }
+    }
+    Vector {
+        name: "errors about packets with options find their way, in both directions",
+        rules: vec![cast.masquerade(), forward(UDP, 53, server)],
+        steps,
+    }
 }
 
 /// Type, code and what follows, of every ICMP error that embeds a packet: host, port and network unreachable, too big,
