@@ -31,7 +31,6 @@ use telecluster_tests::{
     },
     vectors::{IPV4, IPV6, Machine as _, UPLINK_ADDRESS, masquerade},
 };
-use telecluster_worker::kernel::dataplane::DataPlane as _;
 
 type A4 = [u8; 4];
 

@@ -1,7 +1,5 @@
 //! What goes between the host itself and its own forwards: the same frames through the engine on the host and through the programs.
 
-#![expect(clippy::panic, reason = "a failure is a panic")]
-
 use std::{net::IpAddr, process::Command};
 
 use telecluster_tests::{
@@ -17,8 +15,11 @@ const DO_NOT_CUT: u16 = 0x4000;
 /// One frame, and what it becomes. `None`: it is left alone.
 type Step = (&'static str, Gate, Frame, Option<Frame>);
 
+/// Type and code of an error, and what its second word says.
+type Kind = (u8, u8, [u8; 4]);
+
 /// The kinds of errors: no such port, and too big with so many bytes left.
-fn kinds(cast: Cast, mtu: u16) -> ((u8, u8, [u8; 4]), (u8, u8, [u8; 4])) {
+fn kinds(cast: Cast, mtu: u16) -> (Kind, Kind) {
     let [high, low] = mtu.to_be_bytes();
     match cast.inside {
         IpAddr::V4(_) => ((3, 3, [0; 4]), (3, 4, [0, 0, high, low])),
