@@ -11,7 +11,7 @@ set -euo pipefail
 modules="veth bridge br_netfilter 8021q dummy bonding tun vxlan geneve sch_ingress cls_bpf cls_u32 act_bpf act_gact
   sch_netem sch_tbf nf_tables nft_chain_nat nft_compat nft_ct nft_masq nft_nat nft_counter nf_conntrack nf_nat
   nf_conntrack_netlink nf_flow_table ip_tables iptable_nat iptable_filter xt_MASQUERADE xt_conntrack
-  xt_nat xt_limit xt_REDIRECT xt_TCPMSS xt_addrtype xt_hashlimit iptable_mangle ip6_tables ip6table_nat ip6table_mangle ip6table_filter xt_comment xt_tcpudp ipt_REJECT ip6t_REJECT nft_reject_ipv4
+  xt_nat xt_limit xt_mark xt_REDIRECT xt_TCPMSS xt_addrtype xt_hashlimit iptable_mangle ip6_tables ip6table_nat ip6table_mangle ip6table_filter xt_comment xt_tcpudp ipt_REJECT ip6t_REJECT nft_reject_ipv4
   nft_limit nft_reject_ipv6 nft_reject_inet af_packet openvswitch inet_diag tcp_diag sch_fq sch_fq_codel"
 tools="bash ip bridge tc bpftool ping nft ethtool curl nsenter unshare setpriv timeout
   ovs-vswitchd ovsdb-server ovsdb-tool ovs-vsctl"
@@ -81,7 +81,7 @@ base() {
   if [ -f "$schema" ]; then install -D "$schema" "$root$schema"; fi
   # What iptables knows of matches and targets it loads by name.
   for plugin in libxt_standard libxt_comment libxt_tcp libxt_udp libxt_MASQUERADE libxt_DNAT libxt_SNAT libxt_NAT \
-    libxt_addrtype libxt_conntrack libxt_hashlimit libxt_limit libxt_REDIRECT libxt_TCPMSS libipt_REJECT libip6t_REJECT; do
+    libxt_addrtype libxt_conntrack libxt_hashlimit libxt_limit libxt_mark libxt_REDIRECT libxt_TCPMSS libipt_REJECT libip6t_REJECT; do
     for file in /usr/lib/*/xtables/$plugin.so; do if [ -f "$file" ]; then add "$file" "${file#/}"; fi; done
   done
   # busybox's shell prefers its own applets to the tools on PATH.
