@@ -5,6 +5,7 @@
 //! | [`telecluster_vectors`] | frames, what becomes of them, and the engine on the host |
 //! | [`kernel`] | the loaded programs through `BPF_PROG_TEST_RUN` |
 //! | [`lab`] | hosts, worker and sockets in namespaces |
+//! | [`netns`], [`sockets`] | one namespace, and what is asked of sockets in it |
 //! | [`switch`] | frames through the ports of a bridge with VLANs: engine, programs, the kernel's own filter |
 //! | [`behind`] | hosts behind narrow links |
 //! | [`serving`] | a server that tells its callers who they are |
@@ -31,10 +32,12 @@ pub mod faulty_iptables;
 pub mod kernel;
 pub mod lab;
 pub mod machine;
+pub mod netns;
 pub mod objects;
 pub mod ovs;
 pub mod sandbox;
 pub mod serving;
+pub mod sockets;
 pub mod strace;
 pub mod stranger;
 pub mod switch;

@@ -10,7 +10,8 @@ use std::{
 use serde_json::{Value, json};
 use telecluster_tests::{
     frame::udp,
-    lab::{INSIDE, INSIDE_NET6, INSIDE6, Lab, OUTSIDE, OUTSIDE6, PATIENCE, WAN, WAN6, eventually, send_raw},
+    lab::{INSIDE, INSIDE_NET6, INSIDE6, Lab, OUTSIDE, OUTSIDE6, PATIENCE, WAN, WAN6, eventually},
+    sockets::send_raw,
 };
 
 /// Who takes part, in one address family.

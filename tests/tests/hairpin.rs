@@ -19,11 +19,11 @@ use std::{
 use serde_json::{Value, json};
 use telecluster_tests::{
     lab::{
-        GATEWAY, GATEWAY6, INSIDE, INSIDE_NET6, INSIDE6, Lab, Netns, OUTSIDE, WAN, WAN6, eventually, hopless,
-        rule_id,
+        GATEWAY, GATEWAY6, INSIDE, INSIDE_NET6, INSIDE6, Lab, Netns, OUTSIDE, WAN, WAN6, eventually, rule_id,
     },
     on_each_data_plane,
     serving::serving,
+    sockets::hopless,
 };
 
 const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(192, 168, 100, 11);

@@ -8,8 +8,9 @@ use std::{
 };
 
 use telecluster_tests::{
-    lab::{INSIDE, INSIDE6, Lab, OUTSIDE, OUTSIDE6, PATIENCE, WAN, WAN6, eventually, hopless},
+    lab::{INSIDE, INSIDE6, Lab, OUTSIDE, OUTSIDE6, PATIENCE, WAN, WAN6, eventually},
     on_each_data_plane,
+    sockets::hopless,
 };
 
 on_each_data_plane!(

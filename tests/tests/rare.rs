@@ -12,7 +12,8 @@ use nix::libc;
 use socket2::{Domain, Protocol, Socket, Type};
 use telecluster_tests::{
     frame::{Frame, RST, tcp, udp, udp_without_checksum},
-    lab::{INSIDE, Lab, Netns, OUTSIDE, WAN, eventually, send_raw},
+    lab::{INSIDE, Lab, Netns, OUTSIDE, WAN, eventually},
+    sockets::send_raw,
 };
 
 /// Long enough for a packet that was not lost, short enough to send again.

@@ -15,8 +15,9 @@ use nix::libc;
 use serde_json::json;
 use telecluster_tests::{
     behind::{self, NARROW, SERVER, WANS, alike},
-    lab::{INSIDE, INSIDE6, Lab, PATIENCE, Parts, WAN, WAN6, eventually, hopless, path_mtu, set_parts},
+    lab::{INSIDE, INSIDE6, Lab, PATIENCE, WAN, WAN6, eventually},
     on_each_data_plane,
+    sockets::{Parts, hopless, path_mtu, set_parts},
 };
 
 on_each_data_plane!(

@@ -9,8 +9,9 @@ use std::{
 use nix::libc;
 use serde_json::json;
 use telecluster_tests::{
-    lab::{INSIDE, INSIDE6, Lab, PATIENCE, Parts, WAN, WAN6, eventually, path_mtu, set_parts},
+    lab::{INSIDE, INSIDE6, Lab, PATIENCE, WAN, WAN6, eventually},
     on_each_data_plane,
+    sockets::{Parts, path_mtu, set_parts},
 };
 
 on_each_data_plane!(
