@@ -5,7 +5,11 @@
 //!  server ---- 1300 ---- inside ---- worker ---- outside ---- 1300 ---- client
 //! ```
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    io::{Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream},
+    thread,
+};
 
 use crate::lab::{INSIDE, INSIDE6, Lab, Netns, WAN, WAN6};
 
@@ -84,3 +88,14 @@ pub fn alike(host: &Behind, other: IpAddr) -> IpAddr {
 
 /// The uplink's addresses.
 pub const WANS: [IpAddr; 2] = [IpAddr::V4(WAN), IpAddr::V6(WAN6)];
+
+/// Everything arrives, in order.
+pub fn carries(from: &mut TcpStream, to: &mut TcpStream) {
+    let sent: Vec<u8> = (0..300_000u32).map(|place| place.to_le_bytes()[1]).collect();
+    thread::scope(|scope| {
+        scope.spawn(|| from.write_all(&sent).expect("send"));
+        let mut heard = vec![0; sent.len()];
+        to.read_exact(&mut heard).expect("it arrives");
+        assert!(heard == sent, "other bytes");
+    });
+}

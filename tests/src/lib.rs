@@ -8,6 +8,7 @@
 //! | [`netns`], [`sockets`] | one namespace, and what is asked of sockets in it |
 //! | [`switch`] | frames through the ports of a bridge with VLANs: engine, programs, the kernel's own filter |
 //! | [`behind`] | hosts behind narrow links |
+//! | [`round`] | the host itself as a client of its own forwards |
 //! | [`serving`] | a server that tells its callers who they are |
 //! | [`ovs`] | Open vSwitch of a test's own |
 //! | [`sandbox`] | namespaces that vanish with the thread that made them |
@@ -35,6 +36,7 @@ pub mod machine;
 pub mod netns;
 pub mod objects;
 pub mod ovs;
+pub mod round;
 pub mod sandbox;
 pub mod serving;
 pub mod sockets;

@@ -4,15 +4,11 @@
 //!  server ---- 1300 ---- inside ---- worker ---- outside ---- 1300 ---- client
 //! ```
 
-use std::{
-    io::{Read as _, Write as _},
-    net::{IpAddr, TcpStream},
-    thread,
-};
+use std::net::IpAddr;
 
 use serde_json::{Value, json};
 use telecluster_tests::{
-    behind::{self, CLIENT, NARROW, SERVER, WANS, alike},
+    behind::{self, CLIENT, NARROW, SERVER, WANS, alike, carries},
     lab::{Lab, Netns, OUTSIDE6, eventually},
 };
 
@@ -30,17 +26,6 @@ impl Hosts {
         lab.router.ip(&format!("-6 route add default via {OUTSIDE6}"));
         Self { lab, server, client }
     }
-}
-
-/// Everything arrives, in order, and nothing has to be said twice for it.
-fn carries(from: &mut TcpStream, to: &mut TcpStream) {
-    let sent: Vec<u8> = (0..300_000u32).map(|place| place.to_le_bytes()[1]).collect();
-    thread::scope(|scope| {
-        scope.spawn(|| from.write_all(&sent).expect("send"));
-        let mut heard = vec![0; sent.len()];
-        to.read_exact(&mut heard).expect("it arrives");
-        assert!(heard == sent, "other bytes");
-    });
 }
 
 /// Has learned how narrow the way to this address is.

@@ -5,18 +5,16 @@
 //! ```
 
 use std::{
-    io::{self, ErrorKind, Read as _, Write as _},
-    net::{IpAddr, TcpStream, UdpSocket},
-    thread,
-    time::Duration,
+    io::{self, ErrorKind},
+    net::{IpAddr, UdpSocket},
 };
 
 use nix::libc;
-use serde_json::json;
 use telecluster_tests::{
-    behind::{self, NARROW, SERVER, WANS, alike},
-    lab::{INSIDE, INSIDE6, Lab, PATIENCE, WAN, WAN6, eventually},
+    behind::{self, NARROW, SERVER, WANS, alike, carries},
+    lab::{Lab, PATIENCE, eventually},
     on_each_data_plane,
+    round::{FAMILIES, PAUSE, forward, talks},
     sockets::{Parts, hopless, path_mtu, set_parts},
 };
 
@@ -27,26 +25,6 @@ on_each_data_plane!(
     a_server_that_is_not_there_is_unreachable_for_the_host,
     the_host_learns_how_narrow_the_way_behind_a_router_inside_is,
 );
-
-const FAMILIES: [(IpAddr, IpAddr); 2] =
-    [(IpAddr::V4(INSIDE), IpAddr::V4(WAN)), (IpAddr::V6(INSIDE6), IpAddr::V6(WAN6))];
-
-/// Long enough for a datagram that was not lost, short enough to send again.
-const PAUSE: Duration = Duration::from_millis(200);
-
-fn forward(lab: &Lab, external: u16, to: (IpAddr, u16)) {
-    let body =
-        json!({"external_port": external, "internal_ip": to.0, "internal_port": to.1, "protocol": "all"});
-    lab.post("/nat/forward", &body).ok();
-}
-
-/// A socket of the host that talks to one of its forwards.
-fn talks(lab: &Lab, to: (IpAddr, u16)) -> UdpSocket {
-    let socket = lab.router.udp((to.0, 0));
-    socket.connect(to).expect("choose a peer");
-    socket.set_read_timeout(Some(PAUSE)).expect("set a timeout");
-    socket
-}
 
 /// Sends until the socket is told so.
 #[track_caller]
@@ -145,15 +123,4 @@ fn the_host_learns_how_narrow_the_way_behind_a_router_inside_is(lab: &Lab) {
         assert_eq!(path_mtu(&client, wan), i32::from(NARROW));
     }
     assert_eq!(lab.router.snmp("Icmp", "InCsumErrors"), 0);
-}
-
-/// Everything arrives, in order.
-fn carries(from: &mut TcpStream, to: &mut TcpStream) {
-    let sent: Vec<u8> = (0..300_000u32).map(|place| place.to_le_bytes()[1]).collect();
-    thread::scope(|scope| {
-        scope.spawn(|| from.write_all(&sent).expect("send"));
-        let mut heard = vec![0; sent.len()];
-        to.read_exact(&mut heard).expect("it arrives");
-        assert!(heard == sent, "other bytes");
-    });
 }

@@ -1,16 +1,12 @@
 //! What is longer than the way inside is wide, between the host itself and its own forwards: loopback takes 65,536 bytes at once.
 
-use std::{
-    net::{IpAddr, UdpSocket},
-    thread,
-    time::Duration,
-};
+use std::{net::UdpSocket, thread};
 
 use nix::libc;
-use serde_json::json;
 use telecluster_tests::{
-    lab::{INSIDE, INSIDE6, Lab, PATIENCE, WAN, WAN6, eventually},
+    lab::{INSIDE, Lab, PATIENCE, WAN, eventually},
     on_each_data_plane,
+    round::{FAMILIES, PAUSE, forward, talks},
     sockets::{Parts, path_mtu, set_parts},
 };
 
@@ -20,25 +16,6 @@ on_each_data_plane!(
     a_datagram_that_may_not_be_cut_is_refused_with_the_mtu_inside,
     long_datagrams_to_the_hosts_own_services_are_left_alone,
 );
-
-const FAMILIES: [(IpAddr, IpAddr); 2] =
-    [(IpAddr::V4(INSIDE), IpAddr::V4(WAN)), (IpAddr::V6(INSIDE6), IpAddr::V6(WAN6))];
-
-/// Long enough for a datagram that was not lost, short enough to send again.
-const PAUSE: Duration = Duration::from_millis(200);
-
-fn forward(lab: &Lab, to: (IpAddr, u16)) {
-    let body = json!({"external_port": 8080, "internal_ip": to.0, "internal_port": to.1, "protocol": "all"});
-    lab.post("/nat/forward", &body).ok();
-}
-
-/// A socket of the host that talks to somebody.
-fn talks(lab: &Lab, to: (IpAddr, u16)) -> UdpSocket {
-    let socket = lab.router.udp((to.0, 0));
-    socket.connect(to).expect("choose a peer");
-    socket.set_read_timeout(Some(PAUSE)).expect("set a timeout");
-    socket
-}
 
 /// Answers datagrams with what they are.
 fn answering(socket: UdpSocket) {
@@ -73,7 +50,7 @@ fn long_datagrams_reach_a_forward_and_so_do_their_answers(lab: &Lab) {
     lab.ipv6();
     let _worker = lab.start();
     for (server, wan) in FAMILIES {
-        forward(lab, (server, 80));
+        forward(lab, 8080, (server, 80));
         answering(lab.inside.udp((server, 80)));
         let client = talks(lab, (wan, 8080));
         for (len, seed) in [(1473, 1), (4000, 2), (9000, 3), (60000, 4), (65507, 5), (100, 6)] {
@@ -88,7 +65,7 @@ fn long_datagrams_reach_a_forward_and_so_do_their_answers(lab: &Lab) {
 /// Only IPv4 cuts what it forwards; over IPv6 the sender has to (RFC 8200 section 4.5).
 fn a_datagram_that_may_be_cut_is_not_lost(lab: &Lab) {
     let _worker = lab.start();
-    forward(lab, (INSIDE.into(), 80));
+    forward(lab, 8080, (INSIDE.into(), 80));
     let service = lab.inside.udp((INSIDE, 80));
     let client = talks(lab, (WAN.into(), 8080));
     set_parts(&client, WAN, Parts::Anywhere);
@@ -115,7 +92,7 @@ fn a_datagram_that_may_not_be_cut_is_refused_with_the_mtu_inside(lab: &Lab) {
     lab.ipv6();
     let _worker = lab.start();
     for (server, wan) in FAMILIES {
-        forward(lab, (server, 80));
+        forward(lab, 8080, (server, 80));
         answering(lab.inside.udp((server, 80)));
         comes_back(&talks(lab, (wan, 8080)), &payload(1000, 1));
         // Not connected, or its datagrams would have numbers, see `docs/architecture.md`.
@@ -137,7 +114,7 @@ fn long_datagrams_to_the_hosts_own_services_are_left_alone(lab: &Lab) {
     lab.ipv6();
     let _worker = lab.start();
     for (server, wan) in FAMILIES {
-        forward(lab, (server, 80));
+        forward(lab, 8080, (server, 80));
         answering(lab.inside.udp((server, 80)));
         answering(lab.router.udp((wan, 7000)));
         let own = talks(lab, (wan, 7000));
