@@ -13,7 +13,7 @@ use crate::{
     kernel::{
         KernelError,
         bpf::{self, BpfDataPlane, object::Object},
-        dataplane::DataPlane,
+        dataplane::{DataPlane, HoldDown},
         iptables::Iptables,
         netfilter::{self, NetfilterDataPlane},
     },
@@ -51,6 +51,7 @@ pub(crate) fn choose(config: &Config, flow_capacity: Option<u32>) -> Result<Choi
         directory: config.bpf_dir.clone(),
         flow_capacity,
         limits: config.limits,
+        hold_down: config.hold_down,
         xdp: config.xdp.clone(),
         log_level: config.log_level.programs(),
     };
@@ -100,6 +101,9 @@ fn iptables(config: &Config, reason: String) -> Result<Choice> {
     bpf::take_away(&config.bpf_dir).context("the programs of an earlier run cannot be removed")?;
     if config.limits != Limits::default() {
         warn!(limits = ?config.limits, "iptables cannot hold inside hosts to these limits");
+    }
+    if config.hold_down != HoldDown::default() {
+        warn!(hold_down = ?config.hold_down, "iptables keeps no port from others that nobody uses any more");
     }
     Ok(Choice { loaded: Loaded::Iptables(Box::new(dataplane)), reason })
 }

@@ -15,7 +15,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, error::Erro
 use telecluster_common::tables::Limits;
 
 use crate::{
-    kernel::{fastpath::Policy, xdp::Wishes},
+    kernel::{dataplane::HoldDown, fastpath::Policy, xdp::Wishes},
     model::LinkName,
 };
 
@@ -46,6 +46,8 @@ pub struct Config {
     pub flow_capacity: u32,
     /// How much one inside host or one rule may take.
     pub limits: Limits,
+    /// How ports wait that nobody uses any more.
+    pub hold_down: HoldDown,
     /// Where maps, links and programs are pinned.
     pub bpf_dir: PathBuf,
     /// Names beside the machine's own under which the worker may be called.
@@ -202,6 +204,13 @@ struct Settings {
     /// External ports that one inside host may have at once [default: 0, as many as there are]
     #[arg(long, env = "PORTS_PER_HOST", global = true)]
     ports_per_host: Option<String>,
+    /// Seconds for which nobody else gets an external port that was given back, 0 to 86400 [default: 120]
+    #[arg(long, env = "HOLD_DOWN", global = true)]
+    hold_down: Option<String>,
+    /// External ports of each address family that wait so at once, the first ones are free before their time
+    /// [default: 0, as many as there are]
+    #[arg(long, env = "HELD_PORTS", global = true)]
+    held_ports: Option<String>,
     /// New flows that one inside host may make in a second [default: 0, as many as it likes]
     #[arg(long, env = "NEW_FLOWS_PER_HOST", global = true)]
     new_flows_per_host: Option<String>,
@@ -247,7 +256,7 @@ fn clap_refusal(error: &clap::Error) -> Refused {
 
 impl Settings {
     /// Every setting that the file may have, by its key.
-    fn by_key(&mut self) -> [(&'static str, &mut Option<String>); 21] {
+    fn by_key(&mut self) -> [(&'static str, &mut Option<String>); 23] {
         [
             ("log_level", &mut self.log_level),
             ("log_format", &mut self.log_format),
@@ -266,6 +275,8 @@ impl Settings {
             ("flow_metrics_max", &mut self.flow_metrics_max),
             ("flow_capacity", &mut self.flow_capacity),
             ("ports_per_host", &mut self.ports_per_host),
+            ("hold_down", &mut self.hold_down),
+            ("held_ports", &mut self.held_ports),
             ("new_flows_per_host", &mut self.new_flows_per_host),
             ("new_flows_per_rule", &mut self.new_flows_per_rule),
             ("bpf_dir", &mut self.bpf_dir),
@@ -376,6 +387,16 @@ impl Settings {
                     10_000_000,
                 )?,
             },
+            hold_down: HoldDown {
+                seconds: number(
+                    "HOLD_DOWN",
+                    self.hold_down.as_deref(),
+                    HoldDown::default().seconds,
+                    0,
+                    HoldDown::LONGEST,
+                )?,
+                ports: number("HELD_PORTS", self.held_ports.as_deref(), 0, 0, 8_388_608)?,
+            },
             bpf_dir: directory("BPF_DIR", self.bpf_dir.as_deref(), "/sys/fs/bpf/telecluster")?,
             allowed_hosts: given(self.allowed_hosts.as_deref())
                 .map(|list| list.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned))
@@ -476,6 +497,7 @@ mod tests {
         assert_eq!(config.flow_metrics_max, 500);
         assert_eq!(config.flow_capacity, 131_072);
         assert_eq!(config.limits, Limits::default(), "nobody is held up who is not told so");
+        assert_eq!(config.hold_down, HoldDown { seconds: 120, ports: 0 });
         assert_eq!(config.bpf_dir, PathBuf::from("/sys/fs/bpf/telecluster"));
     }
 
@@ -510,6 +532,8 @@ mod tests {
                 "NEW_FLOWS_PER_HOST",
             ),
             (Settings { new_flows_per_rule: Some("-1".into()), ..Settings::default() }, "NEW_FLOWS_PER_RULE"),
+            (Settings { hold_down: Some("86401".into()), ..Settings::default() }, "HOLD_DOWN"),
+            (Settings { held_ports: Some("all".into()), ..Settings::default() }, "HELD_PORTS"),
             (Settings { flow_metrics_max: Some("-1".into()), ..Settings::default() }, "FLOW_METRICS_MAX"),
             (Settings { dataplane: Some("nftables".into()), ..Settings::default() }, "DATAPLANE"),
             (Settings { ovs: Some("yes".into()), ..Settings::default() }, "OVS"),

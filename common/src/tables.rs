@@ -265,6 +265,10 @@ pub struct Limits {
     pub flows_per_rule: u32,
 }
 
+/// How long a port that nobody uses any more waits before another socket may have it, in seconds, unless the agent says otherwise
+/// (RFC 6888 REQ-8).
+pub const HOLD_DOWN: u32 = 120;
+
 /// So long has an entry not been used, by its clock, when somebody takes it for his own, in ticks: longer than any flow may be
 /// idle, and so whoever else meets it takes it for over. What is more than that is how long ago it was taken.
 pub const TAKEN: u32 = 1 << 30;
@@ -313,6 +317,9 @@ pub trait Host {
     fn waiting_room(&self, uplink: u32) -> Option<u32>;
 
     fn limits(&self) -> Limits;
+
+    /// How long a port that nobody uses any more is kept from others, in ticks.
+    fn hold_down(&self) -> u32;
 
     /// Unpredictable bits.
     fn random(&self) -> u32;

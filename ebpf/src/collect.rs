@@ -4,7 +4,7 @@
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use telecluster_common::{
     nat::{
-        collect::{BATCH4, BATCH6, START, collect},
+        collect::{BATCH4, BATCH6, HELD_DOWN, START, collect},
         release::{self, release},
         work::Work,
     },
@@ -17,13 +17,13 @@ use crate::{A4, A6, skb::Skb, tables::Kernel};
 /// Flows of IPv4.
 #[classifier]
 pub fn tc_collect4(ctx: TcContext) -> i32 {
-    all::<A4, _>(&ctx, BATCH4, |work| &mut work.key, collect)
+    all::<A4, _>(&ctx, BATCH4, |work| &mut work.key, |kernel, work, _, now| collect(kernel, work, now))
 }
 
 /// Flows of IPv6.
 #[classifier]
 pub fn tc_collect6(ctx: TcContext) -> i32 {
-    all::<A6, _>(&ctx, BATCH6, |work| &mut work.key, collect)
+    all::<A6, _>(&ctx, BATCH6, |work| &mut work.key, |kernel, work, _, now| collect(kernel, work, now))
 }
 
 /// Bindings of IPv4.
@@ -38,13 +38,13 @@ pub fn tc_release6(ctx: TcContext) -> i32 {
     all::<A6, _>(&ctx, release::BATCH6, |work| &mut work.external, release)
 }
 
-/// `place`: where `remove` looks for the key.
+/// `place`: where `remove` looks for the key. It gets what the frame begins with, too: see [`HELD_DOWN`].
 #[inline(always)]
 fn all<A, K>(
     ctx: &TcContext,
     most: usize,
     place: impl Fn(&mut Work<A>) -> &mut K,
-    remove: impl Fn(&Kernel, &Work<A>, u64) -> bool,
+    remove: impl Fn(&Kernel, &Work<A>, u32, u64) -> bool,
 ) -> i32
 where
     A: telecluster_common::family::Address,
@@ -57,12 +57,16 @@ where
     // SAFETY: this CPU's own, and nobody else's while the program runs: softirqs are off.
     let work = unsafe { work.as_mut() };
     let now = kernel.now();
+    let mut held_down = 0;
+    if !take_down(&mut skb, &mut held_down, HELD_DOWN) {
+        return 0;
+    }
     let (mut turn, mut removed) = (0, 0);
     while turn < most {
         if !take_down(&mut skb, place(work), START + turn * size_of::<K>()) {
             break;
         }
-        removed += i32::from(remove(&kernel, work, now));
+        removed += i32::from(remove(&kernel, work, held_down, now));
         turn += 1;
     }
     removed

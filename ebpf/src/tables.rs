@@ -21,13 +21,13 @@ use telecluster_common::{
     maps::{
         Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented, Local,
         Masquerade, MasqueradeKey, Moved, Opening, PaceKey, Pair, PairKey, PlaceKey, PlacedPort, PoolKey,
-        Port, RangeKey, Rule, SourceKey, Uplink,
+        Port, RangeKey, Rule, SourceKey, Uplink, ticks,
     },
     nat::{
         fast::{HopRef, Ways, is_ahead, is_settled, stamp},
         work::{Prefixed, Work},
     },
-    tables::{BindingRef, Claim, FlowRef, Host, Limits, RangeRef, Route, Tables, owned},
+    tables::{self, BindingRef, Claim, FlowRef, Host, Limits, RangeRef, Route, Tables, owned},
     tcp::proto,
 };
 
@@ -54,6 +54,10 @@ pub static PORTS_PER_HOST: Global<u32> = Global::new(0);
 pub static FLOWS_PER_HOST: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static FLOWS_PER_RULE: Global<u32> = Global::new(0);
+
+/// In ticks; the agent sets it.
+#[unsafe(no_mangle)]
+pub static HOLD_DOWN: Global<u32> = Global::new(ticks(tables::HOLD_DOWN));
 
 /// Maps, clock, dice and sockets of the running kernel.
 pub struct Kernel(*mut c_void);
@@ -186,6 +190,11 @@ impl Host for Kernel {
             flows_per_host: FLOWS_PER_HOST.load(),
             flows_per_rule: FLOWS_PER_RULE.load(),
         }
+    }
+
+    #[inline(always)]
+    fn hold_down(&self) -> u32 {
+        HOLD_DOWN.load()
     }
 
     #[inline(always)]

@@ -23,7 +23,7 @@ use telecluster_worker::kernel::{
         BpfDataPlane, Options,
         object::{Object, classifier, program},
     },
-    dataplane::{DataPlane as _, Flow, HostAddresses, NatRule, NatType, Slot, Transport},
+    dataplane::{DataPlane as _, Flow, HoldDown, HostAddresses, NatRule, NatType, Slot, Transport},
     xdp::{Wishes, Xdp},
 };
 
@@ -46,10 +46,15 @@ pub struct Kernel {
 
 impl Kernel {
     pub fn load() -> Self {
+        Self::with(HoldDown::default())
+    }
+
+    pub fn with(hold_down: HoldDown) -> Self {
         let options = Options {
             directory: PathBuf::from("/sys/fs/bpf/telecluster"),
             flow_capacity: Some(4096),
             limits: Limits::default(),
+            hold_down,
             xdp: Wishes { others: Xdp::On, ..Wishes::default() },
             log_level: 3,
         };

@@ -18,11 +18,10 @@ use nix::time::{ClockId, clock_gettime};
 use telecluster_common::{
     maps::{Direction, EndpointKey, FlowKey, RELEASED, TICK_BITS, ticks},
     nat::{
-        HOLD_DOWN,
         collect::{MARGIN, collect},
         release::release,
     },
-    tables::{TAKEN, Tables},
+    tables::{HOLD_DOWN, TAKEN, Tables},
 };
 use telecluster_tests::{
     frame::{UDP, udp},
@@ -31,11 +30,14 @@ use telecluster_tests::{
     sandbox,
     vectors::{Machine as _, Outcome, UPLINK_ADDRESS, masquerade},
 };
-use telecluster_worker::kernel::dataplane::DataPlane as _;
+use telecluster_worker::kernel::dataplane::{DataPlane as _, HoldDown};
 
 type A4 = [u8; 4];
 
 const SECOND: u64 = 1_000_000_000;
+/// TCX_NEXT: the packet goes on.
+const NEXT: u32 = u32::MAX;
+
 const FLOWS: u16 = 300;
 const ROUNDS: usize = 60;
 
@@ -119,7 +121,7 @@ fn released(tables: &HostTables, port: u16) -> bool {
     // SAFETY: nobody else uses the tables.
     let work = unsafe { work.as_mut() };
     work.external = external(port);
-    release(tables, work, tables.clock.get())
+    release(tables, work, ticks(HOLD_DOWN), tables.clock.get())
 }
 
 #[test]
@@ -173,10 +175,10 @@ impl Bindings {
         binding[EXPIRES].try_into().ok().map(u32::from_ne_bytes)
     }
 
-    /// Lets its hold-down be over, and a little more.
-    fn age(&mut self, port: u16) {
+    /// Lets it have been over for so many ticks.
+    fn age(&mut self, port: u16, over: u32) {
         let mut binding = self.0.get(&Self::bytes(port), 0).expect("a binding");
-        let old = tick().wrapping_sub(HOLD_DOWN + 2 * MARGIN);
+        let old = tick().wrapping_sub(over);
         binding[EXPIRES].copy_from_slice(&old.to_ne_bytes());
         self.0.insert(Self::bytes(port), binding, 0).expect("write a binding");
     }
@@ -216,7 +218,8 @@ impl Flows {
     /// All of them are there, and over.
     fn make_old(&mut self, bindings: &mut Bindings, uplink: &Uplink) {
         uplink.send_all();
-        (40000..40000 + FLOWS).for_each(|port| bindings.age(port));
+        let over = ticks(HOLD_DOWN) + 2 * MARGIN;
+        (40000..40000 + FLOWS).for_each(|port| bindings.age(port, over));
         for port in 40000..40000 + FLOWS {
             self.age(&key(port, Direction::Out));
             self.age(&key(port, Direction::In));
@@ -243,16 +246,54 @@ impl Uplink {
     /// A question and its answer for each flow, again until they pass: in the instant in which an entry is removed its key is
     /// nobody's. Answered, a flow is proven: what begins anew pushes none of them out.
     fn send_all(&self) {
-        const NEXT: u32 = u32::MAX;
-        for port in 40000..40000 + FLOWS {
-            for (program, frame) in self.0.iter().zip([question(port), answer(port)]) {
-                let passes = || {
-                    let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::new() };
-                    program.test_run(options).expect("run the program").return_value == NEXT
-                };
-                assert!((0..1000).any(|_| passes()), "port {port} is dropped again and again");
-            }
+        (40000..40000 + FLOWS).for_each(|port| self.send(port));
+    }
+
+    fn send(&self, port: u16) {
+        for (program, frame) in self.0.iter().zip([question(port), answer(port)]) {
+            let passes = || {
+                let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::new() };
+                program.test_run(options).expect("run the program").return_value == NEXT
+            };
+            assert!((0..1000).any(|_| passes()), "port {port} is dropped again and again");
         }
+    }
+}
+
+#[test]
+fn of_more_ports_than_may_wait_the_first_ones_are_free_and_none_in_use_is() {
+    sandbox::run(|| {
+        let mut kernel = Kernel::with(HoldDown { seconds: 3600, ports: 3 });
+        kernel.put(0, &masquerade());
+        let (uplink, mut bindings) = (Uplink::open(), Bindings::open());
+        (40000..40010).for_each(|port| uplink.send(port));
+        // Eight are over, the first one for the longest time.
+        for (port, seconds) in (40000..40008).zip((0..8).map(|place| 1000 - 100 * place)) {
+            bindings.age(port, ticks(seconds));
+        }
+        kernel.plane.collect_garbage().expect("collect");
+        let there: Vec<_> = (40000..40010).filter(|port| bindings.expires(*port).is_some()).collect();
+        assert_eq!(there, [40005, 40006, 40007, 40008, 40009]);
+        kernel.plane.collect_garbage().expect("collect");
+        assert!(there.iter().all(|port| bindings.expires(*port).is_some()), "three may wait");
+    });
+}
+
+#[test]
+fn the_hold_down_that_is_set_is_the_programs() {
+    for (seconds, free) in [(300, false), (100, true)] {
+        sandbox::run(move || {
+            let mut kernel = Kernel::with(HoldDown { seconds, ports: 0 });
+            kernel.put(0, &masquerade());
+            let (uplink, mut bindings) = (Uplink::open(), Bindings::open());
+            uplink.send(40000);
+            bindings.age(40000, ticks(200));
+            let neighbour = Ipv4Addr::new(192, 168, 100, 11);
+            let frame = udp((neighbour, 40000), REMOTE, b"q").bytes();
+            let (verdict, sent) = kernel.run_at("tc_wan_out", &frame);
+            assert_eq!(verdict, NEXT);
+            assert_eq!(sent[34..36] == 40000u16.to_be_bytes(), free, "held down for {seconds} s");
+        });
     }
 }
 

@@ -221,6 +221,23 @@ fn a_finished_connection_gives_its_port_back_after_minutes_not_hours() {
 }
 
 #[test]
+fn a_port_waits_for_another_socket_for_as_long_as_is_said() {
+    // A datagram's own time is five minutes.
+    for (hold_down, from) in [(Some(0), 320), (Some(60), 380), (None, 440), (Some(3600), 3920)] {
+        for (seconds, free) in [(from - 20, false), (from, true)] {
+            let mut host = machine(0);
+            host.tables.hold_down = hold_down;
+            assert_eq!(sends(&mut host, (inside(10), 40000), A), 40000);
+            host.tables.clock.set(host.tables.clock.get() + seconds * SECOND);
+            let port = sends(&mut host, (inside(11), 40000), A);
+            assert_eq!(port == 40000, free, "{hold_down:?} after {seconds} s");
+            // Its own socket is not kept from it.
+            assert_eq!(sends(&mut host, (inside(10), 40000), A) == 40000, !free);
+        }
+    }
+}
+
+#[test]
 fn the_host_keeps_its_port_unless_the_answers_would_go_inside() {
     let mut host = machine(0);
     let source = (inside(10), 40000);

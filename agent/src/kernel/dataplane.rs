@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use telecluster_common::{
     drop::DropReason,
     maps::{Timeouts, rule},
+    tables::HOLD_DOWN,
     tcp::{FlowState, proto},
 };
 
@@ -92,6 +93,26 @@ impl NatType {
             Self::FullCone => rule::FULL_CONE,
             Self::Symmetric => rule::SYMMETRIC,
         }
+    }
+}
+
+/// How an external port waits that nobody uses any more, before another inside socket may have it (RFC 6888 REQ-8). Its own may at any
+/// time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HoldDown {
+    pub seconds: u32,
+    /// As many of each address family may wait, the ones that have waited longest are free before their time; 0: all of them may.
+    pub ports: u32,
+}
+
+impl HoldDown {
+    /// A day. The programs' clock goes round in 52.
+    pub const LONGEST: u32 = 86_400;
+}
+
+impl Default for HoldDown {
+    fn default() -> Self {
+        Self { seconds: HOLD_DOWN, ports: 0 }
     }
 }
 

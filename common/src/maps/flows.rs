@@ -124,7 +124,7 @@ pub struct Binding<A> {
     pub remote_port: u16,
     pub rule: u32,
     pub generation: u32,
-    /// In ticks of 2^20 ns since boot. Nobody else gets the port until 120 s later. [`RELEASED`]: somebody is removing it.
+    /// In ticks of 2^20 ns since boot. Nobody else gets the port until the hold-down after that is over. [`RELEASED`]: somebody is removing it.
     pub expires: u32,
     /// Flows that it has carried.
     pub flows: u32,

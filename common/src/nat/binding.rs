@@ -1,6 +1,6 @@
 //! Which external port an inside socket has: one for all destinations (RFC 4787 REQ-1), its own where that is free,
 //! and nobody else's (REQ-3). The binding outlives its flows, so that the next one gets the same port; after it has
-//! expired nobody else gets the port for two minutes (RFC 6888 REQ-8).
+//! expired nobody else gets the port for a while (RFC 6888 REQ-8).
 //!
 //! Where the inside socket's own port was taken, `moved4` says which one it got instead. Without an entry there, it has
 //! its own: so a new flow costs two inserts, the binding and the flow; the other direction of the flow is made by the
@@ -19,9 +19,6 @@ use crate::{
     tables::{BindingRef, Claim, FlowRef, Tables},
     tcp::{FlowState, opens, proto, timeout},
 };
-
-/// How long an expired binding keeps its port from others, in ticks.
-pub const HOLD_DOWN: u32 = ticks(120);
 
 /// VXLAN of today and of Linux's beginnings: between the hosts of a cluster, never an inside host's.
 pub const VXLAN: [u16; 2] = [4789, 8472];
@@ -140,7 +137,7 @@ where
         let mut claimed = tables.claim_binding(&work.external, &work.binding);
         if claimed == Claim::Exists
             && let Some(holder) = tables.binding(&work.external)
-            && release::take(tables, holder, HOLD_DOWN, now)
+            && release::take(tables, holder, tables.hold_down(), now)
         {
             tables.remove_binding(&work.external);
             claimed = tables.claim_binding(&work.external, &work.binding);

@@ -26,7 +26,11 @@ pub const BATCH4: usize = 64;
 /// The same of IPv6.
 pub const BATCH6: usize = 32;
 
-/// Where the keys begin in the frame: behind what a frame must have.
+/// Where in the frame it says for how many ticks a binding has to have been over, in four bytes of the machine's order. Flows know
+/// for themselves.
+pub const HELD_DOWN: usize = 0;
+
+/// Where the keys begin: behind what a frame must have.
 pub const START: usize = 16;
 
 /// Removes the flow of `work.key` if its time is over, or its rule gone. True: it was, and its first packet went this way.

@@ -24,7 +24,7 @@ pub mod work;
 pub mod xdp;
 
 pub use self::{
-    binding::{HOLD_DOWN, VXLAN},
+    binding::VXLAN,
     depart::{Departure, depart, lan_in},
     fragment::fragment,
     icmp_error::icmp_error,

@@ -4,7 +4,7 @@
 //! binding takes it first, by an exchange of its expiry that fails when its inside socket has come back since it was looked at,
 //! or when somebody else has taken it: another CPU that wants the port for another socket, or the agent's collection.
 
-use super::{binding, binding::HOLD_DOWN, collect::MARGIN, work::Work};
+use super::{binding, work::Work};
 use crate::{
     family::Address,
     maps::RELEASED,
@@ -16,9 +16,9 @@ pub const BATCH4: usize = 128;
 /// The same of IPv6.
 pub const BATCH6: usize = 64;
 
-/// Removes the binding of `work.external` if nobody can use it any more. True: it was so.
+/// Removes the binding of `work.external` if its rule is gone, or if it has been over for more than `held_down` ticks. True: it was so.
 #[inline(always)]
-pub fn release<T, A>(tables: &T, work: &Work<A>, now: u64) -> bool
+pub fn release<T, A>(tables: &T, work: &Work<A>, held_down: u32, now: u64) -> bool
 where
     T: Tables<A>,
     A: Address,
@@ -26,7 +26,7 @@ where
     let Some(binding) = tables.binding(&work.external) else {
         return false;
     };
-    if !take(tables, binding, HOLD_DOWN + MARGIN, now) {
+    if !take(tables, binding, held_down, now) {
         return false;
     }
     tables.remove_binding(&work.external);

@@ -11,6 +11,7 @@ use nix::{
 use telecluster_worker::{
     kernel::{
         bpf::{BpfDataPlane, Options, object::Object},
+        dataplane::HoldDown,
         switch::VlanPlane as _,
         xdp::{Wishes, Xdp},
     },
@@ -188,6 +189,7 @@ pub fn load() -> Plane {
         directory: PathBuf::from("/sys/fs/bpf/telecluster"),
         flow_capacity: Some(1024),
         limits: telecluster_common::tables::Limits::default(),
+        hold_down: HoldDown::default(),
         xdp: Wishes { others: Xdp::Off, ..Wishes::default() },
         log_level: 3,
     };

@@ -1,10 +1,10 @@
 //! External ports whose time is over, freed.
 
-use std::{collections::HashMap, path::Path};
+use std::{cmp::Reverse, collections::HashMap, path::Path};
 
 use telecluster_common::{
-    maps::{Binding, EndpointKey, Moved, Rule},
-    nat::{HOLD_DOWN, collect::MARGIN},
+    maps::{Binding, EndpointKey, Moved, RELEASED, Rule, ticks},
+    nat::collect::MARGIN,
 };
 
 use super::{
@@ -13,13 +13,17 @@ use super::{
     flows::{Table, idle, now},
     object::Object,
 };
-use crate::kernel::{KernelError, dataplane::MapPressure};
+use crate::kernel::{
+    KernelError,
+    dataplane::{HoldDown, MapPressure},
+};
 
 /// `binding4` and `moved4`, and those of IPv6.
 #[derive(Debug)]
 pub(super) struct BindingTables {
     ipv4: Pair<[u8; 4]>,
     ipv6: Pair<[u8; 16]>,
+    hold_down: HoldDown,
 }
 
 #[derive(Debug)]
@@ -31,17 +35,19 @@ struct Pair<A> {
 
 impl BindingTables {
     /// `directory`: where the programs are pinned.
-    pub(super) fn open(object: &Object, directory: &Path) -> Result<Self, KernelError> {
+    pub(super) fn open(object: &Object, directory: &Path, hold_down: HoldDown) -> Result<Self, KernelError> {
         Ok(Self {
             ipv4: Pair::open(object, directory, ["binding4", "moved4"])?,
             ipv6: Pair::open(object, directory, ["binding6", "moved6"])?,
+            hold_down,
         })
     }
 
     /// Frees what nobody can use any more; how many bindings. `rules`: what was in each slot a moment ago.
     pub(super) fn collect_garbage(&self, rules: &[Rule]) -> Result<usize, KernelError> {
         let now = now()?;
-        Ok(self.ipv4.collect_garbage(rules, now)? + self.ipv6.collect_garbage(rules, now)?)
+        Ok(self.ipv4.collect_garbage(rules, self.hold_down, now)?
+            + self.ipv6.collect_garbage(rules, self.hold_down, now)?)
     }
 
     pub(super) fn pressure(&self) -> Result<Vec<MapPressure>, KernelError> {
@@ -68,16 +74,21 @@ where
         })
     }
 
-    fn collect_garbage(&self, rules: &[Rule], now: u64) -> Result<usize, KernelError> {
+    fn collect_garbage(&self, rules: &[Rule], hold_down: HoldDown, now: u64) -> Result<usize, KernelError> {
         // First, so that what is made meanwhile is not taken for something whose binding is gone.
         let mut moved = Vec::new();
         self.moved.for_each(|key: &EndpointKey<A>, to: &Moved<A>| moved.push((*key, *to)))?;
+        let longest = ticks(hold_down.seconds) + MARGIN;
         let mut over = Vec::new();
+        let mut held = Vec::new();
         // Those that are over too: a binding may be its socket's again in a moment, and what leads to it goes after it.
         let mut holders: HashMap<EndpointKey<A>, (A, u16)> = HashMap::new();
         self.bindings.for_each(|key: &EndpointKey<A>, binding: &Binding<A>| {
-            if is_over(binding, rules, now) {
-                over.push(*key);
+            match over_for(binding, rules, now) {
+                None => {}
+                Some(time) if time > u64::from(longest) => over.push(*key),
+                Some(time) if hold_down.ports > 0 => held.push((time, *key)),
+                Some(_) => {}
             }
             if !moved.is_empty() {
                 holders.insert(*key, (binding.inside, binding.port));
@@ -90,20 +101,29 @@ where
         for (key, to) in moved.iter().filter(is_lost) {
             self.moved.delete(key, to)?;
         }
-        self.collector.collect(&over)
+        let freed = self.collector.collect(&over, longest)?;
+        Ok(freed + self.collector.collect(&surplus(held, hold_down.ports as usize), 0)?)
     }
 }
 
-/// Whether the program is asked to remove it, which decides by what is there by then: its rule is gone, or it has expired and
-/// nobody has to be kept from its port any more.
-fn is_over<A>(binding: &Binding<A>, rules: &[Rule], now: u64) -> bool {
+/// For how many ticks a binding has been over, all of them when its rule is gone; `None`: it is not, or somebody is removing it. The
+/// program that is asked to remove it decides by what is there by then.
+fn over_for<A>(binding: &Binding<A>, rules: &[Rule], now: u64) -> Option<u64> {
     let in_force = rules.get(binding.rule as usize).is_some_and(|rule| rule.generation == binding.generation);
-    !in_force || idle(binding.expires, now) > u64::from(HOLD_DOWN + MARGIN)
+    let time = if in_force { idle(binding.expires, now) } else { u64::MAX };
+    (time > 0 && binding.expires != RELEASED).then_some(time)
+}
+
+/// Of ports that wait, those that have waited longest, where there are more than may wait. `held`: for how long, and which.
+fn surplus<K>(mut held: Vec<(u64, K)>, most: usize) -> Vec<K> {
+    held.sort_unstable_by_key(|(time, _)| Reverse(*time));
+    held.truncate(held.len().saturating_sub(most));
+    held.into_iter().map(|(_, key)| key).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use telecluster_common::maps::{REMOTES, Timeouts, ticks};
+    use telecluster_common::maps::{REMOTES, Timeouts};
 
     use super::*;
 
@@ -121,11 +141,20 @@ mod tests {
             remotes: [[0; 4]; REMOTES],
         };
         let rule = |generation| [Rule { generation, used: 1, uplink: 2, flags: 0, timeouts: Timeouts::RFC }];
-        let over = |rules: &[Rule], seconds: u64| is_over(&binding, rules, seconds * 1_000_000_000);
-        assert!(!over(&rule(5), 900));
-        assert!(!over(&rule(5), 1120), "held down");
-        assert!(over(&rule(5), 1140));
-        assert!(over(&rule(6), 900), "the slot has another rule now");
-        assert!(over(&[], 900), "there is no such slot");
+        let over = |rules: &[Rule], seconds: u64| over_for(&binding, rules, seconds * 1_000_000_000);
+        assert_eq!(over(&rule(5), 900), None);
+        let held = over(&rule(5), 1120).expect("it has expired");
+        assert!((u64::from(ticks(119))..=u64::from(ticks(121))).contains(&held), "{held}");
+        assert_eq!(over(&rule(6), 900), Some(u64::MAX), "the slot has another rule now");
+        assert_eq!(over(&[], 900), Some(u64::MAX), "there is no such slot");
+        let released = Binding { expires: RELEASED, ..binding };
+        assert_eq!(over_for(&released, &rule(5), 900), None, "somebody is removing it");
+    }
+
+    #[test]
+    fn where_more_ports_wait_than_may_the_first_ones_are_free() {
+        let held = vec![(5, 'b'), (1, 'd'), (9, 'a'), (3, 'c')];
+        assert_eq!(surplus(held.clone(), 2), ['a', 'b']);
+        assert!(surplus(held.clone(), 4).is_empty() && surplus(held, 100).is_empty());
     }
 }

@@ -7,7 +7,7 @@ use aya::{TestRun as _, TestRunOptions, programs::SchedClassifier};
 use telecluster_common::{
     maps::{EndpointKey, FlowKey},
     nat::{
-        collect::{BATCH4, BATCH6, START},
+        collect::{BATCH4, BATCH6, HELD_DOWN, START},
         release,
     },
 };
@@ -56,13 +56,15 @@ impl<K: Collected> Collector<K> {
         Ok(Self { program, keys: PhantomData })
     }
 
-    /// Removes what is over of that; how many flows or bindings those were.
-    pub(super) fn collect(&self, keys: &[K]) -> Result<usize, KernelError> {
+    /// Removes what is over of that; how many flows or bindings those were. `held_down`: for how many ticks a binding has to have been
+    /// over.
+    pub(super) fn collect(&self, keys: &[K], held_down: u32) -> Result<usize, KernelError> {
         let mut removed = 0;
         let mut frame = Vec::with_capacity(START + K::BATCH * size_of::<K>());
         for some in keys.chunks(K::BATCH) {
             frame.clear();
             frame.resize(START, 0);
+            frame[HELD_DOWN..HELD_DOWN + size_of::<u32>()].copy_from_slice(&held_down.to_ne_bytes());
             frame.extend(some.iter().flat_map(bytes));
             let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::new() };
             let result = self

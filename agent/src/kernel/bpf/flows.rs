@@ -140,8 +140,8 @@ impl FlowTables {
     /// Frees what is over; returns how many flows.
     pub(super) fn collect_garbage(&self, rules: &[Rule]) -> Result<usize, KernelError> {
         let now = now()?;
-        let ipv4 = self.collect4.collect(&self.ipv4.over(rules, now)?)?;
-        let ipv6 = self.collect6.collect(&self.ipv6.over(rules, now)?)?;
+        let ipv4 = self.collect4.collect(&self.ipv4.over(rules, now)?, 0)?;
+        let ipv6 = self.collect6.collect(&self.ipv6.over(rules, now)?, 0)?;
         Ok(ipv4 + ipv6)
     }
 

@@ -68,8 +68,8 @@ pub use self::{
 use super::{
     KernelError,
     dataplane::{
-        Attachment, Counters, DataPlane, FastPath, FastPort, FlowVisitor, HostAddresses, MapPressure,
-        NatRule, Slot,
+        Attachment, Counters, DataPlane, FastPath, FastPort, FlowVisitor, HoldDown, HostAddresses,
+        MapPressure, NatRule, Slot,
     },
     switch::{PortDrops, Station, SwitchPort, VlanCounters, VlanPlane},
     xdp::{Wishes, XdpReport},
@@ -84,6 +84,8 @@ pub struct Options {
     pub flow_capacity: Option<u32>,
     /// How much one inside host or one rule may take.
     pub limits: Limits,
+    /// How ports wait that nobody uses any more.
+    pub hold_down: HoldDown,
     /// Where there may be programs in drivers.
     pub xdp: Wishes,
     /// Messages of the programs that are let through: aya-log's levels, 1 error to 5 trace.
@@ -116,7 +118,7 @@ impl BpfDataPlane {
         let mut object = object::load(options)?;
         let rules = RuleMaps::take(&mut object)?;
         let flows = FlowTables::open(&object, &options.directory)?;
-        let bindings = BindingTables::open(&object, &options.directory)?;
+        let bindings = BindingTables::open(&object, &options.directory, options.hold_down)?;
         let mut switch = SwitchMaps::take(&mut object)?;
         let epoch = Arc::new(Epoch::take(&mut object)?);
         let fast_ports = FastPorts::take(&mut object)?;

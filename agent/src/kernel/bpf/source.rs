@@ -10,7 +10,7 @@ use aya::{
     Ebpf, EbpfLoader,
     programs::{Program, ProgramError},
 };
-use telecluster_common::tables::Limits;
+use telecluster_common::{maps::ticks, tables::Limits};
 
 use super::{Options, failed};
 use crate::{kernel::KernelError, memory};
@@ -26,12 +26,16 @@ pub(super) struct Constants {
     ports_per_host: u32,
     flows_per_host: u32,
     flows_per_rule: u32,
+    /// In ticks.
+    hold_down: u32,
 }
 
 impl Constants {
     pub(super) const fn new(options: &Options, half_size: u32) -> Self {
         let Limits { ports_per_host, flows_per_host, flows_per_rule } = options.limits;
-        Self { log_level: options.log_level, half_size, ports_per_host, flows_per_host, flows_per_rule }
+        let hold_down = ticks(options.hold_down.seconds);
+        let log_level = options.log_level;
+        Self { log_level, half_size, ports_per_host, flows_per_host, flows_per_rule, hold_down }
     }
 }
 
@@ -85,13 +89,14 @@ impl Source {
             loader.map_max_entries(name, *entries).map_pin_path(name, maps.join(name));
         }
         // Every field is named, so that a new one is not forgotten here.
-        let Constants { log_level, half_size, ports_per_host, flows_per_host, flows_per_rule } =
+        let Constants { log_level, half_size, ports_per_host, flows_per_host, flows_per_rule, hold_down } =
             &self.constants;
         loader.override_global(aya_log::LEVEL, log_level, false);
         loader.override_global("HALF_SIZE", half_size, true);
         loader.override_global("PORTS_PER_HOST", ports_per_host, true);
         loader.override_global("FLOWS_PER_HOST", flows_per_host, true);
         loader.override_global("FLOWS_PER_RULE", flows_per_rule, true);
+        loader.override_global("HOLD_DOWN", hold_down, true);
         loader.load(PROGRAMS).map_err(|error| failed("create the BPF maps", &error))
     }
 

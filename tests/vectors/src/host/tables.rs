@@ -14,7 +14,7 @@ use telecluster_common::{
     maps::{
         Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented, Local,
         Masquerade, Moved, Opening, PaceKey, Pair, PairKey, PlaceKey, PlacedPort, PoolKey, Port, Range,
-        RangeKey, Rule as RuleSlot, RuleStat, SourceKey, Timeouts, Uplink, local,
+        RangeKey, Rule as RuleSlot, RuleStat, SourceKey, Timeouts, Uplink, local, ticks,
     },
     nat::{
         fast::{HopRef, Ways},
@@ -42,6 +42,8 @@ pub struct HostTables {
     pub capacity: usize,
     /// How much one may take.
     pub limits: Limits,
+    /// In seconds; `None`: what is usual.
+    pub hold_down: Option<u32>,
     /// What senders whose packets were refused were told.
     pub told: RefCell<Vec<Vec<u8>>>,
     /// Nanoseconds.
@@ -204,6 +206,10 @@ impl tables::Host for HostTables {
 
     fn limits(&self) -> Limits {
         self.limits
+    }
+
+    fn hold_down(&self) -> u32 {
+        ticks(self.hold_down.unwrap_or(tables::HOLD_DOWN))
     }
 
     /// The vectors' uplink is loopback.
