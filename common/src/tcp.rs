@@ -68,7 +68,8 @@ pub const fn timeout(timeouts: &Timeouts, protocol: u8, state: FlowState) -> u32
     match (protocol, state) {
         // A half-closed connection may still carry data for hours one way.
         (proto::TCP, FlowState::Established | FlowState::HalfClosed) => timeouts.tcp_open,
-        (proto::TCP, _) => timeouts.tcp_change,
+        (proto::TCP, FlowState::New) => timeouts.tcp_opening,
+        (proto::TCP, FlowState::Closed | FlowState::Reset) => timeouts.tcp_closing,
         (proto::UDP, _) => timeouts.udp,
         (_, _) => timeouts.icmp,
     }

@@ -5,10 +5,10 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use telecluster_common::{
     drop::DropReason,
-    maps::{Direction, rule},
+    maps::{Direction, Timeouts, rule},
 };
 use telecluster_tests::{
-    frame::{ACK, SYN, icmp, icmp_error, tcp, udp},
+    frame::{ACK, FIN, RST, SYN, icmp, icmp_error, tcp, udp},
     host::Host,
     vectors::{IPV4, Machine as _, Outcome, Rule, UPLINK_ADDRESS, masquerade},
 };
@@ -217,6 +217,33 @@ fn a_finished_connection_gives_its_port_back_after_minutes_not_hours() {
         let last = u8::try_from(seconds % 200).expect("a host");
         let (_, bytes) = host.run(Direction::Out, &tcp((inside(last), 40000), A, SYN, b"").bytes());
         assert_eq!(bytes[34..36] == 40000u16.to_be_bytes(), free, "after {seconds} s");
+    }
+}
+
+#[test]
+fn a_connection_that_opens_and_one_that_closes_have_times_of_their_own() {
+    let open = [(Direction::Out, SYN), (Direction::In, SYN | ACK), (Direction::Out, ACK)];
+    let closed = [(Direction::In, FIN | ACK), (Direction::Out, FIN | ACK)];
+    let reset = [(Direction::In, RST)];
+    let whole = [open.as_slice(), &closed].concat();
+    let aborted = [open.as_slice(), &reset].concat();
+    for (segments, lives) in [(&open[..1], 30), (&open[..2], 30), (&whole, 600), (&aborted, 600)] {
+        // A beat of grace each for the flow and its binding, which look at each other once in a beat.
+        for (seconds, free) in [(lives - 1, false), (lives + 15, true)] {
+            let mut host = machine(0);
+            host.tables.hold_down = Some(0);
+            host.tables.timeouts = Some(Timeouts { tcp_opening: 30, tcp_closing: 600, ..Timeouts::RFC });
+            for (direction, flags) in segments {
+                let frame = match direction {
+                    Direction::Out => tcp((inside(10), 40000), A, *flags, b""),
+                    Direction::In => tcp(A, (UPLINK_ADDRESS, 40000), *flags, b""),
+                };
+                assert_eq!(host.run(*direction, &frame.bytes()).0, Outcome::Passed, "{flags:#x}");
+            }
+            host.tables.clock.set(host.tables.clock.get() + seconds * SECOND);
+            let (_, bytes) = host.run(Direction::Out, &tcp((inside(11), 40000), A, SYN, b"").bytes());
+            assert_eq!(bytes[34..36] == 40000u16.to_be_bytes(), free, "{segments:?} after {seconds} s");
+        }
     }
 }
 

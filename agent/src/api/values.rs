@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 use serde_json::Value;
+use telecluster_common::maps::Timeouts;
 
 use super::fields::Fault;
 use crate::model::{FlowTimeouts, LinkName, NameError, NamespaceName};
@@ -89,10 +90,11 @@ pub fn timeouts(value: &Value) -> Read<FlowTimeouts> {
         let field = match name.as_str() {
             "tcp_established" => &mut timeouts.tcp_established,
             "tcp_transitory" => &mut timeouts.tcp_transitory,
+            "tcp_opening" => timeouts.tcp_opening.insert(0),
             "udp" => &mut timeouts.udp,
             "icmp" => &mut timeouts.icmp,
             other => {
-                let known = "tcp_established, tcp_transitory, udp, icmp";
+                let known = "tcp_established, tcp_transitory, tcp_opening, udp, icmp";
                 return Err(Fault::Value(format!("has no {}; it may have {known}", shown(&other.into()))));
             }
         };
@@ -103,7 +105,8 @@ pub fn timeouts(value: &Value) -> Read<FlowTimeouts> {
             Fault::Unsupported(why) => Fault::Unsupported(format!("{name} {why}")),
         })?;
     }
-    Ok(timeouts)
+    // Of two equal ones the second says nothing.
+    Ok(Timeouts::from(timeouts).into())
 }
 
 /// A port of TCP or UDP; 0 is none.

@@ -17,9 +17,13 @@ pub struct FlowTimeouts {
     /// TCP, while both sides may speak, or one of them.
     #[schema(required = false, minimum = 5, maximum = 604_800, default = 7440)]
     pub tcp_established: u32,
-    /// TCP, while it opens or closes.
+    /// TCP, while it closes, and while it opens where `tcp_opening` does not say otherwise.
     #[schema(required = false, minimum = 5, maximum = 604_800, default = 240)]
     pub tcp_transitory: u32,
+    /// TCP, until its handshake is complete.
+    #[schema(required = false, minimum = 5, maximum = 604_800)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp_opening: Option<u32>,
     #[schema(required = false, minimum = 5, maximum = 604_800, default = 300)]
     pub udp: u32,
     /// Pings.
@@ -46,15 +50,22 @@ impl Default for FlowTimeouts {
 
 impl From<Timeouts> for FlowTimeouts {
     fn from(timeouts: Timeouts) -> Self {
-        let Timeouts { tcp_open, tcp_change, udp, icmp } = timeouts;
-        Self { tcp_established: tcp_open, tcp_transitory: tcp_change, udp, icmp }
+        let Timeouts { tcp_open, tcp_opening, tcp_closing, udp, icmp } = timeouts;
+        let apart = (tcp_opening != tcp_closing).then_some(tcp_opening);
+        Self { tcp_established: tcp_open, tcp_transitory: tcp_closing, tcp_opening: apart, udp, icmp }
     }
 }
 
 impl From<FlowTimeouts> for Timeouts {
     fn from(timeouts: FlowTimeouts) -> Self {
-        let FlowTimeouts { tcp_established, tcp_transitory, udp, icmp } = timeouts;
-        Self { tcp_open: tcp_established, tcp_change: tcp_transitory, udp, icmp }
+        let FlowTimeouts { tcp_established, tcp_transitory, tcp_opening, udp, icmp } = timeouts;
+        Self {
+            tcp_open: tcp_established,
+            tcp_opening: tcp_opening.unwrap_or(tcp_transitory),
+            tcp_closing: tcp_transitory,
+            udp,
+            icmp,
+        }
     }
 }
 

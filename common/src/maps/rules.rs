@@ -149,15 +149,17 @@ pub struct Opening {
 pub struct Timeouts {
     /// TCP, while both sides may speak.
     pub tcp_open: u32,
-    /// TCP, while it opens or closes.
-    pub tcp_change: u32,
+    /// TCP, while it opens.
+    pub tcp_opening: u32,
+    /// TCP, while it closes, or after a reset.
+    pub tcp_closing: u32,
     pub udp: u32,
     pub icmp: u32,
 }
 
 impl Timeouts {
-    /// The RFCs' own: 5382 REQ-5 (2 h 4 min, 4 min), 4787 REQ-5 (five minutes recommended), 5508 REQ-2 (one minute).
-    pub const RFC: Self = Self { tcp_open: 7440, tcp_change: 240, udp: 300, icmp: 60 };
+    /// The RFCs' own: 5382 REQ-5 and 7857 section 2.1 (2 h 4 min, 4 min), 4787 REQ-5 (five minutes recommended), 5508 REQ-2 (one minute).
+    pub const RFC: Self = Self { tcp_open: 7440, tcp_opening: 240, tcp_closing: 240, udp: 300, icmp: 60 };
 }
 
 /// Value of `rule`, by slot.
@@ -166,13 +168,19 @@ impl Timeouts {
 pub struct Rule {
     /// Grows when a rule is put into the slot and when it is taken out.
     pub generation: u32,
-    /// 1 while a rule is in the slot.
-    pub used: u32,
     /// Interface index of the uplink that its flows go through.
     pub uplink: u32,
     /// [`rule`] bits.
     pub flags: u32,
     pub timeouts: Timeouts,
+}
+
+impl Rule {
+    /// There is one in the slot.
+    #[inline(always)]
+    pub const fn is_there(&self) -> bool {
+        self.flags & rule::THERE != 0
+    }
 }
 
 /// Bits of [`Rule::flags`].
@@ -189,6 +197,8 @@ pub mod rule {
     pub const HAIRPIN: u32 = 16;
     /// Masquerade: not towards the destinations that `source4` or its twin has for the slot.
     pub const EXCEPT: u32 = 32;
+    /// A rule is in the slot.
+    pub const THERE: u32 = 64;
 }
 
 /// Value of `rule_stat`, by slot and CPU.

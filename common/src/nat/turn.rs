@@ -88,7 +88,7 @@ where
     work.way = Way::KERNEL;
     work.turned = 1;
     work.maker = Maker { rule: slot, generation: rule.generation };
-    rule.used != 0
+    rule.is_there()
 }
 
 /// Whether this is an ICMP error of the router's own (the hops are used up, the way is too narrow). What it embeds is a packet

@@ -304,7 +304,19 @@ async fn how_long_flows_may_be_idle_is_said_for_a_rule_and_shown_where_it_is_not
     assert_eq!(rules(&lab).await.1[0]["timeouts"], whole);
     lab.post("/nat/masquerade", masquerade(whole.clone())).await.done(false);
     lab.post("/nat/masquerade", masquerade(Value::String(whole.to_string()))).await.done(false);
+    // How long it may take to open alone; as long as to close is nothing of its own.
+    lab.post("/nat/masquerade", masquerade(json!({ "tcp_transitory": 60, "tcp_opening": 20 })))
+        .await
+        .done(true);
+    let apart =
+        json!({ "tcp_established": 7440, "tcp_transitory": 60, "tcp_opening": 20, "udp": 300, "icmp": 60 });
+    assert_eq!(rules(&lab).await.1[0]["timeouts"], apart);
+    lab.post("/nat/masquerade", masquerade(apart)).await.done(false);
+    lab.post("/nat/masquerade", masquerade(json!({ "tcp_opening": 240 }))).await.done(true);
+    assert_eq!(rules(&lab).await.1[0].get("timeouts"), None);
+    lab.post("/nat/masquerade", masquerade(json!({ "tcp_opening": 4 }))).await.refused(422, "INVALID_FIELD");
     // Without them it is the same rule, changed.
+    lab.post("/nat/masquerade", masquerade(json!({ "udp": 30 }))).await.done(true);
     lab.post("/nat/masquerade", masquerade(json!({}))).await.done(true);
     let (_, masquerades) = rules(&lab).await;
     assert_eq!((masquerades.len(), masquerades[0].get("timeouts")), (1, None));

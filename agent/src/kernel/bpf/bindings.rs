@@ -123,7 +123,7 @@ fn surplus<K>(mut held: Vec<(u64, K)>, most: usize) -> Vec<K> {
 
 #[cfg(test)]
 mod tests {
-    use telecluster_common::maps::{REMOTES, Timeouts};
+    use telecluster_common::maps::{REMOTES, Timeouts, rule};
 
     use super::*;
 
@@ -140,7 +140,7 @@ mod tests {
             next: 1,
             remotes: [[0; 4]; REMOTES],
         };
-        let rule = |generation| [Rule { generation, used: 1, uplink: 2, flags: 0, timeouts: Timeouts::RFC }];
+        let rule = |generation| [Rule { generation, uplink: 2, flags: rule::THERE, timeouts: Timeouts::RFC }];
         let over = |rules: &[Rule], seconds: u64| over_for(&binding, rules, seconds * 1_000_000_000);
         assert_eq!(over(&rule(5), 900), None);
         let held = over(&rule(5), 1120).expect("it has expired");

@@ -148,7 +148,7 @@ pub(super) mod tests {
         sync::Mutex,
     };
 
-    use telecluster_common::maps::{Timeouts, ticks};
+    use telecluster_common::maps::{Timeouts, rule, ticks};
 
     use super::*;
 
@@ -195,7 +195,7 @@ pub(super) mod tests {
     }
 
     pub(in super::super) fn rule(generation: u32) -> Rule {
-        Rule { generation, used: 1, uplink: 2, flags: 0, timeouts: Timeouts::RFC }
+        Rule { generation, uplink: 2, flags: rule::THERE, timeouts: Timeouts::RFC }
     }
 
     fn socket(address: A, port: u16) -> (IpAddr, u16) {

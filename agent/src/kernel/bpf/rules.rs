@@ -51,7 +51,7 @@ impl RuleMaps {
 
     /// Puts a rule into a slot. When the very same rule is there already, its flows and counters go on.
     pub(super) fn put(&mut self, slot: Slot, rule: &NatRule) -> Result<()> {
-        if self.slots.get(slot)?.used == 1 {
+        if self.slots.get(slot)?.is_there() {
             let there = if rule.is_ipv6() {
                 holds(&self.ipv6, &self.slots, slot, rule)?
             } else {
@@ -93,7 +93,7 @@ impl RuleMaps {
 
     /// Every slot that is taken, with its rule as the maps have it; `None` when they have only half of it.
     pub(super) fn list(&self) -> Result<BTreeMap<Slot, Option<NatRule>>> {
-        let used = |(slot, rule): (u32, Rule)| (rule.used == 1).then_some((Slot(slot), None));
+        let used = |(slot, rule): (u32, Rule)| rule.is_there().then_some((Slot(slot), None));
         let mut found: BTreeMap<_, _> = (0..).zip(self.slots.all()?).filter_map(used).collect();
         let rules = self.slots.all()?;
         let opening = |slot| self.slots.opening(slot);
@@ -130,7 +130,7 @@ impl RuleMaps {
     }
 
     pub(super) fn pressure(&self) -> Result<Vec<MapPressure>> {
-        let rules = self.slots.all()?.iter().map(|rule| u64::from(rule.used)).sum();
+        let rules = self.slots.all()?.iter().map(|rule| u64::from(rule.is_there())).sum();
         let mut pressure = Vec::from(self.ipv4.pressure());
         pressure.extend(self.ipv6.pressure());
         pressure.push(MapPressure { map: "rule", entries: rules, capacity: u64::from(MAX_RULES) });
@@ -142,8 +142,7 @@ impl RuleMaps {
 fn holds<A: Octets>(maps: &FamilyMaps<A>, slots: &Slots, slot: Slot, rule: &NatRule) -> Result<bool> {
     let present = slots.get(slot)?;
     let entries = entries(slot, present.generation, rule);
-    let same = (present.uplink, present.flags, present.timeouts)
-        == (rule.uplink(), rule.flags(), rule.timeouts())
+    let same = (present.uplink, present.flags, present.timeouts) == slots::said(rule)
         && slots.opening(slot)? == slots::opening(rule);
     Ok(same && entries.iter().all(|entry| maps.holds(entry)))
 }

@@ -1,7 +1,7 @@
 //! Rule slots: which generation of a rule is in force, for which uplink, and what it has counted.
 
 use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues};
-use telecluster_common::maps::{MAX_RULES, Opening, Rule, RuleStat, Timeouts};
+use telecluster_common::maps::{MAX_RULES, Opening, Rule, RuleStat, Timeouts, rule};
 
 use super::{
     Plain, batch, failed,
@@ -15,7 +15,12 @@ use crate::kernel::{
 type Result<T, E = KernelError> = std::result::Result<T, E>;
 
 /// What an unused slot holds, besides its generation.
-const UNUSED: Rule = Rule { generation: 0, used: 0, uplink: 0, flags: 0, timeouts: Timeouts::RFC };
+const UNUSED: Rule = Rule { generation: 0, uplink: 0, flags: 0, timeouts: Timeouts::RFC };
+
+/// Uplink, flags and idle times of a rule's slot.
+pub(super) fn said(rule: &NatRule) -> (u32, u32, Timeouts) {
+    (rule.uplink(), rule.flags() | rule::THERE, rule.timeouts())
+}
 
 /// What the first packets of a rule's flows ask for.
 pub(super) fn opening(rule: &NatRule) -> Opening {
@@ -53,11 +58,11 @@ impl Slots {
     pub(super) fn begin(&mut self, slot: Slot, rule: &NatRule) -> Result<u32> {
         let generation = self.get(slot)?.generation.wrapping_add(1);
         self.reset_counters(slot)?;
-        let (uplink, flags, timeouts) = (rule.uplink(), rule.flags(), rule.timeouts());
+        let (uplink, flags, timeouts) = said(rule);
         self.openings
             .set(slot.0, Plain(opening(rule)), 0)
             .map_err(|error| failed(format!("write what opens flows of slot {}", slot.0), &error))?;
-        self.set(slot, Rule { generation, used: 1, uplink, flags, timeouts })?;
+        self.set(slot, Rule { generation, uplink, flags, timeouts })?;
         Ok(generation)
     }
 
@@ -81,7 +86,7 @@ impl Slots {
     /// Ends the rule, and with it all of its flows.
     pub(super) fn retire(&mut self, slot: Slot) -> Result<()> {
         let present = self.get(slot)?;
-        if present.used == 0 {
+        if !present.is_there() {
             return Ok(());
         }
         self.set(slot, Rule { generation: present.generation.wrapping_add(1), ..UNUSED })

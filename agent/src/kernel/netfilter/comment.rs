@@ -188,8 +188,12 @@ fn value(text: &str) -> Option<&str> {
 
 /// Behind the kind of a rule: how long its flows may be idle, when that is not as usual.
 fn times(timeouts: Timeouts) -> String {
-    let Timeouts { tcp_open, tcp_change, udp, icmp } = timeouts;
-    if timeouts == Timeouts::RFC { String::new() } else { format!("+{tcp_open}+{tcp_change}+{udp}+{icmp}") }
+    let Timeouts { tcp_open, tcp_opening, tcp_closing, udp, icmp } = timeouts;
+    if timeouts == Timeouts::RFC {
+        String::new()
+    } else {
+        format!("+{tcp_open}+{tcp_opening}+{tcp_closing}+{udp}+{icmp}")
+    }
 }
 
 /// The kind of a rule, and what [`times`] has put behind it.
@@ -198,8 +202,8 @@ fn timed(kind: &str) -> Option<(&str, Timeouts)> {
         return Some((kind, Timeouts::RFC));
     };
     let times: Vec<u32> = times.split('+').map(|time| time.parse().ok()).collect::<Option<_>>()?;
-    let [tcp_open, tcp_change, udp, icmp] = times[..] else { return None };
-    Some((kind, Timeouts { tcp_open, tcp_change, udp, icmp }))
+    let [tcp_open, tcp_opening, tcp_closing, udp, icmp] = times[..] else { return None };
+    Some((kind, Timeouts { tcp_open, tcp_opening, tcp_closing, udp, icmp }))
 }
 
 /// Behind the kind of a rule: how many flows it may make in a second, when it says so.
@@ -232,8 +236,13 @@ mod tests {
     use super::*;
     use crate::kernel::netfilter::lines::tests::{forward, masquerade};
 
-    const LONGEST: Timeouts =
-        Timeouts { tcp_open: 604_800, tcp_change: 604_800, udp: 604_800, icmp: 604_800 };
+    const LONGEST: Timeouts = Timeouts {
+        tcp_open: 604_800,
+        tcp_opening: 604_800,
+        tcp_closing: 604_800,
+        udp: 604_800,
+        icmp: 604_800,
+    };
 
     fn there_and_back(mut placed: Placed) {
         match &mut placed.rule {

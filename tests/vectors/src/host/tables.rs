@@ -14,7 +14,7 @@ use telecluster_common::{
     maps::{
         Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented, Local,
         Masquerade, Moved, Opening, PaceKey, Pair, PairKey, PlaceKey, PlacedPort, PoolKey, Port, Range,
-        RangeKey, Rule as RuleSlot, RuleStat, SourceKey, Timeouts, Uplink, local, ticks,
+        RangeKey, Rule as RuleSlot, RuleStat, SourceKey, Timeouts, Uplink, local, rule, ticks,
     },
     nat::{
         fast::{HopRef, Ways},
@@ -42,6 +42,8 @@ pub struct HostTables {
     pub capacity: usize,
     /// How much one may take.
     pub limits: Limits,
+    /// Of every rule; `None`: what is usual.
+    pub timeouts: Option<Timeouts>,
     /// In seconds; `None`: what is usual.
     pub hold_down: Option<u32>,
     /// What senders whose packets were refused were told.
@@ -172,8 +174,9 @@ impl HostTables {
 impl tables::Host for HostTables {
     fn rule(&self, slot: u32) -> Option<RuleSlot> {
         let generation = *self.generations.borrow().get(&slot)?;
-        let flags = self.flags.get(&slot).copied().unwrap_or(0);
-        Some(RuleSlot { generation, used: 1, uplink: UPLINK, flags, timeouts: Timeouts::RFC })
+        let flags = rule::THERE | self.flags.get(&slot).copied().unwrap_or(0);
+        let timeouts = self.timeouts.unwrap_or(Timeouts::RFC);
+        Some(RuleSlot { generation, uplink: UPLINK, flags, timeouts })
     }
 
     fn opening(&self, slot: u32) -> Option<Opening> {
