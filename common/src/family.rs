@@ -13,11 +13,8 @@ use crate::{
     tcp::proto,
 };
 
-/// IPv6-Frag (RFC 8200 section 4.5).
-const FRAGMENT_HEADER: u8 = 44;
-
 /// Reserved (IANA).
-const NO_PROTOCOL: u8 = 255;
+pub(crate) const NO_PROTOCOL: u8 = 255;
 
 /// An address of IPv4 or IPv6.
 pub trait Address: Copy + Eq + Hash + Debug {
@@ -38,8 +35,6 @@ pub trait Address: Copy + Eq + Hash + Debug {
     const QUOTED: u32;
     /// To how many words of eight bytes behind its header a longer one is cut.
     const CUT: usize;
-    /// The protocol number of a header that says that this is a part of a packet.
-    const FRAGMENT: u8;
     /// Whether every fragment of a packet says what protocol it is of (RFC 791; not so in RFC 8200 section 4.5).
     const FRAGMENTS_NAME_PROTOCOL: bool;
 
@@ -80,6 +75,9 @@ pub trait Address: Copy + Eq + Hash + Debug {
     /// follows: an `Option` here becomes a register that the verifier finds unset.
     fn embedded(header: &Self::Header) -> (u8, usize);
 
+    /// The same, and the place, behind what else may stand before the transport header, from `at` on.
+    fn behind<P: Packet>(packet: &mut P, protocol: u8, at: usize) -> (u8, usize);
+
     /// The header's own checksum, if this family has one.
     fn check(header: &Self::Header) -> Option<[u8; 2]>;
 
@@ -115,7 +113,6 @@ impl Address for [u8; 4] {
     const PROHIBITED: (u8, u8) = (icmp::UNREACHABLE, 13);
     const QUOTED: u32 = 576 - 28;
     const CUT: usize = 66;
-    const FRAGMENT: u8 = NO_PROTOCOL;
     const FRAGMENTS_NAME_PROTOCOL: bool = true;
 
     #[inline(always)]
@@ -184,6 +181,11 @@ impl Address for [u8; 4] {
         let whole = header.vihl >> 4 == 4 && header.vihl & 15 >= 5;
         let protocol = if first && whole { header.proto } else { NO_PROTOCOL };
         (protocol, ((header.vihl & 15) as usize) * 4)
+    }
+
+    #[inline(always)]
+    fn behind<P: Packet>(_packet: &mut P, protocol: u8, at: usize) -> (u8, usize) {
+        (protocol, at)
     }
 
     #[inline(always)]
@@ -271,7 +273,6 @@ impl Address for [u8; 16] {
     const PROHIBITED: (u8, u8) = (icmp::ERROR6_FIRST, 1);
     const QUOTED: u32 = 1280 - 48;
     const CUT: usize = 149;
-    const FRAGMENT: u8 = FRAGMENT_HEADER;
     const FRAGMENTS_NAME_PROTOCOL: bool = false;
 
     #[inline(always)]
@@ -347,9 +348,13 @@ impl Address for [u8; 16] {
 
     #[inline(always)]
     fn embedded(header: &Ipv6Hdr) -> (u8, usize) {
-        // Behind other extension headers than the one of parts it is not looked for: nobody's flow.
         let protocol = if header.vcf[0] >> 4 == 6 { header.next_hdr } else { NO_PROTOCOL };
         (protocol, size_of::<Ipv6Hdr>())
+    }
+
+    #[inline(always)]
+    fn behind<P: Packet>(packet: &mut P, protocol: u8, at: usize) -> (u8, usize) {
+        crate::packet::behind6(packet, protocol, at)
     }
 
     #[inline(always)]

@@ -11,10 +11,10 @@ use core::ptr::NonNull;
 pub(crate) use self::{
     header::FRAGMENT_OFFSET,
     parse::{locate4, locate6, read},
-    piece::{piece4, piece6},
+    piece::{behind6, piece4, piece6},
 };
 pub use self::{
-    header::{Checksum, Extension, LinkHeader, TcpHeader, Transport, Wire},
+    header::{Checksum, LinkHeader, TcpHeader, Transport, Wire},
     parse::{Addressed, Headers, Parsed, headers_at, parse},
     piece::Piece,
 };

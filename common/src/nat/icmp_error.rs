@@ -14,7 +14,7 @@ use crate::{
     drop::DropReason,
     family::Address,
     maps::{Direction, EndpointKey, FlowKey},
-    packet::{Checksum, Extension, Packet, Transport, note},
+    packet::{Checksum, Packet, Transport, note},
     tables::Tables,
     tcp::proto,
 };
@@ -74,15 +74,14 @@ where
         let header = header.as_ref();
         (A::embedded(header), A::src(header), A::dst(header))
     };
-    let (protocol, len) =
-        if protocol == A::FRAGMENT { first_part(packet, start + len, len)? } else { (protocol, len) };
+    let (protocol, at) = A::behind(packet, protocol, start + len);
     if protocol != proto::TCP && protocol != proto::UDP && protocol != A::ICMP {
         return None;
     }
     work.key.src = dst;
     work.key.dst = src;
     work.key.proto = protocol;
-    work.embedded_offset = (start + len) as u32;
+    work.embedded_offset = at as u32;
 
     let at = work.embedded_offset();
     packet.make_linear(at + size_of::<Transport>());
@@ -104,16 +103,6 @@ where
     work.key.direction = direction as u8;
     work.key.unused = 0;
     Some(())
-}
-
-/// What follows IPv6's header of parts, and how long both headers are, when that is the first one: the others name no flow.
-#[inline(always)]
-fn first_part<P: Packet>(packet: &mut P, at: usize, before: usize) -> Option<(u8, usize)> {
-    packet.make_linear(at + size_of::<Extension>());
-    let header = packet.at::<Extension>(at)?;
-    // SAFETY: `at` checked the bounds; nothing else holds the packet.
-    let Extension { next, len: _, rest: [high, low, ..] } = unsafe { *header.as_ref() };
-    (u16::from_be_bytes([high, low]) >> 3 == 0).then_some((next, before + size_of::<Extension>()))
 }
 
 /// Finds what the embedded packet was before translation, into `work.to`.

@@ -120,6 +120,8 @@ impl Search {
 impl<A: Address> Work<A> {
     /// The largest offset of a transport header, one less than a power of two: six extension headers of 2048 bytes.
     const OFFSET_MASK: u32 = 0x3fff;
+    /// The same in a packet that an ICMP error embeds, which has as many before it.
+    const EMBEDDED_MASK: u32 = 0x7fff;
 
     /// Where the packet's transport header is, as memory has it.
     #[inline(always)]
@@ -134,7 +136,7 @@ impl<A: Address> Work<A> {
     pub fn embedded_offset(&self) -> usize {
         // SAFETY: a reference is readable.
         let offset = unsafe { (&raw const self.embedded_offset).read_volatile() };
-        (offset & Self::OFFSET_MASK) as usize
+        (offset & Self::EMBEDDED_MASK) as usize
     }
 
     /// The uplink, as memory has it.

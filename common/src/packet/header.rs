@@ -71,11 +71,11 @@ pub struct Checksum(pub [u8; 2]);
 /// The start of an IPv6 extension header (RFC 8200 section 4).
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
-pub struct Extension {
-    pub(crate) next: u8,
+pub(super) struct Extension {
+    pub(super) next: u8,
     /// In units of 8 bytes, the first 8 not counted.
-    pub(crate) len: u8,
-    pub(crate) rest: [u8; 6],
+    pub(super) len: u8,
+    pub(super) rest: [u8; 6],
 }
 
 /// IPv6 extension headers that are looked behind (RFC 8200 section 4.1 orders them; nobody sends more).

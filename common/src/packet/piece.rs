@@ -9,7 +9,7 @@ use super::{
     Packet,
     header::{EXTENSIONS, Extension, FRAGMENT_OFFSET, extension},
 };
-use crate::family::Address as _;
+use crate::family::{Address as _, NO_PROTOCOL};
 
 /// What a fragment says of itself.
 #[derive(Debug, Clone, Copy)]
@@ -115,4 +115,33 @@ pub(crate) fn piece6<P: Packet>(packet: &mut P, piece: &mut Piece<[u8; 16]>) -> 
     piece.protocol = u32::from(next);
     piece.offset = offset as u32;
     found
+}
+
+/// What follows the extension headers of a packet that an ICMP error embeds, and where; the error may end before, and only the first
+/// part of a packet has a transport header.
+#[inline(always)]
+pub(crate) fn behind6<P: Packet>(packet: &mut P, mut next: u8, mut offset: usize) -> (u8, usize) {
+    let mut seen = 0;
+    while seen < EXTENSIONS {
+        match next {
+            extension::HOP_BY_HOP | extension::ROUTING | extension::DESTINATION | extension::FRAGMENT => {}
+            _ => break,
+        }
+        packet.make_linear(offset + size_of::<Extension>());
+        let Some(header) = packet.at::<Extension>(offset) else {
+            return (NO_PROTOCOL, offset);
+        };
+        // SAFETY: `at` checked the bounds; nothing else holds the packet.
+        let Extension { next: following, len, rest: [high, low, ..] } = unsafe { *header.as_ref() };
+        if next != extension::FRAGMENT {
+            offset += (len as usize + 1) * 8;
+        } else if u16::from_be_bytes([high, low]) >> 3 == 0 {
+            offset += size_of::<Extension>();
+        } else {
+            return (NO_PROTOCOL, offset);
+        }
+        next = following;
+        seen += 1;
+    }
+    (next, offset)
 }

@@ -239,6 +239,7 @@ pub fn all() -> Vec<Vector> {
     }
     all.extend(masqueraded::options_vectors());
     all.push(errors::errors_about_options());
+    all.extend(errors::errors_about_extensions());
     all.extend(left_alone::untouched_vectors());
     all.extend(left_alone::refused_vectors());
     all

@@ -2,7 +2,7 @@
 
 use telecluster_common::{drop::DropReason, maps::Direction};
 
-use super::{Cast, IPV4, Vector, dropped, forward, inward, out, untouched};
+use super::{Cast, IPV4, IPV6, Vector, dropped, forward, inward, out, untouched};
 use crate::frame::{Frame, SYN, UDP, icmp, icmp_error, tcp, udp, udp_without_checksum};
 
 pub(super) fn icmp_error_vectors(cast: Cast) -> Vec<Vector> {
@@ -153,6 +153,118 @@ pub(super) fn errors_about_options() -> Vector {
         rules: vec![cast.masquerade(), forward(UDP, 53, server)],
         steps,
     }
+}
+
+/// The same of IPv6's extension headers (RFC 8200 section 4.1), which translated packets may have.
+pub(super) fn errors_about_extensions() -> Vec<Vector> {
+    let cast = IPV6;
+    let Cast { uplink, inside, other_inside, remote, stranger: router, echo, .. } = cast;
+    let (client, external, server) = ((remote, 50000), (uplink, 53), (other_inside, 5353));
+    let mut steps = Vec::new();
+    for (port, chain) in (40000..).zip(CHAINS) {
+        let with = |frame| extended(frame, chain);
+        let long = [7; 100];
+        // (what left, as inside sent it, as outside saw it)
+        let left = [
+            (udp((inside, port), (remote, 53), &long), udp((uplink, port), (remote, 53), &long)),
+            (tcp((inside, port), (remote, 80), SYN, b""), tcp((uplink, port), (remote, 80), SYN, b"")),
+            (icmp(inside, remote, echo, port, b"abc"), icmp(uplink, remote, echo, port, b"abc")),
+        ];
+        for (sent, seen) in left {
+            let (sent, seen) = (with(sent), with(seen));
+            steps.push(out(&sent, &seen));
+            for kind in errors(cast) {
+                for embed in [40 + seen.options.len() + 8, 1500] {
+                    steps.push(inward(
+                        &icmp_error(router, uplink, kind, &seen, embed),
+                        &icmp_error(router, inside, kind, &sent, embed),
+                    ));
+                }
+            }
+        }
+        let (query, seen_inside) = (with(udp(client, external, &long)), with(udp(client, server, &long)));
+        steps.push(inward(&query, &seen_inside));
+        for kind in errors(cast) {
+            for embed in [40 + query.options.len() + 8, 1500] {
+                steps.push(out(
+                    &icmp_error(other_inside, remote, kind, &seen_inside, embed),
+                    &icmp_error(uplink, remote, kind, &query, embed),
+                ));
+            }
+        }
+    }
+    let kind = errors(cast)[2]; // too big
+    let about = |frame: &Frame, embed| icmp_error(router, uplink, kind, frame, embed);
+    let [sent, seen] = [inside, uplink].map(|host| udp((host, 41000), (remote, 53), &[7; 100]));
+    // More than are looked behind, as many, and one that is cut off; and where nobody looks.
+    let (chain, most) = ([DESTINATION; 7], [DESTINATION; 6]);
+    let unknown = extended(seen.clone(), &[DESTINATION, 51]);
+    let (whole, translated) = (extended(sent.clone(), &most), extended(seen.clone(), &most));
+    let cut = |lost: usize| about(&translated, 40 + 6 * 8 - lost).bytes();
+    let endless = vec![
+        out(&sent, &seen),
+        inward(&about(&translated, 1500), &icmp_error(router, inside, kind, &whole, 1500)),
+        untouched(Direction::In, about(&extended(seen.clone(), &chain), 1500).bytes()),
+        untouched(Direction::In, about(&unknown, 1500).bytes()),
+        untouched(Direction::In, cut(0)),
+        untouched(Direction::In, cut(2)),
+        untouched(Direction::In, cut(8)),
+        untouched(Direction::In, cut(6 * 8)),
+    ];
+    // In parts, whose header may stand between others.
+    let mut parts = Vec::new();
+    for (port, before, behind) in [
+        (42000, &[][..], &[DESTINATION][..]),
+        (42001, &[HOP_BY_HOP, ROUTING], &[]),
+        (42002, &[HOP_BY_HOP], &[DESTINATION]),
+    ] {
+        let [sent, seen] = [inside, uplink].map(|host| {
+            let whole = extended(udp((host, port), (remote, 53), &[7; 100]), behind);
+            whole.fragments(77, 32).into_iter().map(|part| extended(part, before)).collect::<Vec<_>>()
+        });
+        parts.extend([
+            out(&sent[0], &seen[0]),
+            inward(&about(&seen[0], 1500), &icmp_error(router, inside, kind, &sent[0], 1500)),
+            // the others name nobody
+            untouched(Direction::In, about(&seen[1], 1500).bytes()),
+        ]);
+    }
+    vec![
+        Vector {
+            name: "errors about packets with extension headers find their way, in both directions",
+            rules: vec![cast.masquerade(), forward(UDP, 53, server)],
+            steps,
+        },
+        Vector {
+            name: "an error whose packet has its ports behind too many headers, or beyond the error's end, is the host's",
+            rules: vec![cast.masquerade()],
+            steps: endless,
+        },
+        Vector {
+            name: "errors about the first of parts find their way whatever stands before and behind the header of parts",
+            rules: vec![cast.masquerade()],
+            steps: parts,
+        },
+    ]
+}
+
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const DESTINATION: u8 = 60;
+
+/// Extension headers from the first to the last: one of each kind, and what RFC 8200 section 4.1 asks for.
+const CHAINS: [&[u8]; 6] = [
+    &[HOP_BY_HOP],
+    &[ROUTING],
+    &[DESTINATION],
+    &[HOP_BY_HOP, DESTINATION],
+    &[DESTINATION, ROUTING],
+    &[HOP_BY_HOP, DESTINATION, ROUTING, DESTINATION],
+];
+
+/// With these extension headers between the IP header and what there is.
+fn extended(frame: Frame, chain: &[u8]) -> Frame {
+    chain.iter().rev().fold(frame, |frame, number| frame.extension(*number))
 }
 
 /// Type, code and what follows, of every ICMP error that embeds a packet: host, port and network unreachable, too big,
