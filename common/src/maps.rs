@@ -16,8 +16,8 @@ pub use self::{
         MAX_WAITING_ROOMS, Moved, PaceKey, PlaceKey, PlacedPort, RELEASED, REMOTES, flag, lease,
     },
     rules::{
-        Forward, ForwardKey, Local, MAX_POOLED, Masquerade, MasqueradeKey, Opening, PoolKey, Range, RangeKey,
-        Rule, RuleStat, SourceKey, Timeouts, Uplink, local, rule,
+        FORWARDED, Forward, ForwardKey, Local, MAX_POOLED, Masquerade, MasqueradeKey, Opening, PoolKey,
+        Range, RangeKey, Rule, RuleStat, SourceKey, Timeouts, Uplink, forwarded, local, rule,
     },
     ways::{Epoch, Hop, MAX_PAIRS, Pair, PairKey, Port},
 };

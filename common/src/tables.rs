@@ -389,6 +389,9 @@ pub trait Tables<A: Address>: Host {
 
     fn forward(&self, key: &ForwardKey<A>) -> Option<Forward<A>>;
 
+    /// Whether any forward, of whichever uplink and address, has this port: without one there is nothing to look for.
+    fn is_forwarded(&self, protocol: u8, port: u16) -> bool;
+
     /// The block of a range of ports that this one is in.
     fn range(&self, key: &Prefixed<RangeKey<A>>) -> Option<RangeRef<A>>;
 

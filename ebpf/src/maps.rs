@@ -8,11 +8,11 @@ use aya_ebpf::{
 use telecluster_common::{
     drop::DropReason,
     maps::{
-        Binding, EndpointKey, Epoch, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented, HOPS, Hop,
-        Local, MAX_BLOCKS, MAX_FRAGMENTED, MAX_PACED, MAX_PAIRS, MAX_PLACED, MAX_POOLED, MAX_PORTS,
-        MAX_RULES, MAX_WAITING_ROOMS, Masquerade, MasqueradeKey, Moved, Opening, PaceKey, Pair, PairKey,
-        PlaceKey, PlacedPort, PoolKey, Port, Range, RangeKey, Rule, RuleStat, SourceKey, Uplink, stage,
-        xdp_stage,
+        Binding, EndpointKey, Epoch, FORWARDED, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented,
+        HOPS, Hop, Local, MAX_BLOCKS, MAX_FRAGMENTED, MAX_PACED, MAX_PAIRS, MAX_PLACED, MAX_POOLED,
+        MAX_PORTS, MAX_RULES, MAX_WAITING_ROOMS, Masquerade, MasqueradeKey, Moved, Opening, PaceKey, Pair,
+        PairKey, PlaceKey, PlacedPort, PoolKey, Port, Range, RangeKey, Rule, RuleStat, SourceKey, Uplink,
+        stage, xdp_stage,
     },
     nat::work::Work,
 };
@@ -97,6 +97,13 @@ pub static FORWARD4: HashMap<ForwardKey<A4>, Forward<A4>, FORWARDS> = HashMap::n
 
 #[btf_map(name = "forward6")]
 pub static FORWARD6: HashMap<ForwardKey<A6>, Forward<A6>, FORWARDS> = HashMap::new();
+
+/// Which ports any forward has.
+#[btf_map(name = "forwarded4")]
+pub static FORWARDED4: Array<u64, { FORWARDED as usize }> = Array::new();
+
+#[btf_map(name = "forwarded6")]
+pub static FORWARDED6: Array<u64, { FORWARDED as usize }> = Array::new();
 
 #[btf_map(name = "range4")]
 pub static RANGE4: LpmTrie<RangeKey<A4>, Range<A4>, BLOCKS> = LpmTrie::new();

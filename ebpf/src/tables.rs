@@ -21,7 +21,7 @@ use telecluster_common::{
     maps::{
         Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented, Local,
         Masquerade, MasqueradeKey, Moved, Opening, PaceKey, Pair, PairKey, PlaceKey, PlacedPort, PoolKey,
-        Port, RangeKey, Rule, SourceKey, Uplink, ticks,
+        Port, RangeKey, Rule, SourceKey, Uplink, forwarded, ticks,
     },
     nat::{
         fast::{HopRef, Ways, is_ahead, is_settled, stamp},
@@ -32,10 +32,10 @@ use telecluster_common::{
 };
 
 use crate::maps::{
-    BINDING4, BINDING6, EPOCH, FLOW4, FLOW6, FORWARD4, FORWARD6, FRAGMENT4, FRAGMENT6, HALF_NEXT, HALF4,
-    HALF6, HOP, LOCAL4, LOCAL6, MASQUERADE4, MASQUERADE6, MOVED4, MOVED6, OPENING, PACE4, PACE6, PAIR4,
-    PAIR6, PLACED4, PLACED6, POOL4, POOL6, PORT, RANGE4, RANGE6, RULE, RULE_STAT, SOURCE4, SOURCE6, UPLINK4,
-    UPLINK6, WAITING_ROOM, WORK4, WORK6,
+    BINDING4, BINDING6, EPOCH, FLOW4, FLOW6, FORWARD4, FORWARD6, FORWARDED4, FORWARDED6, FRAGMENT4,
+    FRAGMENT6, HALF_NEXT, HALF4, HALF6, HOP, LOCAL4, LOCAL6, MASQUERADE4, MASQUERADE6, MOVED4, MOVED6,
+    OPENING, PACE4, PACE6, PAIR4, PAIR6, PLACED4, PLACED6, POOL4, POOL6, PORT, RANGE4, RANGE6, RULE,
+    RULE_STAT, SOURCE4, SOURCE6, UPLINK4, UPLINK6, WAITING_ROOM, WORK4, WORK6,
 };
 
 const EEXIST: i32 = -17;
@@ -252,7 +252,7 @@ impl Ways for Kernel {
 /// The tables of one family: the same code over its own maps. `$family` is its place in `half_next`.
 macro_rules! tables {
     ($address:ty, $prefix:literal, $flow:ident, $half:ident, $family:literal, $work:ident, $binding:ident, $moved:ident,
-     $fragment:ident, $pace:ident, $placed:ident, $pair:ident, $forward:ident, $range:ident, $source:ident, $masquerade:ident, $uplink:ident, $local:ident,
+     $fragment:ident, $pace:ident, $placed:ident, $pair:ident, $forward:ident, $forwarded:ident, $range:ident, $source:ident, $masquerade:ident, $uplink:ident, $local:ident,
      $pool:ident, $tuple:expr, $ends:expr) => {
         impl Tables<$address> for Kernel {
             #[inline(always)]
@@ -413,6 +413,12 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn is_forwarded(&self, protocol: u8, port: u16) -> bool {
+                let (word, bit) = forwarded(protocol, port);
+                $forwarded.get(word).is_some_and(|bits| *bits >> bit & 1 == 1)
+            }
+
+            #[inline(always)]
             fn range(&self, key: &Prefixed<RangeKey<$address>>) -> Option<RangeRef<$address>> {
                 let range = core::ptr::from_ref($range.get(trie_key(key))?);
                 // SAFETY: map memory stays mapped while the program runs (RCU), and is only read.
@@ -477,6 +483,7 @@ tables!(
     PLACED4,
     PAIR4,
     FORWARD4,
+    FORWARDED4,
     RANGE4,
     SOURCE4,
     MASQUERADE4,
@@ -500,6 +507,7 @@ tables!(
     PLACED6,
     PAIR6,
     FORWARD6,
+    FORWARDED6,
     RANGE6,
     SOURCE6,
     MASQUERADE6,

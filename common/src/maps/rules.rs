@@ -1,5 +1,7 @@
 //! What the agent writes about rules and addresses, and what rules have counted.
 
+use crate::tcp::proto;
+
 /// Key of `forward4` and `forward6`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(C, align(4))]
@@ -23,6 +25,16 @@ pub struct Forward<A> {
     pub unused: u16,
     pub rule: u32,
     pub generation: u32,
+}
+
+/// Words of `forwarded4` and of `forwarded6`: a bit for each port of TCP, then for each one of UDP.
+pub const FORWARDED: u32 = 2 * (1 << 16) / u64::BITS;
+
+/// Which word of them a port's bit is in, and which bit of that.
+#[inline(always)]
+pub const fn forwarded(protocol: u8, port: u16) -> (u32, u32) {
+    let place = ((protocol == proto::UDP) as u32) << 16 | port as u32;
+    (place / u64::BITS, place % u64::BITS)
 }
 
 /// Key of `range4` and `range6`, after the trie's own prefix length: everything but the port, then as many bits of that

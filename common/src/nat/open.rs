@@ -247,7 +247,7 @@ where
 }
 
 /// Finds the forward of an external address and port, into `work.target`: of any address of the host, or of this very
-/// one; of the port alone, or of a range that it is in. Without ranges, asking for them finds empty tables.
+/// one; of the port alone, or of a range that it is in.
 #[inline(always)]
 pub(super) fn forward_for<T, A>(
     tables: &T,
@@ -261,6 +261,9 @@ where
     A: Address,
 {
     let (address, port) = external;
+    if !tables.is_forwarded(proto, port) {
+        return false;
+    }
     work.forward = ForwardKey { uplink, address: A::ANY, port, proto, unused: 0 };
     if let Some(target) = tables.forward(&work.forward) {
         work.target = target;

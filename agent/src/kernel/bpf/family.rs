@@ -1,4 +1,4 @@
-//! The rule maps of one address family: `forward4`, `range4`, `source4`, `masquerade4`, `uplink4`, `local4`, `pool4`, or
+//! The rule maps of one address family: `forward4`, `forwarded4`, `range4`, `source4`, `masquerade4`, `uplink4`, `local4`, `pool4`, or
 //! those of IPv6.
 
 use std::{
@@ -18,6 +18,7 @@ use telecluster_common::{
 
 use super::{
     Plain, failed,
+    forwarded::{ForwardedPorts, Ports},
     forwards::{self, Parts},
     local::{self, LocalAddresses, Pooled},
     object::{Object, take},
@@ -31,8 +32,8 @@ type Result<T, E = KernelError> = std::result::Result<T, E>;
 
 /// An address as the maps have it.
 pub(super) trait Octets: Address + aya::Pod + Ord + Send + Sync {
-    /// `forward4`, `masquerade4`, `uplink4`, `local4`, `range4`, `source4`, `pool4`.
-    const MAPS: [&'static str; 7];
+    /// `forward4`, `masquerade4`, `uplink4`, `local4`, `range4`, `source4`, `pool4`, `forwarded4`.
+    const MAPS: [&'static str; 8];
 
     /// `None`: of the other family.
     fn from_ip(ip: IpAddr) -> Option<Self>;
@@ -40,8 +41,8 @@ pub(super) trait Octets: Address + aya::Pod + Ord + Send + Sync {
 }
 
 impl Octets for [u8; 4] {
-    const MAPS: [&'static str; 7] =
-        ["forward4", "masquerade4", "uplink4", "local4", "range4", "source4", "pool4"];
+    const MAPS: [&'static str; 8] =
+        ["forward4", "masquerade4", "uplink4", "local4", "range4", "source4", "pool4", "forwarded4"];
 
     fn from_ip(ip: IpAddr) -> Option<Self> {
         match ip {
@@ -56,8 +57,8 @@ impl Octets for [u8; 4] {
 }
 
 impl Octets for [u8; 16] {
-    const MAPS: [&'static str; 7] =
-        ["forward6", "masquerade6", "uplink6", "local6", "range6", "source6", "pool6"];
+    const MAPS: [&'static str; 8] =
+        ["forward6", "masquerade6", "uplink6", "local6", "range6", "source6", "pool6", "forwarded6"];
 
     fn from_ip(ip: IpAddr) -> Option<Self> {
         match ip {
@@ -75,6 +76,8 @@ impl Octets for [u8; 16] {
 pub(super) struct FamilyMaps<A: Octets> {
     forwards: HashMap<MapData, Plain<ForwardKey<A>>, Plain<Forward<A>>>,
     ranges: LpmTrie<MapData, Plain<RangeKey<A>>, Plain<Range<A>>>,
+    /// The ports of both.
+    forwarded: ForwardedPorts,
     sources: LpmTrie<MapData, Plain<SourceKey<A>>, u32>,
     masquerades: LpmTrie<MapData, Plain<MasqueradeKey<A>>, Plain<Masquerade>>,
     uplinks: HashMap<MapData, u32, Plain<Uplink<A>>>,
@@ -97,10 +100,11 @@ pub(super) enum Entry<A> {
 
 impl<A: Octets> FamilyMaps<A> {
     pub(super) fn take(object: &mut Object) -> Result<Self> {
-        let [forward, masquerade, uplink, local, range, source, pool] = A::MAPS;
+        let [forward, masquerade, uplink, local, range, source, pool, forwarded] = A::MAPS;
         let mut maps = Self {
             forwards: take(object, forward)?,
             ranges: take(object, range)?,
+            forwarded: ForwardedPorts::take(object, forwarded)?,
             sources: take(object, source)?,
             masquerades: take(object, masquerade)?,
             uplinks: take(object, uplink)?,
@@ -108,6 +112,9 @@ impl<A: Octets> FamilyMaps<A> {
             gone: StdHashMap::new(),
             counts: [0; 3],
         };
+        let singles = maps.forwards.keys().filter_map(Result::<_, MapError>::ok).map(|key| single(&key.0));
+        let blocks = maps.ranges.keys().filter_map(Result::<_, MapError>::ok).map(|key| block(&key));
+        maps.forwarded.adopt(singles.chain(blocks))?;
         let counts = [maps.forwards.keys().count(), maps.ranges.keys().count(), maps.sources.keys().count()];
         maps.counts = counts.map(|count| count as u64);
         let listed = maps.masquerades.iter().filter_map(Result::<_, MapError>::ok);
@@ -324,16 +331,20 @@ impl<A: Octets> FamilyMaps<A> {
     pub(super) fn insert(&mut self, entry: &Entry<A>) -> Result<()> {
         match entry {
             Entry::Forward(key, value) => {
-                self.forwards
-                    .insert(Plain(*key), Plain(*value), 0)
-                    .map_err(|error| failed(format!("forward port {}", key.port), &error))?;
+                self.forwarded.add(&single(key))?;
+                if let Err(error) = self.forwards.insert(Plain(*key), Plain(*value), 0) {
+                    self.forwarded.remove(&single(key))?;
+                    return Err(failed(format!("forward port {}", key.port), &error));
+                }
                 self.counts[0] += 1;
                 Ok(())
             }
             Entry::Range(key, value) => {
-                self.ranges
-                    .insert(key, Plain(*value), 0)
-                    .map_err(|error| failed(format!("forward the ports from {} on", first(key)), &error))?;
+                self.forwarded.add(&block(key))?;
+                if let Err(error) = self.ranges.insert(key, Plain(*value), 0) {
+                    self.forwarded.remove(&block(key))?;
+                    return Err(failed(format!("forward the ports from {} on", first(key)), &error));
+                }
                 self.counts[1] += 1;
                 Ok(())
             }
@@ -361,14 +372,14 @@ impl<A: Octets> FamilyMaps<A> {
                     .remove(&Plain(*key))
                     .map_err(|error| failed(format!("stop forwarding port {}", key.port), &error))?;
                 self.counts[0] -= 1;
-                Ok(())
+                self.forwarded.remove(&single(key))
             }
             Entry::Range(key, _) => {
                 self.ranges.remove(key).map_err(|error| {
                     failed(format!("stop forwarding the ports from {} on", first(key)), &error)
                 })?;
                 self.counts[1] -= 1;
-                Ok(())
+                self.forwarded.remove(&block(key))
             }
             Entry::Source(key, _) => {
                 self.sources.remove(key).map_err(|error| failed("take a network from a rule", &error))?;
@@ -386,7 +397,7 @@ impl<A: Octets> FamilyMaps<A> {
     }
 
     pub(super) fn pressure(&self) -> [MapPressure; 3] {
-        let [forward, _, _, _, range, source, _] = A::MAPS;
+        let [forward, _, _, _, range, source, _, _] = A::MAPS;
         let [forwards, ranges, sources] = self.counts;
         let pressure = |map, entries, capacity| MapPressure { map, entries, capacity: u64::from(capacity) };
         [
@@ -424,6 +435,14 @@ pub(super) fn entries<A: Octets>(slot: Slot, generation: u32, rule: &NatRule) ->
             entries
         }
     }
+}
+
+fn single<A>(key: &ForwardKey<A>) -> Ports {
+    (key.proto, key.port..=key.port)
+}
+
+fn block<A: Octets>(key: &Key<Plain<RangeKey<A>>>) -> Ports {
+    (key.data().0.proto, forwards::ports(key))
 }
 
 /// The first port of a block.

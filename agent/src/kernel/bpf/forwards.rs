@@ -106,6 +106,14 @@ fn blocks(ports: RangeInclusive<u16>) -> Vec<(u16, u32)> {
     blocks
 }
 
+/// The ports of a block.
+pub(super) fn ports<A: Octets>(key: &Key<Plain<RangeKey<A>>>) -> RangeInclusive<u16> {
+    let free = RangeKey::<A>::WHOLE.saturating_sub(key.prefix_len()).min(u16::BITS);
+    let first = u16::from_be_bytes(key.data().0.port);
+    let last = u32::from(first) | ((1 << free) - 1);
+    first..=u16::try_from(last).unwrap_or(u16::MAX)
+}
+
 /// What the maps hold for one slot, gathered entry by entry.
 pub(super) struct Parts<A> {
     /// What each transport has, as it comes: two blocks need not be neighbours.
@@ -128,12 +136,9 @@ impl<A: Octets> Parts<A> {
     }
 
     pub(super) fn add_block(&mut self, key: &Key<Plain<RangeKey<A>>>, value: Range<A>) {
-        let RangeKey { uplink, address, proto, unused: _, port } = key.data().0;
-        let free = RangeKey::<A>::WHOLE.saturating_sub(key.prefix_len()).min(u16::BITS);
-        let first = u16::from_be_bytes(port);
-        let last = u32::from(first) | ((1 << free) - 1);
+        let RangeKey { uplink, address, proto, unused: _, port: _ } = key.data().0;
         let target = Target { uplink, external: address, internal: value.address, shift: value.shift };
-        self.add(proto, (first, u16::try_from(last).unwrap_or(u16::MAX)), target);
+        self.add(proto, ports(key).into_inner(), target);
     }
 
     pub(super) fn add_source(&mut self, key: &Key<Plain<SourceKey<A>>>) {

@@ -6,11 +6,11 @@ use aya::maps::{MapData, MapInfo, MapType};
 use telecluster_common::{
     drop::DropReason,
     maps::{
-        Binding, EndpointKey, Epoch, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented, HOPS, Hop,
-        Local, MAX_BLOCKS, MAX_FRAGMENTED, MAX_PACED, MAX_PAIRS, MAX_PLACED, MAX_POOLED, MAX_PORTS,
-        MAX_RULES, MAX_WAITING_ROOMS, Masquerade, MasqueradeKey, Moved, Opening, PaceKey, Pair, PairKey,
-        PlaceKey, PlacedPort, PoolKey, Port, Range, RangeKey, Rule, RuleStat, SourceKey, Uplink, stage,
-        xdp_stage,
+        Binding, EndpointKey, Epoch, FORWARDED, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented,
+        HOPS, Hop, Local, MAX_BLOCKS, MAX_FRAGMENTED, MAX_PACED, MAX_PAIRS, MAX_PLACED, MAX_POOLED,
+        MAX_PORTS, MAX_RULES, MAX_WAITING_ROOMS, Masquerade, MasqueradeKey, Moved, Opening, PaceKey, Pair,
+        PairKey, PlaceKey, PlacedPort, PoolKey, Port, Range, RangeKey, Rule, RuleStat, SourceKey, Uplink,
+        stage, xdp_stage,
     },
     nat::work::Work,
 };
@@ -48,7 +48,7 @@ pub(super) enum Entries {
 type A4 = [u8; 4];
 type A6 = [u8; 16];
 
-pub(super) const LAYOUTS: [Layout; 46] = [
+pub(super) const LAYOUTS: [Layout; 48] = [
     layout::<FlowKey<A4>, Flow<A4>>("flow4", MapType::Hash, Entries::Flows),
     layout::<FlowKey<A6>, Flow<A6>>("flow6", MapType::Hash, Entries::Flows),
     layout::<EndpointKey<A4>, Binding<A4>>("binding4", MapType::Hash, Entries::Bindings),
@@ -69,6 +69,8 @@ pub(super) const LAYOUTS: [Layout; 46] = [
     layout::<u32, u32>("waiting_room", MapType::Hash, Entries::Fixed(MAX_WAITING_ROOMS)),
     layout::<ForwardKey<A4>, Forward<A4>>("forward4", MapType::Hash, Entries::Fixed(2 * MAX_RULES)),
     layout::<ForwardKey<A6>, Forward<A6>>("forward6", MapType::Hash, Entries::Fixed(2 * MAX_RULES)),
+    layout::<u32, u64>("forwarded4", MapType::Array, Entries::Fixed(FORWARDED)),
+    layout::<u32, u64>("forwarded6", MapType::Array, Entries::Fixed(FORWARDED)),
     layout::<(u32, RangeKey<A4>), Range<A4>>("range4", MapType::LpmTrie, Entries::Fixed(MAX_BLOCKS)),
     layout::<(u32, RangeKey<A6>), Range<A6>>("range6", MapType::LpmTrie, Entries::Fixed(MAX_BLOCKS)),
     layout::<(u32, SourceKey<A4>), u32>("source4", MapType::LpmTrie, Entries::Fixed(MAX_BLOCKS)),

@@ -26,6 +26,7 @@ mod epoch;
 mod family;
 mod fast;
 mod flows;
+mod forwarded;
 mod forwards;
 mod guard;
 mod hooks;

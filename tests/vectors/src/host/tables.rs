@@ -376,6 +376,13 @@ impl<A: Side> Tables<A> for HostTables {
         A::of(self).forwards.get(key).copied()
     }
 
+    fn is_forwarded(&self, protocol: u8, port: u16) -> bool {
+        let mut singles = A::of(self).forwards.keys();
+        let mut ranges = A::of(self).ranges.iter();
+        singles.any(|key| (key.proto, key.port) == (protocol, port))
+            || ranges.any(|(key, ports, _)| key.proto == protocol && ports.contains(&port))
+    }
+
     fn range(&self, key: &Prefixed<RangeKey<A>>) -> Option<RangeRef<A>> {
         let (wanted, port) = (RangeKey { port: [0; 2], ..key.key }, u16::from_be_bytes(key.key.port));
         let mut ranges = A::of(self).ranges.iter();
