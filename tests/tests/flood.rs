@@ -52,14 +52,21 @@ fn rounds(pairs: &mut [Pair], mut over: impl FnMut(u32) -> bool) -> u64 {
     bytes * 1000 / u64::try_from(began.elapsed().as_millis()).expect("not for ever").max(1)
 }
 
-/// Sends first packets of TCP and UDP to the forwarded ports, each from another address, until it is told to stop.
+/// Sends first packets of TCP and UDP to the forwarded ports, each from another address, until it is told to stop: as fast as
+/// it goes, or `FLOOD_RATE` of them in a second.
 fn flood(lab: &Lab, stop: &AtomicBool, sent: &AtomicU64) {
     let raw = Some(Protocol::from(255)); // IPPROTO_RAW: the header is in what is sent
     let socket = lab.outside.run(|| Socket::new(Domain::IPV4, Type::RAW, raw)).expect("a raw socket");
     let to: SocketAddr = (WAN, 0).into();
     // Weyl's sequence: every address and port comes once before one comes again
     let mut state = 0x1234_5678u32;
+    let rate = std::env::var("FLOOD_RATE").map(|rate| rate.parse::<u64>().expect("a number"));
+    let began = Instant::now();
     while !stop.load(Ordering::Relaxed) {
+        if let Ok(rate) = rate {
+            let due = Duration::from_nanos(sent.load(Ordering::Relaxed) * 1_000_000_000 / rate);
+            thread::sleep(due.saturating_sub(began.elapsed()));
+        }
         state = state.wrapping_add(0x9e37_79b9);
         let [a, b, c, d] = state.to_be_bytes();
         let source = (Ipv4Addr::new(10, a, b, c), 1024 + (u16::from(d) << 7));
@@ -105,7 +112,11 @@ fn live_connections_outlive_a_flood_of_forged_first_packets_and_new_ones_are_mad
         stop.store(true, Ordering::Relaxed);
         flooded
     });
-    println!("{calm} bytes/s each way without, {flooded} with {} forged packets", sent.into_inner());
+    println!(
+        "{calm} bytes/s each way without, {flooded} ({} %) with {} forged packets",
+        flooded * 100 / calm,
+        sent.into_inner()
+    );
 
     let flows = lab.dump("flow4").len();
     assert!(flows > 2 * CONNECTIONS, "the flood made flows: {flows}");
