@@ -84,7 +84,11 @@ pub fn translate(data: &[u8]) {
         match outcome {
             Outcome::Passed => {
                 assert_eq!(bytes.len(), frame.len(), "a frame became longer or shorter");
-                assert!(!is_right(frame) || is_right(&bytes), "a checksum was broken: {frame:02x?}");
+                let before = right(frame);
+                assert!(
+                    before.is_none() || right(&bytes) == before,
+                    "a checksum was broken: {frame:02x?} became {bytes:02x?}"
+                );
             }
             Outcome::Dropped(_) => {}
             Outcome::Sent(interface) => unreachable!("nobody has learned a way to {interface}"),
@@ -92,38 +96,46 @@ pub fn translate(data: &[u8]) {
     }
 }
 
-/// A whole packet, whose every checksum is right.
-fn is_right(frame: &[u8]) -> bool {
-    let Some(packet) = frame.get(ETHERNET..) else { return false };
+/// What a whole packet has whose every checksum is right.
+#[derive(Debug, PartialEq, Eq)]
+enum Right {
+    /// One of its transport header too.
+    Whole,
+    /// None of that: UDP may do without (RFC 768, over IPv6 RFC 6935).
+    Without,
+}
+
+/// `None`: it is no whole packet, or a checksum is wrong.
+fn right(frame: &[u8]) -> Option<Right> {
+    let packet = frame.get(ETHERNET..)?;
     let (proto, addresses, segment) = match frame[12..14] {
         [8, 0] if packet.len() >= 20 && packet[0] == 0x45 => {
             let whole = usize::from(u16::from_be_bytes([packet[2], packet[3]])) == packet.len();
             let parts = u16::from_be_bytes([packet[6], packet[7]]) & 0x3fff != 0;
             if !whole || parts || checksum(&packet[..20]) != [0, 0] {
-                return false;
+                return None;
             }
             (packet[9], &packet[12..20], &packet[20..])
         }
         [0x86, 0xdd] if packet.len() >= 40 && packet[0] >> 4 == 6 => {
             if usize::from(u16::from_be_bytes([packet[4], packet[5]])) != packet.len() - 40 {
-                return false;
+                return None;
             }
             (packet[6], &packet[8..40], &packet[40..])
         }
-        _ => return false,
+        _ => return None,
     };
     let mut covered = Vec::new();
     match proto {
-        // RFC 768: without one.
-        UDP if segment.len() >= 8 && segment[6..8] == [0, 0] && addresses.len() == 8 => return true,
+        UDP if segment.len() >= 8 && segment[6..8] == [0, 0] => return Some(Right::Without),
         TCP | UDP | 58 => {
             covered.extend(addresses);
             covered.extend([0, proto]);
             covered.extend(u16::try_from(segment.len()).expect("fits IP").to_be_bytes());
         }
         1 => {}
-        _ => return false,
+        _ => return None,
     }
     covered.extend(segment);
-    checksum(&covered) == [0, 0]
+    (checksum(&covered) == [0, 0]).then_some(Right::Whole)
 }
