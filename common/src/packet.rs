@@ -76,13 +76,14 @@ pub struct ChecksumFix {
     pub body: u16,
     /// A checksum of 0 means "none" and stays (UDP, RFC 768).
     pub optional: bool,
-    /// What changed in the IP header adds where no checksum there makes up for it (IPv6). A device that has summed up the whole
-    /// packet has summed that up too, and the helper for transport checksums takes it for IPv4.
+    /// What changed adds where no checksum makes up for it: in the IP header (IPv6), and in the ports of a datagram without one. A
+    /// device that has summed up the whole packet has summed that up too; the helper for transport checksums takes it for IPv4, and does
+    /// nothing where there is none.
     pub uncovered: u16,
 }
 
 impl ChecksumFix {
-    /// With something more in the IP header.
+    /// With something more that nothing makes up for.
     #[inline(always)]
     #[must_use]
     pub const fn and(self, uncovered: u32) -> Self {

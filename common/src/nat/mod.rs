@@ -408,6 +408,11 @@ pub fn rewrite<A: Address>(headers: Headers<'_, A>, flow: FlowRef<A>) -> Checksu
     transport.first = sport;
     transport.second = dport;
     match protocol {
+        // Nothing makes up for the ports then, nor over IPv6 for the addresses (RFC 6935).
+        proto::UDP if u16::from_ne_bytes(transport.fourth) == 0 => {
+            ChecksumFix { offset: transport_offset + 6, pseudo: 0, body: 0, optional: true, uncovered }
+                .and(u32::from(body))
+        }
         proto::UDP => ChecksumFix { offset: transport_offset + 6, pseudo, body, optional: true, uncovered },
         _ => ChecksumFix { offset: transport_offset + 16, pseudo, body, optional: false, uncovered },
     }

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use telecluster_common::{drop::DropReason, maps::Direction};
 
 use super::{Cast, Rule, Step, Vector, forward, inward, out, range, untouched};
-use crate::frame::{ACK, FIN, RST, SYN, TCP, UDP, icmp, tcp, udp};
+use crate::frame::{ACK, FIN, RST, SYN, TCP, UDP, icmp, tcp, udp, udp_without_checksum};
 
 pub(super) fn forward_vectors(cast: Cast) -> Vec<Vector> {
     let masquerade = || cast.masquerade();
@@ -18,6 +18,7 @@ pub(super) fn forward_vectors(cast: Cast) -> Vec<Vector> {
         inward(&tcp(client, external, ACK, b"SSH-2.0"), &tcp(client, ssh, ACK, b"SSH-2.0")),
     ];
     let dns = (cast.other_inside, 5353);
+    let plain = |src, dst| udp_without_checksum(src, dst, b"q");
     vec![
         Vector {
             name: "a forwarded TCP port leads inside and the answers come from it",
@@ -30,6 +31,17 @@ pub(super) fn forward_vectors(cast: Cast) -> Vec<Vector> {
             steps: vec![
                 inward(&udp(client, (cast.uplink, 53), b"q"), &udp(client, dns, b"q")),
                 out(&udp(dns, client, b"a"), &udp((cast.uplink, 53), client, b"a")),
+            ],
+        },
+        Vector {
+            name: "a datagram without checksum stays without when its port changes",
+            rules: vec![forward(UDP, 53, dns)],
+            steps: vec![
+                inward(&plain(client, (cast.uplink, 53)), &plain(client, dns)),
+                out(&plain(dns, client), &plain((cast.uplink, 53), client)),
+                // under way
+                inward(&plain(client, (cast.uplink, 53)), &plain(client, dns)),
+                out(&plain(dns, client), &plain((cast.uplink, 53), client)),
             ],
         },
         Vector {
