@@ -14,7 +14,8 @@ pub enum DropReason {
     Fragment = 3,
     /// From a masqueraded network: a protocol that has no ports and is not ICMP echo.
     Protocol = 4,
-    /// From a masqueraded network: shorter than its own headers say.
+    /// From a masqueraded network: shorter than its own headers say. From either side: an ICMP error about a flow whose checksum, or that
+    /// of the IP header that it embeds, is wrong.
     Malformed = 5,
     /// From a masqueraded network, and the uplink has no address to translate to.
     NoUplinkAddress = 6,

@@ -5,7 +5,10 @@
 
 use core::{fmt::Debug, hash::Hash};
 
-use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+use network_types::{
+    eth::EthHdr,
+    ip::{Ipv4Hdr, Ipv6Hdr},
+};
 
 use crate::{
     checksum,
@@ -80,6 +83,9 @@ pub trait Address: Copy + Eq + Hash + Debug {
 
     /// The header's own checksum, if this family has one.
     fn check(header: &Self::Header) -> Option<[u8; 2]>;
+
+    /// The sum of what the checksum of ICMP covers besides the message itself, which is so long; not folded.
+    fn icmp_pseudo_header<P: Packet>(packet: &mut P, len: u16) -> Option<u32>;
 
     /// How many routers may still pass it on: TTL, hop limit.
     fn hops_left(header: &Self::Header) -> u8;
@@ -191,6 +197,11 @@ impl Address for [u8; 4] {
     #[inline(always)]
     fn check(header: &Ipv4Hdr) -> Option<[u8; 2]> {
         Some(header.check)
+    }
+
+    #[inline(always)]
+    fn icmp_pseudo_header<P: Packet>(_packet: &mut P, _len: u16) -> Option<u32> {
+        Some(0)
     }
 
     #[inline(always)]
@@ -360,6 +371,14 @@ impl Address for [u8; 16] {
     #[inline(always)]
     fn check(_header: &Ipv6Hdr) -> Option<[u8; 2]> {
         None
+    }
+
+    #[inline(always)]
+    fn icmp_pseudo_header<P: Packet>(packet: &mut P, len: u16) -> Option<u32> {
+        /// Both addresses, where they are in the packet: a copy of them would be too much for the stacks of some programs.
+        const ADDRESSES: usize = EthHdr::LEN + 8;
+        let rest = u32::from(u16::from_ne_bytes([0, proto::ICMP6])) + u32::from(len.to_be());
+        packet.add_up::<[u8; 32]>(ADDRESSES, rest)
     }
 
     #[inline(always)]

@@ -52,6 +52,10 @@ pub trait Packet {
     /// The bytes from `offset` as a `T`, if they are reachable.
     fn at<T: Wire>(&mut self, offset: usize) -> Option<NonNull<T>>;
 
+    /// The one's complement sum of the bytes of a `T` from `offset`, and of `sum`; not folded. They are a multiple of four, and 512 at
+    /// most. `None`: they are not reachable.
+    fn add_up<T: Wire>(&mut self, offset: usize, sum: u32) -> Option<u32>;
+
     /// Cuts the frame to its first `keep` bytes and makes room for `room` bytes behind its Ethernet header; all of it is
     /// reachable then. False: the kernel refused.
     fn quote(&mut self, keep: u32, room: u32) -> bool;

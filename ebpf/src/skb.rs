@@ -5,7 +5,8 @@ use core::{arch::asm, ptr::NonNull};
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
     helpers::{
-        bpf_csum_update, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_pull_data,
+        bpf_csum_diff, bpf_csum_update, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail,
+        bpf_skb_pull_data,
     },
     programs::TcContext,
 };
@@ -106,6 +107,11 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
+    fn add_up<T: Wire>(&mut self, offset: usize, sum: u32) -> Option<u32> {
+        self.at(offset).map(|bytes| added_up::<T>(bytes, sum))
+    }
+
+    #[inline(always)]
     fn quote(&mut self, keep: u32, room: u32) -> bool {
         // SAFETY: the context of the program that runs. Cutting comes first: it also ends segmentation offload.
         unsafe {
@@ -147,6 +153,15 @@ impl Packet for Skb {
             self.resum(fix.uncovered);
         }
         true
+    }
+}
+
+/// [`Packet::add_up`] of what is reachable.
+#[inline(always)]
+pub fn added_up<T: Wire>(bytes: NonNull<T>, sum: u32) -> u32 {
+    // SAFETY: the helper reads as many bytes as there are.
+    unsafe {
+        bpf_csum_diff(core::ptr::null_mut(), 0, bytes.as_ptr().cast(), size_of::<T>() as u32, sum) as u32
     }
 }
 

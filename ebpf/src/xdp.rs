@@ -24,7 +24,7 @@ use telecluster_common::{
 use crate::{
     A4, A6,
     maps::{XDP_PORT, XDP_STAGE, XDP_STAT, count_drop},
-    skb::opaque,
+    skb::{added_up, opaque},
     tables::Kernel,
 };
 
@@ -169,6 +169,11 @@ impl Packet for Bytes {
     #[inline(always)]
     fn at<T: Wire>(&mut self, offset: usize) -> Option<NonNull<T>> {
         self.place(offset)
+    }
+
+    #[inline(always)]
+    fn add_up<T: Wire>(&mut self, offset: usize, sum: u32) -> Option<u32> {
+        self.place(offset).map(|bytes| added_up::<T>(bytes, sum))
     }
 
     #[inline(always)]

@@ -28,6 +28,17 @@ pub fn hopless(socket: &UdpSocket, family: impl Into<IpAddr>) {
     }
 }
 
+/// From now on its packets have extension headers of IPv6 that say nothing: hop-by-hop options, destination options.
+pub fn set_extensions(socket: &UdpSocket, [hop_by_hop, destination]: [bool; 2]) {
+    /// Eight bytes: what follows, which the kernel writes, no further length, and padding of six (RFC 8200 section 4.2).
+    const PADDING: [u8; 8] = [0, 0, 1, 4, 0, 0, 0, 0];
+    for (wanted, option) in [(hop_by_hop, libc::IPV6_HOPOPTS), (destination, libc::IPV6_DSTOPTS)] {
+        if wanted {
+            set_option(socket, libc::IPPROTO_IPV6, option, PADDING);
+        }
+    }
+}
+
 /// Whether what the socket sends may be cut into parts on its way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Parts {
@@ -73,7 +84,7 @@ pub fn path_mtu(socket: &UdpSocket, family: impl Into<IpAddr>) -> i32 {
     value
 }
 
-fn set_option(socket: &UdpSocket, level: libc::c_int, option: libc::c_int, value: libc::c_int) {
+fn set_option(socket: &UdpSocket, level: libc::c_int, option: libc::c_int, value: impl Copy) {
     let length = libc::socklen_t::try_from(size_of_val(&value)).expect("four");
     // SAFETY: the pointer and the length are those of `value`.
     let result =

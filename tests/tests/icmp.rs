@@ -8,9 +8,9 @@ use std::{
 };
 
 use telecluster_tests::{
-    lab::{INSIDE, INSIDE6, Lab, OUTSIDE, OUTSIDE6, PATIENCE, WAN, WAN6, eventually},
+    lab::{INSIDE, INSIDE_NET6, INSIDE6, Lab, OUTSIDE, OUTSIDE6, PATIENCE, WAN, WAN6, eventually},
     on_each_data_plane,
-    sockets::hopless,
+    sockets::{hopless, set_extensions},
 };
 
 on_each_data_plane!(
@@ -18,6 +18,7 @@ on_each_data_plane!(
     a_closed_port_behind_a_forward_is_told_to_the_client,
     a_smaller_mtu_inside_is_told_to_the_client_of_a_forward,
     a_client_of_a_forward_is_told_that_its_hops_are_used_up,
+    whoever_sends_extension_headers_is_told_too,
 );
 
 /// Sends to a port where nobody listens until the error has come back.
@@ -95,4 +96,26 @@ fn a_client_of_a_forward_is_told_that_its_hops_are_used_up(lab: &Lab) {
         });
     }
     assert_eq!(lab.outside.snmp("Icmp", "InCsumErrors"), 0);
+}
+
+/// Both ways: what a host outside says about an inside host's datagrams, and what an inside host says about a client's.
+fn whoever_sends_extension_headers_is_told_too(lab: &Lab) {
+    lab.ipv6();
+    let _worker = lab.start();
+    let body = serde_json::json!({"source_network": INSIDE_NET6, "output_interface": "wan0"});
+    lab.post("/nat/masquerade", &body).ok();
+    let body = serde_json::json!({
+        "external_port": 5353, "internal_ip": INSIDE6, "internal_port": 53, "protocol": "udp",
+    });
+    lab.post("/nat/forward", &body).ok();
+    for (port, options) in [(40000, [true, false]), (40001, [false, true]), (40002, [true, true])] {
+        for (from, address, to) in
+            [(&lab.inside, INSIDE6, (OUTSIDE6, 5399)), (&lab.outside, OUTSIDE6, (WAN6, 5353))]
+        {
+            let client = from.udp((address, port));
+            set_extensions(&client, options);
+            client.connect(to).expect("connect");
+            assert!(is_refused(&client), "{address}, hop-by-hop and destination options: {options:?}");
+        }
+    }
 }

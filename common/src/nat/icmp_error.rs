@@ -5,7 +5,7 @@
 //! the flow's direction that the error itself goes.
 
 use super::{
-    Verdict, flowless, life,
+    Verdict, flowless, icmp_check, life,
     open::outside_of,
     work::{Maker, Translation, Work},
 };
@@ -198,13 +198,17 @@ where
 }
 
 /// Writes everything, by arithmetic: no checksum of an ICMP error is ever left to a device, and every change is made up
-/// for by a checksum in the packet, so that the sum over all of it stays the same.
+/// for by a checksum in the packet, so that the sum over all of it stays the same. `None`, and the packet as it was: it is not what
+/// its sender has sent.
 #[inline(always)]
-pub(super) fn rewrite<P, A>(packet: &mut P, work: &Work<A>, direction: Direction) -> Option<()>
+pub(super) fn rewrite<P, A>(packet: &mut P, work: &mut Work<A>, direction: Direction) -> Option<()>
 where
     P: Packet,
     A: Address,
 {
+    if !icmp_check::is_sound(packet, work) {
+        return None;
+    }
     let (offset, at) = (work.transport_offset(), work.embedded_offset());
     let to = &work.to;
     let mut sum = embedded_header(packet, work, offset + ICMP_HEADER)?;

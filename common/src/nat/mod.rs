@@ -11,6 +11,7 @@ pub mod collect;
 mod depart;
 pub mod fast;
 mod fragment;
+mod icmp_check;
 mod icmp_error;
 mod life;
 mod limit;

@@ -23,7 +23,7 @@ unsafe impl Wire for Checksum {}
 // SAFETY: bytes.
 unsafe impl Wire for TcpHeader {}
 // SAFETY: bytes.
-unsafe impl Wire for [u8; 4] {}
+unsafe impl<const N: usize> Wire for [u8; N] {}
 
 const _: () = {
     assert!(align_of::<Ipv4Hdr>() == 1 && align_of::<Ipv6Hdr>() == 1);

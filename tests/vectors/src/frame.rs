@@ -1,6 +1,9 @@
 //! Frames built byte by byte. Checksums are computed from scratch (RFC 1071), not by the code under test.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::Range,
+};
 
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
@@ -213,6 +216,68 @@ pub fn icmp_error(
     };
     icmp[2..4].copy_from_slice(&sum);
     Frame::new(src, dst, proto, icmp)
+}
+
+/// Makes an ICMP error right that something was done to: the checksum of an IPv4 header that it embeds, and its own.
+pub fn mend(frame: &mut [u8]) {
+    mend_embedded_header(frame);
+    mend_error(frame);
+}
+
+/// Makes its own right.
+pub fn mend_error(frame: &mut [u8]) {
+    let Some(error) = place_of_error(frame) else { return };
+    frame[error.start + 2..error.start + 4].fill(0);
+    let mut covered = Vec::new();
+    if is_ipv6(frame) {
+        covered.extend(&frame[22..54]);
+        covered.extend([0, ICMP6]);
+        covered.extend(u16::try_from(error.len()).expect("fits IP").to_be_bytes());
+    }
+    covered.extend(&frame[error.clone()]);
+    let sum = checksum(&covered);
+    frame[error.start + 2..error.start + 4].copy_from_slice(&sum);
+}
+
+fn mend_embedded_header(frame: &mut [u8]) {
+    let Some(error) = place_of_error(frame) else { return };
+    let start = error.start + 8;
+    if is_ipv6(frame) || start == error.end {
+        return;
+    }
+    let end = start + 4 * usize::from(frame[start] & 15);
+    if end < start + 20 || end > error.end {
+        return;
+    }
+    frame[start + 10..start + 12].fill(0);
+    let sum = checksum(&frame[start..end]);
+    frame[start + 10..start + 12].copy_from_slice(&sum);
+}
+
+fn is_ipv6(frame: &[u8]) -> bool {
+    frame[12..14] == [0x86, 0xdd]
+}
+
+/// Where the ICMP error of a frame is, if it is one and whole.
+fn place_of_error(frame: &[u8]) -> Option<Range<usize>> {
+    let number =
+        |place: usize| Some(usize::from(u16::from_be_bytes([*frame.get(place)?, *frame.get(place + 1)?])));
+    let (range, first, last) = match frame.get(12..14)? {
+        [8, 0] if *frame.get(23)? == ICMP => (14 + 4 * usize::from(frame[14] & 15)..14 + number(16)?, 3, 12),
+        [0x86, 0xdd] => {
+            let (mut next, mut place) = (*frame.get(20)?, 54);
+            while matches!(next, 0 | 43 | 60) {
+                (next, place) = (*frame.get(place)?, place + 8 * (usize::from(*frame.get(place + 1)?) + 1));
+            }
+            if next != ICMP6 {
+                return None;
+            }
+            (place..54 + number(18)?, 1, 4)
+        }
+        _ => return None,
+    };
+    let whole = range.start + 8 <= range.end && range.end <= frame.len() && range.start >= 34;
+    (whole && (first..=last).contains(&frame[range.start])).then_some(range)
 }
 
 /// RFC 1071.

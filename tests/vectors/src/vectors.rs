@@ -235,6 +235,7 @@ pub fn all() -> Vec<Vector> {
         all.extend(masqueraded::except_vectors(cast));
         all.extend(masqueraded::pool_vectors(cast));
         all.extend(errors::icmp_error_vectors(cast));
+        all.extend(errors::checked_vectors(cast));
         all.extend(parts::fragment_vectors(cast));
     }
     all.extend(masqueraded::options_vectors());

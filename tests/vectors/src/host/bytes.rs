@@ -59,6 +59,12 @@ impl Packet for Bytes<'_> {
         NonNull::new(bytes.as_mut_ptr().cast())
     }
 
+    fn add_up<T: Wire>(&mut self, offset: usize, sum: u32) -> Option<u32> {
+        let bytes = self.0.get(offset..offset.checked_add(size_of::<T>())?)?;
+        let words = bytes.chunks(2).map(|word| u32::from(u16::from_ne_bytes([word[0], word[1]])));
+        Some(u32::from(fold(sum)) + words.sum::<u32>())
+    }
+
     fn commit(&mut self, fix: ChecksumFix) -> bool {
         let Some(field) = self.0.get_mut(fix.offset..fix.offset + 2) else {
             return false;

@@ -2,8 +2,8 @@
 
 use telecluster_common::{drop::DropReason, maps::Direction};
 
-use super::{Cast, IPV4, IPV6, Vector, dropped, forward, inward, out, untouched};
-use crate::frame::{Frame, SYN, UDP, icmp, icmp_error, tcp, udp, udp_without_checksum};
+use super::{Cast, IPV4, IPV6, Step, Vector, dropped, dropped_in, forward, inward, out, untouched};
+use crate::frame::{Frame, SYN, UDP, icmp, icmp_error, mend_error, tcp, udp, udp_without_checksum};
 
 pub(super) fn icmp_error_vectors(cast: Cast) -> Vec<Vector> {
     let Cast { uplink, inside, other_inside, remote, stranger: router, echo, .. } = cast;
@@ -104,6 +104,89 @@ pub(super) fn icmp_error_vectors(cast: Cast) -> Vec<Vector> {
                     DropReason::Protocol,
                 ),
             ],
+        },
+    ]
+}
+
+/// RFC 5508 REQ-3 and 3a, RFC 4443 section 2.3.
+pub(super) fn checked_vectors(cast: Cast) -> Vec<Vector> {
+    let Cast { uplink, inside, other_inside, remote, stranger: router, .. } = cast;
+    let header = if inside.is_ipv4() { 20 } else { 40 };
+    let kind = errors(cast)[0];
+    let [sent, seen] = [inside, uplink].map(|host| udp((host, 40000), (remote, 53), &[0xa5; 1400]));
+    let came = |embed| icmp_error(router, uplink, kind, &seen, embed);
+    let told = |embed| icmp_error(router, inside, kind, &sent, embed);
+    let changed = |frame: &Frame, place: usize| {
+        let mut bytes = frame.bytes();
+        bytes[place] ^= 1;
+        bytes
+    };
+    let mut lengths = vec![out(&sent, &seen)];
+    for embed in (header + 8..header + 80).chain(500..520).chain(1015..1030).chain([1300, 1426, 1427, 1428]) {
+        lengths.push(inward(&came(embed), &told(embed)));
+        let last = came(embed).bytes().len() - 1;
+        lengths.push(dropped_in(changed(&came(embed), last), DropReason::Malformed));
+    }
+
+    let error = 14 + header; // type, code, checksum, and what depends on the type
+    let (client, server) = ((remote, 50000), (other_inside, 5353));
+    let (query, seen_inside) = (udp(client, (uplink, 53), b"q"), udp(client, server, b"q"));
+    let answer = icmp_error(other_inside, remote, kind, &seen_inside, 1500);
+    let mut wrong = vec![out(&sent, &seen), inward(&query, &seen_inside)];
+    // The code, both bytes of the checksum, what follows; the embedded header's hops, and the embedded checksum.
+    for place in [1, 2, 3, 4, 7, 8 + if header == 20 { 8 } else { 7 }, 8 + header + 6] {
+        wrong.push(dropped_in(changed(&came(100), error + place), DropReason::Malformed));
+        wrong.push(dropped(changed(&answer, error + place), DropReason::Malformed));
+    }
+    // Less than its header says.
+    let whole = came(100).bytes();
+    wrong.push(dropped_in(whole[..whole.len() - 1].to_vec(), DropReason::Malformed));
+    // Right as a whole, but what it embeds is not what was sent.
+    if header == 20 {
+        for place in [1, 8, 10, 11] {
+            for (frame, make) in
+                [(came(100), dropped_in as fn(Vec<u8>, DropReason) -> Step), (answer.clone(), dropped)]
+            {
+                let mut bytes = changed(&frame, error + 8 + place);
+                mend_error(&mut bytes);
+                wrong.push(make(bytes, DropReason::Malformed));
+            }
+        }
+    }
+    wrong.push(inward(&came(100), &told(100)));
+    wrong.push(out(&answer, &icmp_error(uplink, remote, kind, &query, 1500)));
+
+    // A transport checksum inside is not for us to look at, nor is what a link has added behind the packet.
+    let broken = |frame: &Frame| {
+        let mut frame = frame.clone();
+        frame.transport[20] ^= 1;
+        frame
+    };
+    let padded = |frame: &Frame| [frame.bytes(), vec![0x77; 5]].concat();
+    let (frame, expected) = (padded(&came(101)), padded(&told(101)));
+    let right = vec![
+        out(&sent, &seen),
+        inward(
+            &icmp_error(router, uplink, kind, &broken(&seen), 1500),
+            &icmp_error(router, inside, kind, &broken(&sent), 1500),
+        ),
+        Step::Becomes { direction: Direction::In, frame, expected },
+    ];
+    vec![
+        Vector {
+            name: "errors are summed up whatever their length",
+            rules: vec![cast.masquerade()],
+            steps: lengths,
+        },
+        Vector {
+            name: "an error that is not what was sent is dropped",
+            rules: vec![cast.masquerade(), forward(UDP, 53, server)],
+            steps: wrong,
+        },
+        Vector {
+            name: "an error is right whatever the transport checksum in it and the bytes behind it are",
+            rules: vec![cast.masquerade()],
+            steps: right,
         },
     ]
 }
