@@ -13,7 +13,7 @@ modules="veth bridge br_netfilter 8021q dummy bonding tun vxlan geneve sch_ingre
   nf_conntrack_netlink nf_flow_table ip_tables iptable_nat iptable_filter xt_MASQUERADE xt_conntrack
   xt_nat xt_limit xt_mark xt_REDIRECT xt_TCPMSS xt_addrtype xt_hashlimit iptable_mangle ip6_tables ip6table_nat ip6table_mangle ip6table_filter xt_comment xt_tcpudp ipt_REJECT ip6t_REJECT nft_reject_ipv4
   nft_limit nft_reject_ipv6 nft_reject_inet af_packet openvswitch inet_diag tcp_diag sch_fq sch_fq_codel"
-tools="bash ip bridge tc bpftool ping nft ethtool curl nsenter unshare setpriv timeout
+tools="bash ip bridge tc bpftool ping nft ethtool curl nsenter unshare setpriv timeout strace
   ovs-vswitchd ovsdb-server ovsdb-tool ovs-vsctl"
 # Names of one program, which tests replace by the old one.
 iptables="iptables ip6tables iptables-restore ip6tables-restore iptables-save ip6tables-save"
