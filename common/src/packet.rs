@@ -10,7 +10,7 @@ use core::ptr::NonNull;
 
 pub(crate) use self::{
     header::FRAGMENT_OFFSET,
-    parse::{locate4, locate6, read},
+    parse::{locate4, locate6, read_first_part},
     piece::{behind6, piece4, piece6},
 };
 pub use self::{

@@ -15,7 +15,7 @@ use crate::{
     drop::DropReason,
     family::Address,
     maps::{Direction, FlowKey, FragmentKey, Fragmented, ticks},
-    packet::{Packet, Parsed, note, read},
+    packet::{Packet, Parsed, note, read_first_part},
     tables::{FlowRef, Tables},
 };
 
@@ -80,7 +80,7 @@ where
     A: Address,
 {
     let interface = work.interface();
-    match read::<P, A>(packet, work.piece.protocol(), work.piece.offset()) {
+    match read_first_part::<P, A>(packet, work.piece.protocol(), work.piece.offset()) {
         Parsed::Other | Parsed::Fragment => return Next::Done(Verdict::Pass),
         Parsed::Flowless { src, why } => {
             return Next::Done(flowless(packet, tables, work, direction, src, why));

@@ -117,13 +117,26 @@ pub fn parse<P: Packet, A: Address>(packet: &mut P) -> Parsed<'_, A> {
     read(packet, protocol, transport_offset)
 }
 
-/// Reads the transport header of this protocol at this offset.
+/// Reads the transport header of the first part of a packet, which may be of any protocol.
 #[inline(always)]
-pub(crate) fn read<P: Packet, A: Address>(
+pub(crate) fn read_first_part<P: Packet, A: Address>(
     packet: &mut P,
     protocol: u8,
     transport_offset: usize,
 ) -> Parsed<'_, A> {
+    if protocol == proto::TCP || protocol == proto::UDP || protocol == A::ICMP {
+        return read(packet, protocol, transport_offset);
+    }
+    let Some(ip) = packet.at::<A::Header>(EthHdr::LEN) else {
+        return Parsed::Other;
+    };
+    // SAFETY: `at` checked the bounds, `Wire` the layout; nothing else holds the packet.
+    Parsed::Flowless { src: A::src(unsafe { ip.as_ref() }), why: DropReason::Protocol }
+}
+
+/// Reads the transport header of this protocol at this offset.
+#[inline(always)]
+fn read<P: Packet, A: Address>(packet: &mut P, protocol: u8, transport_offset: usize) -> Parsed<'_, A> {
     let transport_len = if protocol == proto::TCP { size_of::<TcpHeader>() } else { size_of::<Transport>() };
     packet.make_linear(transport_offset + transport_len);
     let Some(mut ip) = packet.at::<A::Header>(EthHdr::LEN) else {

@@ -6,7 +6,7 @@ use crate::{
     family::Address,
     maps::Direction,
     nat::{Verdict, fragment, take_down},
-    packet::{Packet, Parsed, note, read},
+    packet::{Packet, Parsed, note, read_first_part},
     tables::Tables,
 };
 
@@ -28,7 +28,9 @@ where
     fragment::name(work, Direction::Out);
     let now = tables.now();
     if work.piece.place() == 0 {
-        let Parsed::Flow(headers) = read::<P, A>(packet, work.piece.protocol(), work.piece.offset()) else {
+        let Parsed::Flow(headers) =
+            read_first_part::<P, A>(packet, work.piece.protocol(), work.piece.offset())
+        else {
             return None;
         };
         if headers.protocol == A::ICMP {

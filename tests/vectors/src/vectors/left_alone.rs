@@ -65,6 +65,8 @@ pub(super) fn refused_vectors() -> Vec<Vector> {
     let ipv6 = vec![
         dropped(tcp(inside6, remote6, ACK, b"x").bytes(), DropReason::TcpNotSyn),
         dropped(datagram6().fragments(7, 8)[1].bytes(), DropReason::Fragment),
+        dropped(in_parts(&Frame::new(IPV6.inside, IPV6.remote, 50, vec![7; 64])), DropReason::Protocol),
+        dropped(in_parts(&Frame::new(IPV6.inside, IPV6.remote, ICMP, vec![8; 64])), DropReason::Protocol),
         dropped(Frame::new(IPV6.inside, IPV6.remote, 50, vec![0; 16]).bytes(), DropReason::Protocol),
         dropped(icmp(IPV6.inside, IPV6.remote, 139, 7, b"").bytes(), DropReason::Protocol),
         dropped(Frame::new(IPV6.inside, IPV6.remote, ICMP6, vec![128; 5]).bytes(), DropReason::Malformed),
@@ -86,6 +88,8 @@ pub(super) fn refused_vectors() -> Vec<Vector> {
             dropped(tcp(inside, remote, ACK, b"x").fragment(0x2000).bytes(), DropReason::TcpNotSyn),
             dropped(tcp(inside, remote, ACK, b"x").fragment(0x0010).bytes(), DropReason::Fragment),
             dropped(Frame::new(INSIDE, REMOTE, 47, vec![0; 16]).bytes(), DropReason::Protocol),
+            dropped(in_parts(&Frame::new(INSIDE, REMOTE, 47, vec![7; 64])), DropReason::Protocol),
+            dropped(in_parts(&Frame::new(INSIDE, REMOTE, ICMP6, vec![128; 64])), DropReason::Protocol),
             dropped(icmp(INSIDE, REMOTE, 17, 7, b"").bytes(), DropReason::Protocol),
             dropped(icmp(INSIDE, REMOTE, 0, 7, b"").bytes(), DropReason::Protocol),
             dropped(icmp(INSIDE, REMOTE, 14, 7, b"").bytes(), DropReason::Protocol),
@@ -99,4 +103,9 @@ pub(super) fn refused_vectors() -> Vec<Vector> {
         ],
     }]);
     vectors
+}
+
+/// The first part.
+fn in_parts(frame: &Frame) -> Vec<u8> {
+    frame.fragments(7, 32)[0].bytes()
 }
