@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use serde_json::json;
 use telecluster_tests::lab::{INSIDE, Lab, Netns, OUTSIDE, PATIENCE, WAN, eventually};
 
 /// Flows of one attempt.
@@ -46,15 +45,22 @@ fn new_flows_from_inside_do_not_take_the_kernels_way() {
     let _worker = lab.start();
     lab.masquerade();
     let server = lab.outside.udp((OUTSIDE, 5300));
+    let mut asked = 0;
     until_the_kernel_sees_none(&lab, || {
         for _ in 0..FLOWS {
             asks(&lab.inside, &server, (OUTSIDE, 5300));
+            asked += 1;
         }
     });
     let flows = lab.get("/nat/flows?remote_port=5300&limit=1000");
-    assert!(flows["total"].as_u64().is_some_and(|total| total >= u64::from(FLOWS)), "{flows}");
-    for flow in flows["flows"].as_array().expect("flows") {
-        assert_eq!((&flow["packets_out"], &flow["packets_in"]), (&json!(1), &json!(1)), "{flow}");
+    let flows = flows["flows"].as_array().expect("flows");
+    assert!(flows.len() >= usize::from(FLOWS), "{flows:?}");
+    // Now and then a socket has the port of an earlier one, and goes on with its flow.
+    for direction in ["packets_out", "packets_in"] {
+        let packets: u64 = flows.iter().filter_map(|flow| flow[direction].as_u64()).sum();
+        assert_eq!(packets, asked, "{direction}: {flows:?}");
+    }
+    for flow in flows {
         assert_eq!(flow["external_port"], flow["inside_port"], "ports are kept: {flow}");
     }
 }
