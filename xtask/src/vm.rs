@@ -195,8 +195,10 @@ impl Image {
     /// Runs the guest, shows what it says, and answers with the status of its script and what its
     /// tests counted.
     fn boot(&self) -> Result<(i32, Tally)> {
-        // The emulator goes when we go, also by a signal that we cannot catch.
+        // The emulator goes when we go, also by a signal that we cannot catch: `timeout` with us, the emulator
+        // with `timeout`. To be told of a parent's death is not inherited.
         let mut qemu = command("setpriv", ["--pdeathsig", "KILL", "timeout", "-k", "5", TIMEOUT_SECONDS]);
+        qemu.args(["setpriv", "--pdeathsig", "KILL"]);
         qemu.args([
             "qemu-system-x86_64",
             "-accel",
