@@ -2,10 +2,8 @@
 //! so that growth is seen. Figures, not judgements; `cargo xtask bench programs` calls it.
 
 use std::{
-    ffi::CString,
     mem::transmute,
     net::{IpAddr, Ipv4Addr},
-    os::fd::{AsFd as _, AsRawFd as _},
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -16,9 +14,9 @@ use aya::{
     programs::{SchedClassifier, TcAttachType},
     sys::{Stats, enable_stats},
 };
-use nix::libc;
 use telecluster_common::maps::{Direction, Flow, FlowKey, flag};
 use telecluster_tests::{
+    bare::{instruction, load as load_bare, map_into_r1},
     frame::{UDP, udp},
     kernel::Kernel,
     lab::eventually,
@@ -124,43 +122,20 @@ fn least() {
     bridge.remove();
 }
 
-/// A program of some lookups, in machine code of BPF: what the compiler makes of a source is no matter here.
+/// A program of some lookups.
 fn bare(name: &str, lookups: usize) -> SchedClassifier {
     let port_cfg = MapData::from_pin("/sys/fs/bpf/telecluster/maps/port_cfg").expect("the ports");
-    let map = i64::from(port_cfg.fd().as_fd().as_raw_fd());
-    // Operation, registers, offset, value (linux: Documentation/bpf/standardization/instruction-set.rst).
-    let code = |operation: u8, registers: u8, offset: i16, value: i32| {
-        let [a, b] = offset.to_le_bytes();
-        let [c, d, e, f] = value.to_le_bytes();
-        [operation, registers, a, b, c, d, e, f]
-    };
+    let [map, rest] = map_into_r1(&port_cfg);
     let lookup = [
-        code(0x62, 10, -4, 7),                                          // *(u32 *)(r10 - 4) = 7
-        code(0xbf, 0xa2, 0, 0),                                         // r2 = r10
-        code(0x07, 2, 0, -4),                                           // r2 += -4
-        code(0x18, 0x11, 0, i32::try_from(map).expect("a descriptor")), // r1 = the map
-        code(0, 0, 0, 0),
-        code(0x85, 0, 0, 1), // call bpf_map_lookup_elem
+        instruction(0x62, 10, -4, 7),  // *(u32 *)(r10 - 4) = 7
+        instruction(0xbf, 0xa2, 0, 0), // r2 = r10
+        instruction(0x07, 2, 0, -4),   // r2 += -4
+        map,                           // r1 = the map
+        rest,
+        instruction(0x85, 0, 0, 1), // call bpf_map_lookup_elem
     ];
-    let end = [code(0xb7, 0, 0, -1), code(0x95, 0, 0, 0)]; // return TCX_NEXT
-    let code: Vec<u8> = [lookup.repeat(lookups).concat(), end.concat()].concat();
-    let pin = CString::new(format!("/sys/fs/bpf/telecluster/progs/{name}")).expect("a path");
-    // The attributes of BPF_PROG_LOAD as far as they are not 0, and of BPF_OBJ_PIN (linux/bpf.h).
-    let mut load = [0u64; 16];
-    load[0] = 3 | (code.len() as u64 / 8) << 32; // BPF_PROG_TYPE_SCHED_CLS
-    load[1] = code.as_ptr() as u64;
-    load[2] = c"GPL".as_ptr() as u64;
-    let call = |command: libc::c_long, attributes: &mut [u64; 16]| {
-        // SAFETY: attributes of that size, whose pointers are to what lives until the call returns.
-        let done = unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_mut_ptr(), 128) };
-        assert!(done >= 0, "{name}: {}", std::io::Error::last_os_error());
-        done
-    };
-    let program = call(5, &mut load).cast_unsigned();
-    let mut attributes = [0u64; 16];
-    (attributes[0], attributes[1]) = (pin.as_ptr() as u64, program);
-    call(6, &mut attributes);
-    SchedClassifier::from_pin(pin.to_str().expect("text")).expect("open the program")
+    let end = [instruction(0xb7, 0, 0, -1), instruction(0x95, 0, 0, 0)]; // return TCX_NEXT
+    load_bare(name, &[&lookup.repeat(lookups)[..], &end].concat())
 }
 
 /// Nanoseconds for each run of these programs: the median of the rounds, and the least.

@@ -46,13 +46,13 @@ pub struct Kernel {
 
 impl Kernel {
     pub fn load() -> Self {
-        Self::with(HoldDown::default())
+        Self::with(HoldDown::default(), 4096)
     }
 
-    pub fn with(hold_down: HoldDown) -> Self {
+    pub fn with(hold_down: HoldDown, flow_capacity: u32) -> Self {
         let options = Options {
             directory: PathBuf::from("/sys/fs/bpf/telecluster"),
-            flow_capacity: Some(4096),
+            flow_capacity: Some(flow_capacity),
             limits: Limits::default(),
             hold_down,
             xdp: Wishes { others: Xdp::On, ..Wishes::default() },

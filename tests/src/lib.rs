@@ -11,6 +11,7 @@
 //! | [`round`] | the host itself as a client of its own forwards |
 //! | [`serving`] | a server that tells its callers who they are |
 //! | [`ovs`] | Open vSwitch of a test's own |
+//! | [`bare`] | programs in BPF's own instructions |
 //! | [`sandbox`] | namespaces that vanish with the thread that made them |
 //! | [`chaos`] | a host that changes all the time, and where its packets may be |
 //! | [`conversation`] | one flow there and back, and a worker that masquerades it |
@@ -25,6 +26,7 @@
 
 pub use telecluster_vectors::{frame, fuzz, host, vectors};
 
+pub mod bare;
 pub mod behind;
 pub mod chaos;
 pub mod conversation;

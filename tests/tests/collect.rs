@@ -263,7 +263,7 @@ impl Uplink {
 #[test]
 fn of_more_ports_than_may_wait_the_first_ones_are_free_and_none_in_use_is() {
     sandbox::run(|| {
-        let mut kernel = Kernel::with(HoldDown { seconds: 3600, ports: 3 });
+        let mut kernel = Kernel::with(HoldDown { seconds: 3600, ports: 3 }, 4096);
         kernel.put(0, &masquerade());
         let (uplink, mut bindings) = (Uplink::open(), Bindings::open());
         (40000..40010).for_each(|port| uplink.send(port));
@@ -283,7 +283,7 @@ fn of_more_ports_than_may_wait_the_first_ones_are_free_and_none_in_use_is() {
 fn the_hold_down_that_is_set_is_the_programs() {
     for (seconds, free) in [(300, false), (100, true)] {
         sandbox::run(move || {
-            let mut kernel = Kernel::with(HoldDown { seconds, ports: 0 });
+            let mut kernel = Kernel::with(HoldDown { seconds, ports: 0 }, 4096);
             kernel.put(0, &masquerade());
             let (uplink, mut bindings) = (Uplink::open(), Bindings::open());
             uplink.send(40000);

@@ -35,6 +35,8 @@ enum What {
     Api,
     /// A million flows: listing them, and looking for those that are over
     Flows,
+    /// Time of a packet, by how many flows and forwards there are
+    Growth,
     /// The eBPF programs alone: time of a packet, work of the verifier
     Programs,
 }
@@ -49,7 +51,7 @@ pub(crate) fn main(options: &Options) -> Result<()> {
     need_root("bench")?;
     let Measured { table, done } = match options.what {
         What::Nat => nat::measure(options)?,
-        What::Api | What::Flows | What::Programs => own::measure(options)?,
+        What::Api | What::Flows | What::Growth | What::Programs => own::measure(options)?,
     };
     // What failed fails the run, but the other figures are still worth seeing.
     println!("\n{table}");
@@ -69,6 +71,7 @@ impl What {
             Self::Nat => ["<!-- bench -->", "<!-- /bench -->"],
             Self::Api => ["<!-- bench api -->", "<!-- /bench api -->"],
             Self::Flows => ["<!-- bench flows -->", "<!-- /bench flows -->"],
+            Self::Growth => ["<!-- bench growth -->", "<!-- /bench growth -->"],
             Self::Programs => ["<!-- bench programs -->", "<!-- /bench programs -->"],
         }
     }
@@ -125,7 +128,7 @@ mod tests {
     #[test]
     fn the_document_has_a_place_for_every_table() {
         let document = include_str!("../../docs/performance.md");
-        for what in [What::Nat, What::Api, What::Flows, What::Programs] {
+        for what in [What::Nat, What::Api, What::Flows, What::Growth, What::Programs] {
             between_markers(document, what.markers(), "new").unwrap();
         }
     }

@@ -13,6 +13,7 @@ pub(super) fn measure(options: &Options) -> Result<Measured> {
     let name = match options.what {
         What::Programs => "programs",
         What::Flows => "flows",
+        What::Growth => "growth",
         What::Api | What::Nat => "api",
     };
     let mut bench = cargo(["bench", "--quiet", "-p", "telecluster-tests", "--bench", name, "--"]);
