@@ -13,7 +13,7 @@ modules="veth bridge br_netfilter 8021q dummy bonding tun vxlan geneve sch_ingre
   nf_conntrack_netlink nf_flow_table ip_tables iptable_nat iptable_filter xt_MASQUERADE xt_conntrack
   xt_nat xt_limit xt_mark xt_REDIRECT xt_TCPMSS xt_addrtype xt_hashlimit iptable_mangle ip6_tables ip6table_nat ip6table_mangle ip6table_filter xt_comment xt_tcpudp ipt_REJECT ip6t_REJECT nft_reject_ipv4
   nft_limit nft_reject_ipv6 nft_reject_inet af_packet openvswitch inet_diag tcp_diag sch_fq sch_fq_codel"
-tools="bash ip bridge tc bpftool ping nft ethtool curl nsenter unshare setpriv timeout strace
+tools="bash ip bridge tc bpftool ping nft ethtool curl nsenter unshare setpriv timeout strace flock
   ovs-vswitchd ovsdb-server ovsdb-tool ovs-vsctl"
 # Names of one program, which tests replace by the old one.
 iptables="iptables ip6tables iptables-restore ip6tables-restore iptables-save ip6tables-save"
@@ -40,10 +40,12 @@ base() {
   version=$(basename "$from")
   find "$tree" -name 'vmlinuz*' -exec cp {} "$out/vmlinuz" \; -quit
 
-  mkdir -p "$root"/{bin,sbin,usr/bin,usr/sbin,usr/lib,lib64,proc,sys,dev,run,tmp,etc,root}
+  mkdir -p "$root"/{bin,sbin,usr/sbin,usr/lib,lib64,proc,sys,dev,run,tmp,etc,root}
   # Libraries are found under /lib and /usr/lib alike.
   ln -s usr/lib "$root/lib"
   ln -s ../lib64 "$root/usr/lib64"
+  # So are programs, as on Debian: /usr/bin is in the PATH that the worker gives to iptables, /bin is not.
+  ln -s ../bin "$root/usr/bin"
   mkdir -p "$root/lib/modules/$version"
   # modprobe wants its modules below lib/modules, also where the package has them in usr/lib.
   [ -d "$tree/lib" ] || ln -s usr/lib "$tree/lib"
