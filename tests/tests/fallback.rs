@@ -4,6 +4,7 @@
 #![expect(clippy::panic, reason = "a failure is a panic")]
 
 use std::{
+    fs,
     net::UdpSocket,
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -182,7 +183,8 @@ fn a_worker_that_may_load_no_programs_takes_iptables_and_says_why() {
     let text = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && text.contains("CAP_BPF"), "{text}");
 
-    let _worker = lab.start_command(&mut restricted());
+    let log = lab.state.path().join("log");
+    let _worker = lab.start_command(restricted().stderr(fs::File::create(&log).expect("a log")));
     for (path, place) in [("/health", "/dataplane"), ("/network/status", "/dataplane")] {
         let body = lab.get(path);
         let dataplane = body.pointer(place).expect("a data plane");
@@ -190,6 +192,9 @@ fn a_worker_that_may_load_no_programs_takes_iptables_and_says_why() {
         let reason = dataplane["reason"].as_str().expect("a reason");
         assert!(reason.starts_with("eBPF cannot be used here"), "{reason}");
     }
+    let said = fs::read_to_string(&log).expect("the log");
+    let chosen = said.lines().find(|line| line.contains("data plane chosen")).unwrap_or_default();
+    assert!(chosen.contains("iptables") && chosen.contains("eBPF cannot be used here"), "{said}");
     let differences = lab.get("/network/status")["dataplane"]["differences"].clone();
     assert!(differences.as_array().is_some_and(|list| !list.is_empty()), "{differences}");
     lab.masquerade();
