@@ -50,6 +50,7 @@ pub(crate) fn choose(config: &Config, flow_capacity: Option<u32>) -> Result<Choi
     let options = bpf::Options {
         directory: config.bpf_dir.clone(),
         flow_capacity,
+        unproven_flows: config.unproven_flows,
         limits: config.limits,
         hold_down: config.hold_down,
         xdp: config.xdp.clone(),

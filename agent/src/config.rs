@@ -44,6 +44,8 @@ pub struct Config {
     pub flow_metrics_max: usize,
     /// Flows that the tables are made for.
     pub flow_capacity: u32,
+    /// How many of them nobody may have proven; 0: a quarter.
+    pub unproven_flows: u32,
     /// How much one inside host or one rule may take.
     pub limits: Limits,
     /// How ports wait that nobody uses any more.
@@ -201,6 +203,10 @@ struct Settings {
     /// Flows that the tables hold, 1024 to 8388608 [default: 131072]
     #[arg(long, env = "FLOW_CAPACITY", global = true)]
     flow_capacity: Option<String>,
+    /// Flows that may be in the tables while nobody has answered them or proven them otherwise, in equal parts by CPU,
+    /// to 8388608; they never push out others [default: 0, a quarter of FLOW_CAPACITY]
+    #[arg(long, env = "UNPROVEN_FLOWS", global = true)]
+    unproven_flows: Option<String>,
     /// External ports that one inside host may have at once [default: 0, as many as there are]
     #[arg(long, env = "PORTS_PER_HOST", global = true)]
     ports_per_host: Option<String>,
@@ -256,7 +262,7 @@ fn clap_refusal(error: &clap::Error) -> Refused {
 
 impl Settings {
     /// Every setting that the file may have, by its key.
-    fn by_key(&mut self) -> [(&'static str, &mut Option<String>); 23] {
+    fn by_key(&mut self) -> [(&'static str, &mut Option<String>); 24] {
         [
             ("log_level", &mut self.log_level),
             ("log_format", &mut self.log_format),
@@ -274,6 +280,7 @@ impl Settings {
             ("xdp", &mut self.xdp),
             ("flow_metrics_max", &mut self.flow_metrics_max),
             ("flow_capacity", &mut self.flow_capacity),
+            ("unproven_flows", &mut self.unproven_flows),
             ("ports_per_host", &mut self.ports_per_host),
             ("hold_down", &mut self.hold_down),
             ("held_ports", &mut self.held_ports),
@@ -370,6 +377,7 @@ impl Settings {
                 1_000_000,
             )?,
             flow_capacity: number("FLOW_CAPACITY", self.flow_capacity.as_deref(), 131_072, 1024, 8_388_608)?,
+            unproven_flows: number("UNPROVEN_FLOWS", self.unproven_flows.as_deref(), 0, 0, 8_388_608)?,
             limits: Limits {
                 ports_per_host: number("PORTS_PER_HOST", self.ports_per_host.as_deref(), 0, 0, 65_536)?,
                 flows_per_host: number(

@@ -349,6 +349,9 @@ pub trait Tables<A: Address>: Host {
     /// key. A key of protocol 0 is an empty place.
     fn exchange(&self, key: &mut FlowKey<A>) -> bool;
 
+    /// While no place has been used twice, the oldest is in the first one: it is the next.
+    fn rewind(&self);
+
     /// Memory of this CPU's own, see [`Work`].
     fn work(&self) -> Option<NonNull<Work<A>>>;
 

@@ -315,6 +315,14 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn rewind(&self) {
+                if let Some(next) = HALF_NEXT.get_ptr_mut($family) {
+                    // SAFETY: as above. After four thousand million flows it begins at the first place once more, which does no harm.
+                    unsafe { *next = (*next).max(HALF_SIZE.load()) }
+                }
+            }
+
+            #[inline(always)]
             fn work(&self) -> Option<NonNull<Work<$address>>> {
                 NonNull::new($work.get_ptr_mut(0)?)
             }

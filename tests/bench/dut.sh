@@ -4,6 +4,7 @@
 #
 #   TELECLUSTER_WORKER_BIN  the agent; else the checkout's release build
 #   FLOW_CAPACITY           flows that the tables hold; the largest workload opens a million
+#   UNPROVEN_FLOWS          how many of them need no answer: a million on each CPU, the bench sends through one and never answers
 #   XDP                     off (default) or on: the fast path in drivers, which wants whole checksums
 set -euo pipefail
 
@@ -16,9 +17,11 @@ version) git -C "$checkout" describe --always --dirty 2>/dev/null || echo unknow
 up)
   # The namespace is ours alone: any port outside the forwards and the ephemeral range is free.
   port=987
+  unproven=$(($(nproc --all) * 1048576))
+  [ $unproven -le 8388608 ] || unproven=8388608
   ip link set lo up
   PORT=$port HOST=127.0.0.1 STATE_DIR=$TCB_DIR/state WAN_INTERFACE=$TCB_WAN_IF LOG_LEVEL=WARNING XDP=${XDP:-off} \
-    FLOW_CAPACITY=${FLOW_CAPACITY:-1200000} "$worker" >"$TCB_DIR/worker.log" 2>&1 </dev/null &
+    FLOW_CAPACITY=${FLOW_CAPACITY:-1200000} UNPROVEN_FLOWS=${UNPROVEN_FLOWS:-$unproven} "$worker" >"$TCB_DIR/worker.log" 2>&1 </dev/null &
   pid=$!
   echo $pid >"$TCB_DIR/worker.pid"
   if ! PORT=$port WORKER_PID=$pid python3 - <<'PY'; then

@@ -53,6 +53,7 @@ impl Kernel {
         let options = Options {
             directory: PathBuf::from("/sys/fs/bpf/telecluster"),
             flow_capacity: Some(flow_capacity),
+            unproven_flows: 0,
             limits: Limits::default(),
             hold_down,
             xdp: Wishes { others: Xdp::On, ..Wishes::default() },

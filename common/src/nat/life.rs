@@ -316,6 +316,7 @@ where
             return false;
         }
         if work.oldest.proto == 0 {
+            tables.rewind();
             continue;
         }
         let Some(flow) = listed(tables, work) else {

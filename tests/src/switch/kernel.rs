@@ -188,6 +188,7 @@ pub fn load() -> Plane {
     let options = Options {
         directory: PathBuf::from("/sys/fs/bpf/telecluster"),
         flow_capacity: Some(1024),
+        unproven_flows: 0,
         limits: telecluster_common::tables::Limits::default(),
         hold_down: HoldDown::default(),
         xdp: Wishes { others: Xdp::Off, ..Wishes::default() },

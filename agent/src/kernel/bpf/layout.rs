@@ -14,7 +14,6 @@ use telecluster_common::{
     },
     nat::work::Work,
 };
-use tracing::warn;
 
 use super::{failed, object::MESSAGES, shape};
 use crate::kernel::KernelError;
@@ -125,11 +124,7 @@ fn differing_field(name: &str, path: &Path) -> Result<Option<String>, Box<dyn st
 }
 
 /// Capacity of a pinned map that fits; `None` when there is none.
-pub(super) fn adopted_entries(
-    layout: &Layout,
-    path: &Path,
-    wanted: Option<u32>,
-) -> Result<Option<u32>, KernelError> {
+pub(super) fn adopted_entries(layout: &Layout, path: &Path) -> Result<Option<u32>, KernelError> {
     if !path.exists() {
         return Ok(None);
     }
@@ -157,16 +152,6 @@ pub(super) fn adopted_entries(
         differing_field(layout.name, path).map_err(|error| failed(&operation, &*error))?
     {
         return Err(KernelError::other(operation, format!("{difference}; {TEARDOWN}")));
-    }
-    if let (Entries::Flows, Some(wanted)) = (layout.entries, wanted)
-        && info.max_entries() != wanted
-    {
-        warn!(
-            map = layout.name,
-            capacity = info.max_entries(),
-            wanted,
-            "FLOW_CAPACITY is not applied to a table that has flows; `telecluster-worker teardown` first"
-        );
     }
     Ok(Some(info.max_entries()))
 }

@@ -83,6 +83,8 @@ pub struct Options {
     pub directory: PathBuf,
     /// Flows that fit in the flow table of each address family; `None`: as many as in the tables that are there.
     pub flow_capacity: Option<u32>,
+    /// How many of them nobody may have proven; 0: a quarter.
+    pub unproven_flows: u32,
     /// How much one inside host or one rule may take.
     pub limits: Limits,
     /// How ports wait that nobody uses any more.

@@ -8,7 +8,7 @@ use aya::{
 };
 use aya_obj::programs::XdpAttachType;
 use telecluster_common::maps::{stage, xdp_stage};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{
     Options, batch, failed,
@@ -139,19 +139,30 @@ fn sizes(options: &Options) -> Result<(Sizes, u32), KernelError> {
     let maps = options.directory.join("maps");
     // Without a wish: what is there, and otherwise as little as possible.
     let flow_capacity = options.flow_capacity.unwrap_or(1);
-    let asked = options.flow_capacity.map(|flows| flows.saturating_mul(2));
-    let half_size = half_size(flow_capacity)?;
+    let half_size = half_size(flow_capacity, options.unproven_flows)?;
     let mut adopted_half_size = half_size;
     let mut sizes = Sizes::new();
     for layout in LAYOUTS.iter().chain(&switch::LAYOUTS) {
-        let wanted = match layout.entries {
-            Entries::Fixed(entries) => entries,
+        let (wanted, setting) = match layout.entries {
+            Entries::Fixed(entries) => (entries, None),
             // Both directions of a flow are entries of their own.
-            Entries::Flows => flow_capacity.saturating_mul(2),
-            Entries::Bindings => flow_capacity,
-            Entries::Unproven => half_size,
+            Entries::Flows => {
+                (flow_capacity.saturating_mul(2), options.flow_capacity.map(|_| "FLOW_CAPACITY"))
+            }
+            Entries::Bindings => (flow_capacity, None),
+            Entries::Unproven => (half_size, (options.unproven_flows != 0).then_some("UNPROVEN_FLOWS")),
         };
-        let entries = adopted_entries(layout, &maps.join(layout.name), asked)?.unwrap_or(wanted);
+        let entries = adopted_entries(layout, &maps.join(layout.name))?.unwrap_or(wanted);
+        if let Some(setting) = setting
+            && entries != wanted
+        {
+            warn!(
+                map = layout.name,
+                capacity = entries,
+                wanted,
+                "{setting} is not applied to a table that is there; `telecluster-worker teardown` first"
+            );
+        }
         if layout.entries == Entries::Unproven {
             adopted_half_size = entries;
         }
@@ -182,7 +193,7 @@ pub fn adoptable(options: &Options) -> Result<(), KernelError> {
     place::check_schema(&options.directory)?;
     let maps = options.directory.join("maps");
     for layout in LAYOUTS.iter().chain(&switch::LAYOUTS) {
-        adopted_entries(layout, &maps.join(layout.name), None)?;
+        adopted_entries(layout, &maps.join(layout.name))?;
     }
     Ok(())
 }
@@ -252,10 +263,12 @@ fn open_program(name: &str, pin: &Path) -> Result<Program, KernelError> {
     program.map_err(|error| failed(format!("open {}", pin.display()), &error))
 }
 
-/// Places on each CPU for flows without proof: on all of them together a quarter of the capacity, and a power of two.
-fn half_size(capacity: u32) -> Result<u32, KernelError> {
+/// Places on each CPU for flows without proof: on all of them together as many as were asked for, else a quarter of the capacity,
+/// and a power of two.
+fn half_size(capacity: u32, asked: u32) -> Result<u32, KernelError> {
     let cpus = aya::util::nr_cpus().map_err(|(_, error)| failed("count the CPUs", &error))?;
-    let share = capacity / 4 / u32::try_from(cpus).unwrap_or(u32::MAX);
+    let all = if asked == 0 { capacity / 4 } else { asked };
+    let share = all / u32::try_from(cpus).unwrap_or(u32::MAX);
     Ok(1 << share.max(64).ilog2())
 }
 

@@ -297,9 +297,14 @@ impl<A: Side> Tables<A> for HostTables {
     fn exchange(&self, key: &mut FlowKey<A>) -> bool {
         let side = A::of(self);
         let place = side.half_next.get();
-        side.half_next.set((place + 1) % HALF_SIZE);
-        std::mem::swap(&mut side.half.borrow_mut()[place], key);
+        side.half_next.set(place + 1);
+        std::mem::swap(&mut side.half.borrow_mut()[place % HALF_SIZE], key);
         true
+    }
+
+    fn rewind(&self) {
+        let next = &A::of(self).half_next;
+        next.set(next.get().max(HALF_SIZE));
     }
 
     fn work(&self) -> Option<NonNull<Work<A>>> {
