@@ -314,7 +314,7 @@ pub(crate) mod tests {
 
     fn census(largest: Vec<Flow>) -> Census {
         let by_state = BTreeMap::from([((6, FlowState::Established), 2)]);
-        Census { total: 2, by_rule: HashMap::from([(Slot(0), 2)]), by_state, largest }
+        Census { total: 2, by_rule: HashMap::from([(Slot(0), 2)]), by_state, top: largest.len(), largest }
     }
 
     fn rule() -> RuleView {

@@ -68,14 +68,10 @@ pub(super) fn census(dataplane: &dyn DataPlane, top: usize) -> Result<Census, Ke
         kept.add(largest);
     })?;
     let (mut census, kept) = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    census.top = top;
     census.largest = kept.finish();
     census.largest.sort_unstable_by(|a, b| order(a, b, FlowSort::Bytes));
     Ok(census)
-}
-
-/// How many flows each rule has.
-pub(super) fn count(dataplane: &dyn DataPlane) -> Result<HashMap<Slot, u64>, KernelError> {
-    Ok(census(dataplane, 0)?.by_rule)
 }
 
 impl Census {

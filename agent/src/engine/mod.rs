@@ -2,6 +2,7 @@
 //! observed, committed to the store, and answered from what was observed.
 
 mod flows;
+mod kept;
 mod owner;
 mod reads;
 mod switching;
@@ -22,6 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 use utoipa::ToSchema;
 
+use self::kept::Kept;
 use crate::{
     error::{Code, Error, Result},
     kernel::{
@@ -243,8 +245,10 @@ pub struct Census {
     pub by_rule: HashMap<Slot, u64>,
     /// By protocol number and state.
     pub by_state: BTreeMap<(u8, FlowState), u64>,
-    /// Those with the most bytes, the largest first; so many as were asked for.
+    /// Those with the most bytes, the largest first; so many as were asked for, or more.
     pub largest: Vec<Flow>,
+    /// How many were asked for.
+    pub top: usize,
 }
 
 /// What `/metrics` and `/health` are made from.
@@ -306,6 +310,8 @@ struct Shared {
     /// Written by the owner only, after a commit. Never locked across an await.
     state: RwLock<State>,
     options: Options,
+    census: Arc<Kept<Census>>,
+    pressure: Arc<Kept<Vec<MapPressure>>>,
 }
 
 #[derive(Debug)]
@@ -346,7 +352,15 @@ impl Engine {
             State::read(state).map_err(|error| Error::new(Code::StoreUnwritable, error.to_string()))?;
         // Before the first look, so that no change falls between the two.
         let events = kernel.events()?;
-        let shared = Arc::new(Shared { kernel, dataplane, filter, state: RwLock::new(state), options });
+        let shared = Arc::new(Shared {
+            kernel,
+            dataplane,
+            filter,
+            state: RwLock::new(state),
+            options,
+            census: Arc::default(),
+            pressure: Arc::default(),
+        });
         let filter_events = shared.filter.events().unwrap_or_else(|error| {
             warn!(%error, "what others do to the firewall rules is not heard of");
             mpsc::channel(1).1

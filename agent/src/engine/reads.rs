@@ -30,7 +30,7 @@ use crate::{
     users::Names,
 };
 
-use super::{Engine, FlowPage, FlowQuery, Measurements, Object, Shared, XdpMeasured, flows};
+use super::{Census, Engine, FlowPage, FlowQuery, Measurements, Object, Shared, XdpMeasured, flows};
 
 impl Engine {
     pub async fn bridges(&self) -> Result<Vec<BridgeView>> {
@@ -106,7 +106,7 @@ impl Engine {
 
     pub async fn nat_status(&self) -> Result<NatStatusView> {
         let rules: Vec<Rule> = self.shared.state().rules.values().cloned().collect();
-        let active = self.shared.blocking(flows::count).await?;
+        let active = self.shared.census(0).await?.by_rule;
         let reason = self.shared.no_fast_path();
         let mut status = NatStatusView {
             fast_path: FastPathView { open: reason.is_none(), reason },
@@ -144,12 +144,13 @@ impl Engine {
     pub async fn measurements(&self, top: usize) -> Result<Measurements> {
         let observed = self.shared.observe().await?;
         let stored: Vec<Rule> = self.shared.state().rules.values().cloned().collect();
-        let (attachments, pressure, drops, flows, xdp) = self
+        let flows = self.shared.census(top).await?;
+        let kept = Arc::clone(&self.shared.pressure);
+        let (attachments, pressure, drops, xdp) = self
             .shared
             .blocking(move |dataplane| {
-                let (pressure, drops) = (dataplane.pressure()?, dataplane.drops()?);
-                let flows = flows::census(dataplane, top)?;
-                Ok((dataplane.attachments(), pressure, drops, flows, dataplane.xdp()?))
+                let pressure = kept.get(|_| true, || dataplane.pressure())?;
+                Ok((dataplane.attachments(), pressure, dataplane.drops()?, dataplane.xdp()?))
             })
             .await?;
         let counted = self.shared.counters(&stored).await?;
@@ -210,6 +211,13 @@ impl Shared {
         }
     }
 
+    /// All flows in figures, with the `top` largest at least.
+    async fn census(&self, top: usize) -> Result<Census> {
+        let kept = Arc::clone(&self.census);
+        self.blocking(move |dataplane| kept.get(|census| census.top >= top, || flows::census(dataplane, top)))
+            .await
+    }
+
     /// Calls the data plane where it may block.
     pub(super) async fn blocking<T: Send + 'static>(
         &self,
@@ -245,7 +253,7 @@ impl Shared {
         // A rule that has made no flow yet has none alive: the flow tables need not be walked for a new one.
         let active = match counted.get(&rule.slot).map_or(0, |counters| counters.flows) {
             0 => HashMap::new(),
-            _ => self.blocking(flows::count).await?,
+            _ => self.census(0).await?.by_rule,
         };
         Ok(self.rule_view(&rule, &counted, &active))
     }
