@@ -101,14 +101,17 @@ impl Bridge {
         } else {
             self.stations[port - 1].send(frame);
         }
-        // The bridge's own protocols pass every port. On one processor they come after the frame.
+        // The bridge's own protocols pass every port. What the frame comes in through and what comes of it each wait in the
+        // processor's queue, when it is busy: one round for each.
         let last = own_protocol();
-        for port in &self.ports {
-            port.send(&last);
-        }
         let mut out = Vec::new();
-        for (number, station) in self.stations.iter().enumerate() {
-            out.extend(station.until(&last).into_iter().map(|frame| (number + 1, frame)));
+        for _ in 0..2 {
+            for port in &self.ports {
+                port.send(&last);
+            }
+            for (number, station) in self.stations.iter().enumerate() {
+                out.extend(station.until(&last).into_iter().map(|frame| (number + 1, frame)));
+            }
         }
         let host = self.host_kinds.iter().flat_map(Wire::pending);
         out.extend(host.map(|frame| (HOST, frame)));
