@@ -5,15 +5,16 @@ use core::ptr::NonNull;
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
-    btf_maps::{HashMap, PerCpuArray, PerCpuHashMap},
-    helpers::bpf_ktime_get_coarse_ns,
+    btf_maps::{Array, HashMap, PerCpuArray, PerCpuHashMap},
+    helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns},
     macros::btf_map,
 };
 use telecluster_common::vlan::{
     Dropped,
+    decision::DecisionRef,
     maps::{
-        FloodKey, MAX_MEMBERS, MAX_PORTS, MAX_STATIONS, Member, MemberKey, PortConfig, PortStat, Station,
-        StationKey, VlanDrops, VlanStat,
+        Decision, FloodKey, MAX_DECISIONS, MAX_MEMBERS, MAX_PORTS, MAX_STATIONS, Member, MemberKey,
+        PortConfig, PortStat, Station, StationKey, VlanDrops, VlanStat,
     },
     tables::{StationRef, Switch},
 };
@@ -51,6 +52,13 @@ pub static PORT_STATIONS: HashMap<u32, u64, { MAX_PORTS as usize }, LAZY> = Hash
 
 #[btf_map(name = "fdb")]
 pub static FDB: HashMap<StationKey, Station, { MAX_STATIONS as usize }> = HashMap::new();
+
+#[btf_map(name = "vlan_decision")]
+pub static VLAN_DECISION: PerCpuArray<Decision, { MAX_DECISIONS as usize }> = PerCpuArray::new();
+
+/// A number for each state that decisions were made in: the agent puts the time here, in nanoseconds, we add one.
+#[btf_map(name = "vlan_change")]
+pub static VLAN_CHANGE: Array<u64, 1> = Array::new();
 
 /// Counted for its VLAN when the port is in that, else for the port: whatever VLANs strangers write into frames, there
 /// are no more counters than the agent has made.
@@ -145,6 +153,33 @@ impl Switch for Maps {
             stat.tx_packets += u64::from(packets);
             stat.tx_bytes += u64::from(bytes);
         }
+    }
+
+    #[inline(always)]
+    fn changes(&self) -> u64 {
+        // SAFETY: eight bytes, aligned; read once, and now.
+        VLAN_CHANGE.get_ptr(0).map_or(0, |changes| unsafe { changes.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn changed(&self) {
+        if let Some(changes) = VLAN_CHANGE.get_ptr_mut(0) {
+            // SAFETY: map memory, eight bytes aligned.
+            unsafe { atomic_add(changes, 1) }
+        }
+    }
+
+    #[inline(always)]
+    fn decision(&self, place: u32) -> Option<DecisionRef> {
+        let decision = NonNull::new(VLAN_DECISION.get_ptr_mut(place)?)?;
+        // SAFETY: this CPU's own value; the hooks run with softirqs off, so nothing interrupts, and nobody else writes here.
+        Some(unsafe { DecisionRef::new(decision) })
+    }
+
+    #[inline(always)]
+    fn ticks(&self) -> u64 {
+        // SAFETY: reads a counter.
+        unsafe { bpf_jiffies64() }
     }
 
     #[inline(always)]

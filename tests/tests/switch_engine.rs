@@ -1,10 +1,11 @@
 //! The VLAN engine on the host: every story, and what needs a look at the tables.
 
-use telecluster_common::vlan::VlanDrop;
+use proptest::prelude::*;
+use telecluster_common::vlan::{VlanDrop, learn::GUARD};
 use telecluster_tests::switch::{
-    Machine as _, Port,
+    HOST_MAC, Machine as _, Port,
     engine::Engine,
-    frames::{BROADCAST, ether, mac},
+    frames::{BROADCAST, Ether, arp, ether, mac, rarp},
     play, stories,
 };
 use telecluster_worker::model::bridge_vlan::Accept;
@@ -13,7 +14,10 @@ use telecluster_worker::model::bridge_vlan::Accept;
 fn every_story_holds_on_the_host_wherever_the_tag_is() {
     for story in stories::all() {
         for beside in [false, true] {
-            play(&story, &mut Engine::new(&story.ports, beside));
+            // Once, and so often that the last one is decided as the one before.
+            for times in [1, 3] {
+                play(&story, &mut Engine::new(&story.ports, beside), times);
+            }
         }
     }
 }
@@ -23,7 +27,7 @@ fn every_reason_to_drop_but_two_is_met() {
     let mut met: Vec<VlanDrop> = Vec::new();
     for story in stories::all() {
         let mut engine = Engine::new(&story.ports, true);
-        play(&story, &mut engine);
+        play(&story, &mut engine, 1);
         met.extend(engine.drops.into_iter().map(|dropped| dropped.reason));
     }
     for reason in VlanDrop::ALL {
@@ -102,4 +106,152 @@ fn a_port_whose_limit_is_reached_learns_when_somebody_has_gone() {
     assert_eq!(engine.stations_on(1), 0, "it has moved");
     engine.send(1, &hello(2));
     assert_eq!((engine.stations_on(1), engine.not_learned()), (1, 1));
+}
+
+#[test]
+fn a_frame_like_the_one_before_asks_for_no_station() {
+    let ports = [Port::plain(), Port::access(10), Port::access(10), Port::trunk(&[10])];
+    let mut engine = Engine::new(&ports, true);
+    engine.send(2, &ether(mac(2), BROADCAST).bytes());
+    let frame = ether(mac(1), mac(2)).bytes();
+    let mut lookups = |frame: &[u8]| {
+        let before = engine.lookups();
+        assert_eq!(engine.send(1, frame).len(), 1);
+        let asked = engine.lookups() - before;
+        (asked, engine.counters(1, 10).rx_packets)
+    };
+    assert_eq!(lookups(&frame), (2, 1), "its sender is new");
+    assert_eq!(lookups(&frame), (2, 2));
+    assert_eq!(lookups(&frame), (0, 3), "and it is counted");
+    assert_eq!(lookups(&ether(mac(9), mac(2)).bytes()), (2, 4), "another sender");
+    engine.wait(1);
+    let before = engine.lookups();
+    engine.send(1, &frame);
+    assert_eq!(engine.lookups() - before, 2, "it has been a while");
+}
+
+/// A station that talks all the time is one that was heard, though its frames are decided as the one before.
+#[test]
+fn a_station_that_talks_is_not_silent() {
+    let ports = [Port::plain(), Port::access(10), Port::access(10), Port::access(10)];
+    let mut engine = Engine::new(&ports, true);
+    engine.send(2, &ether(mac(2), BROADCAST).bytes());
+    let frame = ether(mac(1), mac(2)).bytes();
+    for _ in 0..3 * GUARD / 100_000_000 {
+        engine.wait_milliseconds(100);
+        assert_eq!(engine.send(1, &frame), [(2, frame.clone())]);
+        engine.drops.clear();
+        assert!(engine.send(3, &frame).is_empty());
+        assert_eq!(engine.drops, [VlanDrop::StolenAddress.within(10)]);
+        engine.send(2, &ether(mac(2), mac(1)).bytes());
+    }
+}
+
+/// Something that happens to a switch.
+#[derive(Debug, Clone)]
+enum Event {
+    /// So many times.
+    Send {
+        port: usize,
+        frame: Ether,
+        times: usize,
+    },
+    Put {
+        number: usize,
+        port: Port,
+    },
+    /// Longer than a decision holds, so that stations are as old with decisions as without.
+    Wait(u64),
+}
+
+const PORTS: usize = 5;
+
+fn port() -> impl Strategy<Value = Port> {
+    let vlans = || prop_oneof![3 => Just(10u16), 1 => Just(20)];
+    let base = prop_oneof![
+        4 => vlans().prop_map(Port::access),
+        2 => Just(Port::trunk(&[10, 20])),
+        2 => Just(Port::trunk(&[20]).native(10)),
+        1 => Just(Port::plain()),
+    ];
+    let flags = (prop::bool::weighted(0.2), prop::bool::weighted(0.2), prop::bool::weighted(0.2));
+    let limits = (prop_oneof![3 => Just(0u32), 1 => Just(1)], prop::option::weighted(0.2, Just(3000u32)));
+    let fixed = prop::option::weighted(0.2, (1u8..5).prop_map(|number| (10, mac(number))));
+    (base, flags, limits, fixed).prop_map(
+        |(base, (blocked, isolated, hairpin), (station_limit, ageing), fixed)| Port {
+            blocked,
+            isolated,
+            hairpin,
+            station_limit,
+            ageing,
+            stations: fixed.into_iter().collect(),
+            ..base
+        },
+    )
+}
+
+fn frame() -> impl Strategy<Value = Ether> {
+    let station = || prop_oneof![8 => (1u8..5).prop_map(mac), 1 => Just(HOST_MAC)];
+    let receiver = prop_oneof![8 => station(), 1 => Just(BROADCAST)];
+    let plain = (station(), receiver).prop_map(|(src, dst)| ether(src, dst));
+    let gratuitous = (station(), prop_oneof![Just(BROADCAST), Just(mac(1))])
+        .prop_map(|(src, dst)| arp(src, dst, 1, [10, 0, 0, 1], [10, 0, 0, 1]));
+    let bare = prop_oneof![12 => plain, 2 => gratuitous, 1 => station().prop_map(rarp)];
+    let tags = prop_oneof![
+        6 => Just(vec![]),
+        3 => Just(vec![10u16]),
+        2 => Just(vec![20]),
+        1 => Just(vec![0xe00a]),
+        1 => Just(vec![0]),
+        1 => Just(vec![10, 20]),
+    ];
+    (bare, tags).prop_map(|(bare, tags)| tags.into_iter().fold(bare, Ether::q))
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let times = prop_oneof![1 => Just(1usize), 2 => Just(3)];
+    prop_oneof![
+        16 => (0..PORTS, frame(), times).prop_map(|(port, frame, times)| Event::Send { port, frame, times }),
+        3 => (0..PORTS, port()).prop_map(|(number, port)| Event::Put { number, port }),
+        1 => prop::sample::select(vec![2u64, 4, 6, 400]).prop_map(Event::Wait),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// Whatever happens, what was decided before is what would be decided now.
+    #[test]
+    fn decisions_that_are_kept_change_nothing(
+        ports in prop::collection::vec(port(), PORTS),
+        beside in any::<bool>(),
+        events in prop::collection::vec(event(), 1..80),
+    ) {
+        let mut keeping = Engine::new(&ports, beside);
+        let mut anew = Engine::without_decisions(&ports, beside);
+        for event in events {
+            match &event {
+                Event::Send { port, frame, times } => {
+                    let frame = frame.bytes();
+                    for _ in 0..*times {
+                        prop_assert_eq!(keeping.send(*port, &frame), anew.send(*port, &frame), "{:?}", event);
+                    }
+                }
+                Event::Put { number, port } => {
+                    keeping.put(*number, port);
+                    anew.put(*number, port);
+                }
+                Event::Wait(seconds) => {
+                    keeping.wait(*seconds);
+                    anew.wait(*seconds);
+                }
+            }
+            prop_assert_eq!(&keeping.drops, &anew.drops);
+            prop_assert_eq!(keeping.not_learned(), anew.not_learned());
+            prop_assert_eq!(keeping.all_counters(), anew.all_counters());
+            for port in 0..PORTS {
+                prop_assert_eq!(keeping.stations_on(port), anew.stations_on(port));
+            }
+        }
+    }
 }

@@ -6,6 +6,7 @@
 
 use super::{
     VlanDrop,
+    decision::LONGEST_LIFE,
     frame::{Address, Frame, Headers},
     maps::{PortConfig, Station, StationKey, StationPlace, port, station},
     tables::{StationRef, Switch},
@@ -17,9 +18,10 @@ pub const AGEING: u32 = 300_000;
 /// How long a station must have been silent to move without saying so.
 pub const GUARD: u64 = 5_000_000_000;
 /// A station's time is written no more often than this: a write on every frame would cost every CPU that reads it.
-const REFRESH: u64 = 1_000_000_000;
+const REFRESH: u64 = 500_000_000;
 
-/// Learns the sender of a frame that came in through `index`.
+/// Learns the sender of a frame that came in through `index`. Whether it was known to be there, and will be for as long as a
+/// decision can hold.
 #[inline(always)]
 pub fn learn<F: Frame, S: Switch>(
     frame: &mut F,
@@ -29,27 +31,36 @@ pub fn learn<F: Frame, S: Switch>(
     vlan: u16,
     headers: &Headers,
     now: u64,
-) -> Result<(), VlanDrop> {
+) -> Result<bool, VlanDrop> {
     let key = StationPlace::new(config.bridge, headers.src, vlan);
     let Some(known) = switch.station(key.get()) else {
-        return appear(switch, index, config, headers.src, key.get(), now);
+        return appear(switch, index, config, headers.src, key.get(), now).map(|()| false);
     };
     if known.port() == index {
-        if now.wrapping_sub(known.updated()) > REFRESH && known.flags() & station::STATIC == 0 {
+        if now.saturating_sub(known.updated()) > REFRESH && known.flags() & station::STATIC == 0 {
             known.set_updated(now);
         }
-        return Ok(());
+        return Ok(is_known_for(LONGEST_LIFE, known, config, now));
     }
     if may_move(frame, known, index, config, headers, now) && has_room(switch, index, config) {
         let old = known.port();
         known.set_previous(old);
         known.set_port(index);
         known.set_updated(now);
+        switch.changed();
         switch.count_station(old, false);
         switch.count_station(index, true);
-        return Ok(());
+        return Ok(false);
     }
     Err(VlanDrop::StolenAddress)
+}
+
+/// Whether a station is still remembered when it is silent for so many nanoseconds from now on. Another processor may just have
+/// heard it, a moment after our own now.
+#[inline(always)]
+pub fn is_known_for(span: u64, known: StationRef, config: &PortConfig, now: u64) -> bool {
+    let silent = now.saturating_sub(known.updated());
+    silent + span <= config.memory() || known.flags() & station::STATIC != 0
 }
 
 /// A sender that nobody has seen, or that has no address.
@@ -94,7 +105,7 @@ fn may_move<F: Frame>(
     if known.flags() & station::STATIC != 0 {
         return false;
     }
-    let silent = now.wrapping_sub(known.updated());
+    let silent = now.saturating_sub(known.updated());
     silent > GUARD.min(config.memory()) || known.previous() == index || announces(frame, headers)
 }
 

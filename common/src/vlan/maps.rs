@@ -17,6 +17,9 @@ pub const MAX_VLAN_PORTS: u16 = 1025;
 /// Stations that are known at once.
 pub const MAX_STATIONS: u32 = 32768;
 
+/// Decisions that each processor keeps: a power of two.
+pub const MAX_DECISIONS: u32 = 8192;
+
 /// Value of `port_cfg`, by interface index.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C, align(4))]
@@ -159,6 +162,30 @@ pub mod station {
     pub const STATIC: u32 = 1;
 }
 
+/// Value of `vlan_decision`, by place and CPU: what becomes of frames from a port, between two stations, with or without a tag.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct Decision {
+    /// The port where they come in; 0: nothing is kept here.
+    pub from: u32,
+    pub dst: [u8; 6],
+    pub src: [u8; 6],
+    /// First bytes of the tag, 0 without one; its VLAN.
+    pub protocol: u16,
+    pub vlan: u16,
+    /// The port where they leave; `host`: 1 when that is the bridge itself.
+    pub to: u32,
+    /// Index of the counters in `vlan_stat` of the port where they come in.
+    pub stat: u32,
+    /// [`super::frame::Note`]
+    pub note: u16,
+    pub host: u16,
+    /// What `vlan_change` was before this was decided.
+    pub changes: u64,
+    /// When that was, in ticks of the kernel.
+    pub made: u64,
+}
+
 /// Value of `vlan_stat`, by [`Member::stat`] and CPU. A segmented super-packet counts its segments.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
@@ -196,6 +223,7 @@ const _: () = {
     assert!(size_of::<FloodKey>() == 8);
     assert!(size_of::<StationKey>() == 12);
     assert!(size_of::<Station>() == 24);
+    assert!(size_of::<Decision>() == 48 && MAX_DECISIONS.is_power_of_two());
     assert!(size_of::<VlanStat>() == 32);
 };
 

@@ -9,6 +9,7 @@
 //! Nothing is changed on the way in: which VLAN a frame is in travels beside it ([`frame::Note`]), and only the way
 //! out puts a tag on or takes one off, where the two ports differ in that.
 
+pub mod decision;
 mod drop;
 pub mod frame;
 pub mod learn;
@@ -17,8 +18,9 @@ pub mod tables;
 
 pub use self::drop::{Dropped, VlanDrop};
 use self::{
+    decision::{LONGEST_LIFE, Likeness},
     frame::{Address, Frame, Headers, Note, Tag, is_control, is_tag},
-    maps::{FloodKey, MAX_VLAN_PORTS, Member, MemberKey, PortConfig, StationPlace, port, station},
+    maps::{FloodKey, MAX_VLAN_PORTS, Member, MemberKey, PortConfig, StationPlace, port},
     tables::Switch,
 };
 
@@ -42,29 +44,65 @@ struct Admitted {
     config: PortConfig,
     headers: Headers,
     vlan: u16,
+    /// [`Member::stat`]
+    stat: u32,
+    note: Note,
+}
+
+/// Where the station is that a frame is for.
+#[derive(Debug, Clone, Copy)]
+struct Target {
+    port: u32,
+    /// It is known for as long as a decision can hold.
+    lasts: bool,
 }
 
 /// A frame that comes from a port into the bridge; of the bridge itself: that the host sends.
 #[inline(always)]
 pub fn port_in<F: Frame, S: Switch>(frame: &mut F, switch: &S) -> Verdict {
+    // Before anything else is read that is decided by.
+    let changes = switch.changes();
+    let index = frame.port();
+    let headers = frame::read(frame);
+    let likeness = headers.as_ref().and_then(|headers| Likeness::new(index, headers));
+    if let Some(kept) = likeness.as_ref().and_then(|likeness| decision::kept(switch, likeness, changes)) {
+        frame.set_note(kept.note);
+        switch.count_rx(kept.stat, frame.segments(), frame.bytes());
+        return kept.verdict;
+    }
     // A note from elsewhere means nothing here.
     frame.set_note(Note::default());
-    let admitted = match admit(frame, switch) {
+    let admitted = match admit(frame, switch, headers) {
         Ok(Some(admitted)) => admitted,
         Ok(None) => return Verdict::Pass,
         Err(dropped) => return Verdict::Drop(dropped),
     };
-    let Admitted { index, ref config, ref headers, vlan } = admitted;
+    let Admitted { index, ref config, ref headers, vlan, stat, note } = admitted;
     let now = switch.now();
-    if config.flags & port::LEARNING != 0
-        && let Err(reason) = learn::learn(frame, switch, index, config, vlan, headers, now)
-    {
-        return Verdict::Drop(reason.within(vlan));
+    let mut lasts = true;
+    if config.flags & port::LEARNING != 0 {
+        match learn::learn(frame, switch, index, config, vlan, headers, now) {
+            Ok(known) => lasts = known,
+            Err(reason) => return Verdict::Drop(reason.within(vlan)),
+        }
     }
     if config.flags & port::FORWARDING == 0 {
         return Verdict::Drop(VlanDrop::Blocked.within(vlan));
     }
-    forward(frame, switch, &admitted, now)
+    let Some(target) = target(switch, config, vlan, headers.dst, now) else {
+        return flood(frame, switch, &admitted);
+    };
+    if target.port == index && config.flags & port::HAIRPIN == 0 {
+        return Verdict::Drop(VlanDrop::SamePort.within(vlan));
+    }
+    let host = target.port == config.bridge;
+    if let Some(likeness) = &likeness
+        && lasts
+        && target.lasts
+    {
+        decision::keep(switch, likeness, changes, note, stat, (target.port, host));
+    }
+    Verdict::Forward { port: target.port, host }
 }
 
 /// A frame that is about to leave through a port; of the bridge itself: that the host is about to get.
@@ -106,12 +144,16 @@ const HEADER_AND_TAG: u32 = 14 + 4;
 
 /// Finds out which VLAN a frame is in and whether the port may send into it. `None`: it is the kernel's bridge's.
 #[inline(always)]
-fn admit<F: Frame, S: Switch>(frame: &mut F, switch: &S) -> Result<Option<Admitted>, Dropped> {
+fn admit<F: Frame, S: Switch>(
+    frame: &mut F,
+    switch: &S,
+    headers: Option<Headers>,
+) -> Result<Option<Admitted>, Dropped> {
     let index = frame.port();
     let Some(config) = switch.port(index) else {
         return Ok(None);
     };
-    let Some(headers) = frame::read(frame) else {
+    let Some(headers) = headers else {
         return Err(VlanDrop::Malformed.within(0));
     };
     if is_control(headers.dst, config.flags & port::STP != 0) {
@@ -125,8 +167,9 @@ fn admit<F: Frame, S: Switch>(frame: &mut F, switch: &S) -> Result<Option<Admitt
         return Err(VlanDrop::NotMember.within(vlan));
     };
     switch.count_rx(member.stat, frame.segments(), frame.bytes());
-    frame.set_note(Note::new(vlan, tagged, config.flags & port::ISOLATED != 0));
-    Ok(Some(Admitted { index, config, headers, vlan }))
+    let note = Note::new(vlan, tagged, config.flags & port::ISOLATED != 0);
+    frame.set_note(note);
+    Ok(Some(Admitted { index, config, headers, vlan, stat: member.stat, note }))
 }
 
 /// How a port is in a VLAN, which is not 0; `None`: it is not.
@@ -170,39 +213,25 @@ fn native(config: &PortConfig) -> Result<u16, Dropped> {
     Ok(config.native)
 }
 
-/// To the station it is for, or to everybody in its VLAN.
+/// `None`: it is not known, or it is many.
 #[inline(always)]
-fn forward<F: Frame, S: Switch>(frame: &mut F, switch: &S, admitted: &Admitted, now: u64) -> Verdict {
-    let Admitted { index, ref config, ref headers, vlan } = *admitted;
-    let target = target(switch, config, vlan, headers.dst, now);
-    if target == 0 {
-        return flood(frame, switch, admitted);
-    }
-    if target == index && config.flags & port::HAIRPIN == 0 {
-        return Verdict::Drop(VlanDrop::SamePort.within(vlan));
-    }
-    Verdict::Forward { port: target, host: target == config.bridge }
-}
-
-/// The port of a station; 0 when it is not known, or when it is many.
-#[inline(always)]
-fn target<S: Switch>(switch: &S, config: &PortConfig, vlan: u16, dst: Address, now: u64) -> u32 {
+fn target<S: Switch>(switch: &S, config: &PortConfig, vlan: u16, dst: Address, now: u64) -> Option<Target> {
     if dst.is_group() {
-        return 0;
+        return None;
     }
-    let Some(known) = switch.station(StationPlace::new(config.bridge, dst, vlan).get()) else {
-        return 0;
-    };
-    if now.wrapping_sub(known.updated()) > config.memory() && known.flags() & station::STATIC == 0 {
-        return 0;
+    let known = switch.station(StationPlace::new(config.bridge, dst, vlan).get())?;
+    if !learn::is_known_for(0, known, config, now) {
+        return None;
     }
-    known.port()
+    let port = known.port();
+    // 0 is no interface.
+    (port != 0).then(|| Target { port, lasts: learn::is_known_for(LONGEST_LIFE, known, config, now) })
 }
 
 /// A copy to every other port of the VLAN; the first one gets the frame itself.
 #[inline(always)]
 fn flood<F: Frame, S: Switch>(frame: &mut F, switch: &S, admitted: &Admitted) -> Verdict {
-    let Admitted { index, config, headers: _, vlan } = *admitted;
+    let Admitted { index, config, vlan, .. } = *admitted;
     // 0 is no interface.
     let back = if config.flags & port::HAIRPIN != 0 { 0 } else { index };
     let mut key = FloodKey { bridge: config.bridge, vlan, place: 0 };

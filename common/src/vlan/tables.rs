@@ -2,6 +2,7 @@
 
 use core::ptr::NonNull;
 
+use super::decision::DecisionRef;
 use super::maps::{FloodKey, Member, MemberKey, PortConfig, Station, StationKey};
 
 /// A station in the table.
@@ -75,6 +76,21 @@ pub trait Switch {
     fn count_rx(&self, stat: u32, packets: u32, bytes: u32);
 
     fn count_tx(&self, stat: u32, packets: u32, bytes: u32);
+
+    /// A number that was never there before whenever ports, members or stations have changed in a way that a [decision] may
+    /// depend on.
+    ///
+    /// [decision]: super::decision
+    fn changes(&self) -> u64;
+
+    /// They have.
+    fn changed(&self);
+
+    /// This processor's decision at a place below [`super::maps::MAX_DECISIONS`].
+    fn decision(&self, place: u32) -> Option<DecisionRef>;
+
+    /// The kernel's own ticks (jiffies): what costs least of all clocks.
+    fn ticks(&self) -> u64;
 
     /// Nanoseconds since boot (CLOCK_MONOTONIC, coarse).
     fn now(&self) -> u64;

@@ -67,8 +67,9 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let given = |word: &str| arguments.iter().any(|argument| argument == word);
     let scale = if given("--quick") { QUICK } else { WHOLE };
-    let parts: [(&str, Part); 5] = [
+    let parts: [(&str, Part); 6] = [
         ("alone", one_by_one),
+        ("vlans", with_vlans),
         ("links", with_many_links),
         ("namespaces", with_many_namespaces),
         ("rules", with_many_rules),
@@ -130,6 +131,55 @@ fn one_by_one(scale: &Scale) -> Vec<Row> {
     let seconds = IDLE.as_secs();
     rows.push(Row::once(&format!("processor time of {seconds} s of idleness, two rules"), used, None));
     rows.push(Row::memory("resident memory after that", resident(&worker), Some(30)));
+    worker.stop();
+    rows
+}
+
+/// VLANs of ports. Where programs have to be attached first, the kernel waits for all processors, for each of them.
+fn with_vlans(scale: &Scale) -> Vec<Row> {
+    let lab = lab();
+    let worker = lab.start_command(&mut command(&lab));
+    say("VLANs of ports");
+    let rows = lab.router.run(|| {
+        let client = Client::new();
+        client.post("/bridge/create", &json!({ "name": "br-v" }));
+        for pair in 0..4 {
+            client.post("/veth/create", &json!({ "name1": format!("p{pair}"), "name2": format!("e{pair}") }));
+        }
+        let port = |pair: usize| json!({ "bridge_name": "br-v", "port_name": format!("p{pair}") });
+        let with = |mut body: Value, fields: Value| {
+            let (Some(body_fields), Value::Object(fields)) = (body.as_object_mut(), fields) else {
+                unreachable!("both are objects")
+            };
+            body_fields.extend(fields);
+            body
+        };
+        let native = |pair| with(port(pair), json!({ "vlan_id": 10, "tagged": false }));
+        let tagged = |pair| with(port(pair), json!({ "vlan_id": 20, "tagged": true }));
+        let of = |pair, vlan: u16| with(port(pair), json!({ "vlan_id": vlan }));
+        for pair in 0..3 {
+            client.post("/bridge/add-port", &port(pair));
+        }
+        let [into, out_of] = ["/vlan/add-to-bridge", "/vlan/remove-from-bridge"];
+        let mut rows = Vec::new();
+        let mut measure = |what: &str, make: (&str, Value), delete: (&str, Value)| {
+            let changed = (make.0, &make.1);
+            let [made, _] = made_and_deleted(&client, scale, changed, (delete.0, &delete.1));
+            rows.push(Row::times(what, &made, limit(20)));
+        };
+        measure("the first VLAN of a bridge of three ports", (into, native(0)), (out_of, of(0, 10)));
+        client.post(into, &native(0));
+        let first = "a port's first VLAN, where another port of its bridge has one";
+        measure(first, (into, native(1)), (out_of, of(1, 10)));
+        client.post(into, &native(1));
+        measure("one more VLAN of a port", (into, tagged(1)), (out_of, of(1, 20)));
+        measure(
+            "a port put with its VLAN into a bridge that has VLANs",
+            ("/bridge/add-port", with(port(3), json!({ "vlan": 10 }))),
+            ("/bridge/remove-port", port(3)),
+        );
+        rows
+    });
     worker.stop();
     rows
 }

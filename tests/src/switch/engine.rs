@@ -10,8 +10,11 @@ use telecluster_common::{
     packet::Wire,
     vlan::{
         Dropped, Verdict,
+        decision::DecisionRef,
         frame::{Frame, Note, Tag, is_tag},
-        maps::{FloodKey, Member, MemberKey, PortConfig, Station, StationKey, VlanStat, station},
+        maps::{
+            Decision, FloodKey, Member, MemberKey, PortConfig, Station, StationKey, VlanStat, port, station,
+        },
         port_in, port_out,
         tables::{StationRef, Switch},
     },
@@ -151,7 +154,39 @@ struct Tables {
     counts: RefCell<HashMap<u32, u32>>,
     stats: RefCell<HashMap<u32, VlanStat>>,
     not_learned: Cell<u64>,
+    next_stat: u32,
+    lookups: Cell<u64>,
+    changes: Cell<u64>,
+    /// `None`: nothing is kept.
+    decisions: Option<RefCell<HashMap<u32, Box<UnsafeCell<Decision>>>>>,
     clock: Cell<u64>,
+}
+
+impl Tables {
+    /// Who gets what is for everybody, anew.
+    fn list(&mut self, ports: &[Port]) {
+        self.floods.clear();
+        for (number, port) in ports.iter().enumerate() {
+            for vlan in port.switch_port(index(number), BRIDGE).vlans().into_keys() {
+                let free = |place: &u16| {
+                    !self.floods.contains_key(&FloodKey { bridge: BRIDGE, vlan, place: *place })
+                };
+                let place = (0..).find(free).expect("room for a port");
+                self.floods.insert(FloodKey { bridge: BRIDGE, vlan, place }, index(number));
+            }
+        }
+    }
+
+    /// Those that are learned, on each port.
+    fn count_stations(&mut self) {
+        let counts = self.counts.get_mut();
+        counts.clear();
+        for station in self.stations.get_mut().values_mut().map(|station| station.get_mut()) {
+            if station.flags & station::STATIC == 0 {
+                *counts.entry(station.port).or_default() += 1;
+            }
+        }
+    }
 }
 
 impl Switch for Tables {
@@ -168,9 +203,10 @@ impl Switch for Tables {
     }
 
     fn station(&self, key: &StationKey) -> Option<StationRef> {
+        self.lookups.set(self.lookups.get() + 1);
         let stations = self.stations.borrow();
         let station = stations.get(key).and_then(|station| NonNull::new(station.get()));
-        // SAFETY: the box stays: the engine removes no station.
+        // SAFETY: the box stays while a frame is looked at: stations are removed in between.
         station.map(|station| unsafe { StationRef::new(station) })
     }
 
@@ -207,6 +243,26 @@ impl Switch for Tables {
         stat.tx_bytes += u64::from(bytes);
     }
 
+    fn changes(&self) -> u64 {
+        self.changes.get()
+    }
+
+    fn changed(&self) {
+        self.changes.set(self.changes.get() + 1);
+    }
+
+    fn decision(&self, place: u32) -> Option<DecisionRef> {
+        let mut decisions = self.decisions.as_ref()?.borrow_mut();
+        let decision = NonNull::new(decisions.entry(place).or_default().get())?;
+        // SAFETY: the box stays, and there is one thread.
+        Some(unsafe { DecisionRef::new(decision) })
+    }
+
+    /// As often as on most kernels.
+    fn ticks(&self) -> u64 {
+        self.clock.get() / 4_000_000
+    }
+
     fn now(&self) -> u64 {
         self.clock.get()
     }
@@ -225,34 +281,65 @@ pub struct Engine {
 
 impl Engine {
     pub fn new(ports: &[Port], beside: bool) -> Self {
-        let mut tables = Tables::default();
+        let tables = Tables { decisions: Some(RefCell::default()), ..Tables::default() };
+        Self::with(tables, ports, beside)
+    }
+
+    /// One that decides anew for each frame.
+    pub fn without_decisions(ports: &[Port], beside: bool) -> Self {
+        Self::with(Tables::default(), ports, beside)
+    }
+
+    fn with(tables: Tables, ports: &[Port], beside: bool) -> Self {
         // Two seconds after boot nothing may look as if it had aged.
         tables.clock.set(2_000_000_000);
-        let mut stat = 0;
+        let mut engine = Self { tables, ports: Vec::new(), beside, drops: Vec::new() };
         for (number, port) in ports.iter().enumerate() {
-            let port = port.switch_port(index(number), BRIDGE);
-            let mut native_stat = 0;
-            for (vlan, untagged) in port.vlans() {
-                let key = MemberKey { port: port.index, vlan, unused: 0 };
-                tables.members.insert(key, Member { untagged: u32::from(untagged), stat });
-                if port.native == Some(vlan) {
-                    native_stat = stat;
-                }
-                stat += 1;
-                let place = (0..).find(|place| {
-                    !tables.floods.contains_key(&FloodKey { bridge: BRIDGE, vlan, place: *place })
-                });
-                let place = place.expect("room for a port");
-                tables.floods.insert(FloodKey { bridge: BRIDGE, vlan, place }, port.index);
-            }
-            tables.ports.insert(port.index, switch_config(&port, native_stat));
-            for (vlan, mac) in &port.stations {
-                let key = StationKey { bridge: BRIDGE, mac: mac.0, vlan: *vlan };
-                let record = Station { port: port.index, flags: station::STATIC, ..Station::default() };
-                tables.add_station(&key, &record);
+            engine.ports.push(Port::plain());
+            engine.put_port(number, port);
+        }
+        engine
+    }
+
+    /// As the agent does: all that frames are decided by first, and then that it has changed.
+    fn put_port(&mut self, number: usize, port: &Port) {
+        self.ports[number] = port.clone();
+        let port = port.switch_port(index(number), BRIDGE);
+        let (index, vlans) = (port.index, port.vlans());
+        let Self { tables, ports, .. } = self;
+        tables.members.retain(|key, _| key.port != index || vlans.contains_key(&key.vlan));
+        let mut native_stat = 0;
+        for (vlan, untagged) in &vlans {
+            let next = tables.next_stat;
+            let key = MemberKey { port: index, vlan: *vlan, unused: 0 };
+            let member = tables.members.entry(key).or_insert(Member { untagged: 0, stat: next });
+            member.untagged = u32::from(*untagged);
+            tables.next_stat += u32::from(member.stat == next);
+            if port.native == Some(*vlan) {
+                native_stat = member.stat;
             }
         }
-        Self { tables, ports: ports.to_vec(), beside, drops: Vec::new() }
+        tables.list(ports);
+        let old = tables.ports.insert(index, switch_config(&port, native_stat));
+        let forwarded = |config: PortConfig| config.flags & port::FORWARDING != 0;
+        let stopped = old.is_some_and(forwarded) && !port.forwarding;
+        tables.stations.get_mut().retain(|key, station| {
+            let station = station.get_mut();
+            station.port != index
+                || station.flags & station::STATIC == 0 && vlans.contains_key(&key.vlan) && !stopped
+        });
+        for (vlan, mac) in &port.stations {
+            let key = StationKey { bridge: BRIDGE, mac: mac.0, vlan: *vlan };
+            let record = Station { port: index, flags: station::STATIC, ..Station::default() };
+            tables.stations.get_mut().insert(key, Box::new(UnsafeCell::new(record)));
+        }
+        tables.count_stations();
+        tables.changed();
+    }
+
+    /// How often a station was looked up.
+    pub fn lookups(&self) -> u64 {
+        self.tables.lookups.get()
     }
 
     /// Frames that came in and went out, of a port in a VLAN.
@@ -260,6 +347,15 @@ impl Engine {
         let key = MemberKey { port: index(port), vlan, unused: 0 };
         let member = self.tables.members.get(&key).expect("a member");
         self.tables.stats.borrow().get(&member.stat).copied().unwrap_or_default()
+    }
+
+    /// Of all ports in all VLANs.
+    pub fn all_counters(&self) -> HashMap<u32, VlanStat> {
+        self.tables.stats.borrow().clone()
+    }
+
+    pub fn wait_milliseconds(&self, time: u64) {
+        self.tables.clock.set(self.tables.clock.get() + time * 1_000_000);
     }
 
     pub fn stations_on(&self, port: usize) -> u32 {
@@ -330,8 +426,13 @@ impl Machine for Engine {
         true
     }
 
+    fn put(&mut self, number: usize, port: &Port) -> bool {
+        self.put_port(number, port);
+        true
+    }
+
     fn wait(&mut self, seconds: u64) -> bool {
-        self.tables.clock.set(self.tables.clock.get() + seconds * 1_000_000_000);
+        self.wait_milliseconds(1000 * seconds);
         true
     }
 }

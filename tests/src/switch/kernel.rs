@@ -210,6 +210,11 @@ impl Machine for Programs {
         false
     }
 
+    fn put(&mut self, number: usize, port: &Port) -> bool {
+        Self::put(self, number, port);
+        true
+    }
+
     fn wait(&mut self, _seconds: u64) -> bool {
         false
     }
@@ -268,6 +273,10 @@ impl Machine for OwnFilter {
 
     /// The kernel takes a tag that no interface is there for off, before it looks for sockets.
     fn shows_the_hosts_tags(&self) -> bool {
+        false
+    }
+
+    fn put(&mut self, _number: usize, _port: &Port) -> bool {
         false
     }
 

@@ -45,6 +45,8 @@ pub struct Port {
     /// Milliseconds for which stations are remembered; otherwise as a bridge does.
     pub ageing: Option<u32>,
     pub mtu: Option<u32>,
+    /// Stations that are here whatever frames say: VLAN and address.
+    pub stations: Vec<(u16, [u8; 6])>,
 }
 
 impl Port {
@@ -69,7 +71,9 @@ impl Port {
     /// As the data plane wants it.
     pub fn switch_port(&self, index: u32, bridge: u32) -> SwitchPort {
         let host = index == bridge;
-        let vlans = self.tagged.iter().copied().chain(self.native);
+        let fixed = self.stations.iter().map(|(vlan, mac)| (*vlan, Mac(*mac)));
+        // The host's own address, in each of its VLANs.
+        let vlans = self.tagged.iter().copied().chain(self.native).filter(|_| host);
         SwitchPort {
             index,
             bridge,
@@ -87,7 +91,7 @@ impl Port {
             mtu: self.mtu.unwrap_or(1500),
             station_limit: self.station_limit,
             ageing: self.ageing.unwrap_or(AGEING),
-            stations: if host { vlans.map(|vlan| (vlan, Mac(HOST_MAC))).collect() } else { BTreeSet::new() },
+            stations: vlans.map(|vlan| (vlan, Mac(HOST_MAC))).chain(fixed).collect(),
         }
     }
 }
@@ -100,15 +104,19 @@ pub trait Machine {
     /// Whether a tag can be seen on what the host gets.
     fn shows_the_hosts_tags(&self) -> bool;
 
+    /// Makes a port another one, if it can.
+    fn put(&mut self, number: usize, port: &Port) -> bool;
+
     /// Lets time pass, if it can.
     fn wait(&mut self, seconds: u64) -> bool;
 }
 
-/// Plays a story on a machine that has its ports.
-pub fn play(story: &stories::Story, machine: &mut impl Machine) {
+/// Plays a story on a machine that has its ports. Each frame is sent so many times: what becomes of it is the same each time,
+/// though it may have been decided before.
+pub fn play(story: &stories::Story, machine: &mut impl Machine, times: usize) {
     for (number, step) in story.steps.iter().enumerate() {
         match step {
-            stories::Step::Send { port, frame, out } => {
+            stories::Step::Send { port, frame, out } => (0..times).for_each(|_| {
                 let mut found = machine.send(*port, frame);
                 let mut expected = out.clone();
                 if !machine.shows_the_hosts_tags() {
@@ -125,6 +133,11 @@ pub fn play(story: &stories::Story, machine: &mut impl Machine) {
                     list(&expected),
                     list(&found),
                 );
+            }),
+            stories::Step::Put { number, port } => {
+                if !machine.put(*number, port) {
+                    return;
+                }
             }
             stories::Step::Wait(seconds) => {
                 if !machine.wait(*seconds) {

@@ -13,11 +13,12 @@ use std::{
     time::Duration,
 };
 
-use aya::maps::{HashMap, MapData, MapType, PerCpuArray, PerCpuHashMap, PerCpuValues};
+use aya::maps::{Array, HashMap, MapData, MapType, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use nix::errno::Errno;
 use telecluster_common::vlan::maps::{
-    FloodKey, MAX_MEMBERS, MAX_PORTS, MAX_STATIONS, MAX_VLAN_PORTS, Member, MemberKey, PortConfig, PortStat,
-    Station as Record, StationKey, VlanDrops, VlanStat, port as flag, station,
+    Decision, FloodKey, MAX_DECISIONS, MAX_MEMBERS, MAX_PORTS, MAX_STATIONS, MAX_VLAN_PORTS, Member,
+    MemberKey, PortConfig, PortStat, Station as Record, StationKey, VlanDrops, VlanStat, port as flag,
+    station,
 };
 
 use self::held::Held;
@@ -41,7 +42,7 @@ const MEMORY_COMES: u32 = 500;
 
 type Result<T> = std::result::Result<T, KernelError>;
 
-pub(super) const LAYOUTS: [Layout; 8] = [
+pub(super) const LAYOUTS: [Layout; 10] = [
     layout::<u32, PortConfig>("port_cfg", MapType::Hash, Entries::Fixed(MAX_PORTS)),
     layout::<MemberKey, Member>("vlan_member", MapType::Hash, Entries::Fixed(MAX_MEMBERS)),
     layout::<FloodKey, u32>("vlan_flood", MapType::Hash, Entries::Fixed(MAX_MEMBERS)),
@@ -49,6 +50,8 @@ pub(super) const LAYOUTS: [Layout; 8] = [
     layout::<MemberKey, VlanDrops>("vlan_drop", MapType::PerCpuHash, Entries::Fixed(MAX_MEMBERS)),
     layout::<u32, PortStat>("port_stat", MapType::PerCpuHash, Entries::Fixed(MAX_PORTS)),
     layout::<u32, u64>("port_stations", MapType::Hash, Entries::Fixed(MAX_PORTS)),
+    layout::<u32, Decision>("vlan_decision", MapType::PerCpuArray, Entries::Fixed(MAX_DECISIONS)),
+    layout::<u32, u64>("vlan_change", MapType::Array, Entries::Fixed(1)),
     layout::<StationKey, Record>("fdb", MapType::Hash, Entries::Fixed(MAX_STATIONS)),
 ];
 
@@ -63,6 +66,9 @@ pub(super) struct SwitchMaps {
     counts: HashMap<MapData, u32, u64>,
     fdb: HashMap<MapData, Plain<StationKey>, Plain<Record>>,
     fdb_table: MapData,
+    change: Array<MapData, u64>,
+    /// What was last put there.
+    changed: u64,
     held: Held,
 }
 
@@ -84,9 +90,13 @@ impl SwitchMaps {
             port_stats: take(object, "port_stat")?,
             counts: take(object, "port_stations")?,
             fdb: take(object, "fdb")?,
+            change: take(object, "vlan_change")?,
+            changed: 0,
             held: Held::default(),
         };
         maps.held = maps.read()?;
+        // An earlier run may have died before it could say so.
+        maps.changed()?;
         // An earlier version counted drops for ports only.
         for (port, vlan) in maps.held.members.keys().copied().collect::<Vec<_>>() {
             maps.count_drops(port, vlan)?;
@@ -119,6 +129,14 @@ impl SwitchMaps {
             }
         })?;
         Ok(held)
+    }
+
+    /// Whatever programs have decided by what was there is void.
+    fn changed(&mut self) -> Result<()> {
+        // Time, because programs add one at their moves: no number comes twice, whichever of them is first.
+        self.changed = reads::now()?.max(self.changed + 1);
+        let done = self.change.set(0, self.changed, 0);
+        done.map_err(|error| failed("void the decisions of the VLAN filter", &error))
     }
 
     /// Makes a port what it shall be, and leaves it as it was when that fails.
@@ -205,6 +223,7 @@ impl SwitchMaps {
         }
         if bridge.is_some() {
             note(gone_is_fine(self.configs.remove(&index), || format!("forget port {index}")));
+            note(self.changed());
             note(gone_is_fine(self.port_stats.remove(&index), || {
                 format!("forget the counters of port {index}")
             }));
@@ -240,10 +259,14 @@ impl SwitchMaps {
                 gone.push(*key);
             }
         })?;
-        for key in &gone {
-            gone_is_fine(self.fdb.remove(&Plain(*key)), || format!("forget station {}", Mac(key.mac)))?;
+        if gone.is_empty() {
+            return Ok(0);
         }
-        Ok(gone.len())
+        let forgotten = gone.iter().try_for_each(|key| {
+            gone_is_fine(self.fdb.remove(&Plain(*key)), || format!("forget station {}", Mac(key.mac)))
+        });
+        self.changed()?;
+        forgotten.map(|()| gone.len())
     }
 
     fn set_member(&mut self, port: u32, vlan: u16, untagged: bool) -> Result<()> {
@@ -264,6 +287,7 @@ impl SwitchMaps {
             .map_err(|error| failed(operation(), &error))?;
         self.held.members.insert((port, vlan), member);
         self.held.stats.insert(stat);
+        self.changed()?;
         self.count_drops(port, vlan)
     }
 
@@ -293,6 +317,7 @@ impl SwitchMaps {
         if let Some(member) = self.held.members.remove(&(port, vlan)) {
             self.held.stats.remove(&member.stat);
         }
+        self.changed()?;
         gone_is_fine(self.vlan_drops.remove(&key), || {
             format!("forget the drops of port {port} in VLAN {vlan}")
         })
@@ -318,7 +343,7 @@ impl SwitchMaps {
             .insert(port, Plain(config), 0)
             .map_err(|error| failed(format!("configure port {port}"), &error))?;
         self.held.configs.insert(port, config);
-        Ok(())
+        self.changed()
     }
 
     fn make_counters(&mut self, port: u32) -> Result<()> {
@@ -387,6 +412,7 @@ impl SwitchMaps {
                 .insert(Plain(station_key(key)), Plain(record), 0)
                 .map_err(|error| failed(format!("fix station {mac} in VLAN {vlan}"), &error))?;
             self.held.stations.insert(key, port.index);
+            self.changed()?;
         }
         Ok(())
     }
@@ -394,7 +420,7 @@ impl SwitchMaps {
     fn drop_station(&mut self, key: (u32, u16, Mac)) -> Result<()> {
         gone_is_fine(self.fdb.remove(&Plain(station_key(key))), || format!("forget station {}", key.2))?;
         self.held.stations.remove(&key);
-        Ok(())
+        self.changed()
     }
 }
 

@@ -122,7 +122,7 @@ impl SwitchMaps {
 }
 
 /// The clock of the programs.
-fn now() -> Result<u64> {
+pub(super) fn now() -> Result<u64> {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC)
         .map_err(|errno| KernelError::errno("read the clock", errno as i32))?;
     Ok(Duration::from(now).as_nanos().try_into().unwrap_or(u64::MAX))
