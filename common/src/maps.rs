@@ -90,10 +90,18 @@ pub mod stage {
 
 /// Places of the programs in the `xdp_stage` map, to which those on the hooks of drivers go on.
 pub mod xdp_stage {
-    pub const COUNT: u32 = 2;
+    pub const COUNT: u32 = 10;
 
     pub const WAN6: u32 = 0;
     pub const LAN6: u32 = 1;
+    pub const FIRST4_IN: u32 = 2;
+    pub const FIRST4_OUT: u32 = 3;
+    pub const FIRST6_IN: u32 = 4;
+    pub const FIRST6_OUT: u32 = 5;
+    pub const MAKE4: u32 = 6;
+    pub const MAKE6: u32 = 7;
+    pub const NOTABLE4: u32 = 8;
+    pub const NOTABLE6: u32 = 9;
 }
 
 /// Nanoseconds to ticks: 2^20 ns, a little more than a millisecond. 32 bits of ticks are 52 days, and idle times are

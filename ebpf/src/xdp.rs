@@ -16,9 +16,10 @@ use telecluster_common::{
     maps::{Direction, xdp_stage},
     nat::{
         Verdict,
-        xdp::{Doors, early},
+        xdp::{Doors, Early, early, first, make, notable},
     },
     packet::{Checksum, ChecksumFix, Packet, Wire, note},
+    tables::Tables,
 };
 
 use crate::{
@@ -33,37 +34,93 @@ const ETHERNET: usize = 14;
 /// Native ingress of the uplink.
 #[xdp]
 pub fn xdp_wan_in(ctx: XdpContext) -> u32 {
-    hook(&ctx, Direction::In, xdp_stage::WAN6)
+    hook(&ctx, Direction::In, (xdp_stage::FIRST4_IN, xdp_stage::NOTABLE4), xdp_stage::WAN6)
 }
 
 /// Native ingress of an interface towards inside hosts.
 #[xdp]
 pub fn xdp_lan_in(ctx: XdpContext) -> u32 {
-    hook(&ctx, Direction::Out, xdp_stage::LAN6)
+    hook(&ctx, Direction::Out, (xdp_stage::FIRST4_OUT, xdp_stage::NOTABLE4), xdp_stage::LAN6)
 }
 
 /// IPv6 has a program of its own, with a stack of its own, as at the later hooks.
 #[xdp]
 pub fn xdp_wan6_in(ctx: XdpContext) -> u32 {
-    act(early::<_, _, A6>(&mut Bytes::new(&ctx), &Kernel::new(&ctx), Direction::In))
+    next::<A6>(&ctx, Direction::In, (xdp_stage::FIRST6_IN, xdp_stage::NOTABLE6))
 }
 
 /// The same from the inside.
 #[xdp]
 pub fn xdp_lan6_in(ctx: XdpContext) -> u32 {
-    act(early::<_, _, A6>(&mut Bytes::new(&ctx), &Kernel::new(&ctx), Direction::Out))
+    next::<A6>(&ctx, Direction::Out, (xdp_stage::FIRST6_OUT, xdp_stage::NOTABLE6))
+}
+
+/// The programs that those go on to, of one family: for the first packet of a flow that comes in or goes out, the making of
+/// the flow, and for what says something about its flow.
+macro_rules! more {
+    ($address:ty, $first_in:ident, $first_out:ident, $make:ident, $make_stage:ident, $notable:ident) => {
+        #[xdp]
+        pub fn $first_in(ctx: XdpContext) -> u32 {
+            decide::<$address>(&ctx, Direction::In, xdp_stage::$make_stage)
+        }
+
+        #[xdp]
+        pub fn $first_out(ctx: XdpContext) -> u32 {
+            decide::<$address>(&ctx, Direction::Out, xdp_stage::$make_stage)
+        }
+
+        #[xdp]
+        pub fn $make(ctx: XdpContext) -> u32 {
+            act(make::<_, _, $address>(&mut Bytes::new(&ctx), &Kernel::new(&ctx)))
+        }
+
+        #[xdp]
+        pub fn $notable(ctx: XdpContext) -> u32 {
+            act(notable::<_, _, $address>(&mut Bytes::new(&ctx), &Kernel::new(&ctx)))
+        }
+    };
+}
+
+more!(A4, xdp_first4_in, xdp_first4_out, xdp_make4, MAKE4, xdp_notable4);
+more!(A6, xdp_first6_in, xdp_first6_out, xdp_make6, MAKE6, xdp_notable6);
+
+#[inline(always)]
+fn hook(ctx: &XdpContext, direction: Direction, stages4: (u32, u32), next6: u32) -> u32 {
+    let frame = Bytes::new(ctx);
+    if frame.carries(A4::ETHERTYPE) {
+        return next::<A4>(ctx, direction, stages4);
+    }
+    if frame.carries(A6::ETHERTYPE) {
+        return go_on(ctx, next6);
+    }
+    XDP_PASS
 }
 
 #[inline(always)]
-fn hook(ctx: &XdpContext, direction: Direction, next6: u32) -> u32 {
-    let mut frame = Bytes::new(ctx);
-    if frame.carries(A4::ETHERTYPE) {
-        return act(early::<_, _, A4>(&mut frame, &Kernel::new(ctx), direction));
+fn next<A: Address>(ctx: &XdpContext, direction: Direction, (first, notable): (u32, u32)) -> u32
+where
+    Kernel: Tables<A>,
+{
+    match early::<_, _, A>(&mut Bytes::new(ctx), &Kernel::new(ctx), direction) {
+        Early::Done(verdict) => act(verdict),
+        Early::First => go_on(ctx, first),
+        Early::Notable => go_on(ctx, notable),
     }
-    if frame.carries(A6::ETHERTYPE) {
-        // SAFETY: nothing here has to be dropped. It comes back only when the place is empty.
-        unsafe { XDP_STAGE.tail_call(ctx, next6) }
-    }
+}
+
+#[inline(always)]
+fn decide<A: Address>(ctx: &XdpContext, direction: Direction, make: u32) -> u32
+where
+    Kernel: Tables<A>,
+{
+    if first::<_, _, A>(&Bytes::new(ctx), &Kernel::new(ctx), direction) { go_on(ctx, make) } else { XDP_PASS }
+}
+
+/// To another program.
+#[inline(always)]
+fn go_on(ctx: &XdpContext, stage: u32) -> u32 {
+    // SAFETY: nothing here has to be dropped. It comes back only when the place is empty.
+    unsafe { XDP_STAGE.tail_call(ctx, stage) }
     XDP_PASS
 }
 

@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`telecluster_vectors`] | frames, what becomes of them, and the engine on the host |
 //! | [`kernel`] | the loaded programs through `BPF_PROG_TEST_RUN` |
+//! | [`driver`] | those for drivers and for traffic control, beside each other |
+//! | [`drivers`] | a lab with the fast path in drivers |
 //! | [`lab`] | hosts, worker and sockets in namespaces |
 //! | [`netns`], [`sockets`] | one namespace, and what is asked of sockets in it |
 //! | [`switch`] | frames through the ports of a bridge with VLANs: engine, programs, the kernel's own filter |
@@ -31,6 +33,8 @@ pub mod behind;
 pub mod chaos;
 pub mod conversation;
 pub mod dice;
+pub mod driver;
+pub mod drivers;
 pub mod faulty_iptables;
 pub mod kernel;
 pub mod lab;

@@ -1,7 +1,4 @@
 //! The fast path in drivers, on real packets: veth has native XDP, and `XDP=on` asks for it.
-//!
-//! What a socket sends over a veth pair has no checksum, because the card would fill it in: such packets take the hook
-//! behind the driver. So `whole_checksums` has the hosts fill it in themselves where a test is about the driver.
 
 use std::{
     io::{Read as _, Write as _},
@@ -12,24 +9,9 @@ use std::{
 use serde_json::{Value, json};
 use telecluster_tests::{
     conversation::{Conversation, masqueraded},
+    drivers::{lab, sent_in_drivers, status, whole_checksums},
     lab::{INSIDE, INSIDE_NET6, Lab, OUTSIDE, PATIENCE, WAN, Worker, eventually},
 };
-
-/// A lab whose hosts take frames from drivers: a veth does when it has GRO on.
-fn lab() -> Lab {
-    let mut lab = Lab::on("ebpf");
-    lab.environment.push(("XDP", "on".to_owned()));
-    for host in [&lab.inside, &lab.outside] {
-        host.sh("ethtool -K eth0 gro on");
-    }
-    lab
-}
-
-fn whole_checksums(lab: &Lab) {
-    for host in [&lab.inside, &lab.outside] {
-        host.sh("ethtool -K eth0 tx off");
-    }
-}
 
 /// Turns until both directions of it are sent on in drivers.
 fn warm_up(conversation: &Conversation, lab: &Lab) {
@@ -38,14 +20,6 @@ fn warm_up(conversation: &Conversation, lab: &Lab) {
         conversation.turn();
         sent_in_drivers(lab) == before + 2
     });
-}
-
-fn status(lab: &Lab) -> Value {
-    lab.get("/network/status")["dataplane"].clone()
-}
-
-fn sent_in_drivers(lab: &Lab) -> u64 {
-    status(lab)["xdp_packets"].as_u64().expect("a number")
 }
 
 /// `off` or `native`, and why.

@@ -3,7 +3,7 @@
 
 use std::mem::offset_of;
 
-use aya::maps::{Array, DevMapHash, HashMap, Map, MapData};
+use aya::maps::{HashMap, Map};
 use proptest::{
     prelude::*,
     sample::Index,
@@ -11,44 +11,30 @@ use proptest::{
 };
 use telecluster_common::{
     checksum::fold,
-    maps::{Direction, Flow, FlowKey, Hop, TICK_BITS},
+    maps::{Direction, Flow, FlowKey},
 };
 use telecluster_tests::{
+    driver::{Driver, EPOCH, HOP, TC_ACT_REDIRECT, XDP_PASS, XDP_REDIRECT, pinned, soon},
     frame::{ACK, Frame, SYN, TCP, UDP, tcp, udp, udp_without_checksum},
-    kernel::Kernel,
     sandbox,
-    vectors::{Cast, IPV4, IPV6, Machine as _, Rule, UPLINK, forward},
+    vectors::{Cast, IPV4, IPV6, Machine as _, Rule, forward},
 };
-use telecluster_worker::kernel::{
-    dataplane::{DataPlane as _, FastPort},
-    links::Mac,
-    xdp::Medium,
-};
-
-const XDP_PASS: u32 = 2;
-const XDP_REDIRECT: u32 = 4;
-const TC_ACT_REDIRECT: u32 = 7;
-
-const EPOCH: u32 = 7;
-const HOP: u32 = 1;
+use telecluster_worker::kernel::dataplane::DataPlane as _;
 
 type A4 = [u8; 4];
 type A6 = [u8; 16];
 
-/// The programs, and flows that somebody has found the way of.
-struct Fast(Kernel);
+/// Flows that somebody has found the way of.
+struct Fast(Driver);
 
 impl Fast {
     /// Two flows of each family: masqueraded UDP, and TCP to a forward.
     fn new() -> Self {
-        let mut kernel = Kernel::load();
         let rules: Vec<Rule> = [IPV4, IPV6]
             .into_iter()
             .flat_map(|cast| [cast.masquerade(), forward(TCP, 2222, (cast.inside, 22))])
             .collect();
-        for (slot, rule) in (0..).zip(&rules) {
-            kernel.put(slot, rule);
-        }
+        let mut driver = Driver::new(&rules);
         for cast in [IPV4, IPV6] {
             let (asker, client) = ((cast.inside, 40000), (cast.remote, 50000));
             let (ssh, door) = ((cast.inside, 22), (cast.uplink, 2222));
@@ -61,60 +47,24 @@ impl Fast {
                 (Direction::In, tcp(client, door, ACK, b"x")),
                 (Direction::Out, tcp(ssh, client, ACK, b"y")),
             ] {
-                kernel.run(direction, &frame.bytes());
+                driver.0.run(direction, &frame.bytes());
             }
         }
-        // The frames' own destination is the router.
-        let frame = udp((IPV4.inside, 40000), (IPV4.remote, 53), b"").bytes();
-        let mac = Mac(frame[..6].try_into().expect("an address"));
-        let port =
-            FastPort { index: UPLINK, owner: UPLINK, mtu: 1500, mac, inside: false, medium: Medium::Card };
-        kernel.plane.set_ports(&[port]).expect("set the ports");
-        let this = Self(kernel);
-        this.open_door();
+        let this = Self(driver);
         this.find_ways();
         this
     }
 
-    fn open_door(&self) {
-        let mut ports = DevMapHash::try_from(Map::DevMapHash(pinned("xdp_port"))).expect("the map");
-        ports.insert(UPLINK, UPLINK, None, 0).expect("let packets be sent there");
-    }
-
-    fn close_door(&self) {
-        let mut ports = DevMapHash::try_from(Map::DevMapHash(pinned("xdp_port"))).expect("the map");
-        ports.remove(UPLINK).expect("let no packets be sent there");
-    }
-
     /// Writes down what the slow path would have learned between two interfaces.
     fn find_ways(&self) {
-        let mut epochs: Array<_, [u32; 4]> = Map::Array(pinned("epoch")).try_into().expect("the map");
-        epochs.set(0, [EPOCH, EPOCH, 0, 0], 0).expect("set the epoch");
-        let mut hop = [0_u8; size_of::<Hop>()];
-        for (place, value) in [
-            (offset_of!(Hop, stamp), EPOCH),
-            (offset_of!(Hop, interface), UPLINK),
-            (offset_of!(Hop, from), UPLINK),
-            (offset_of!(Hop, mtu), 1500),
-        ] {
-            hop[place..place + 4].copy_from_slice(&value.to_ne_bytes());
-        }
-        let link = offset_of!(Hop, link);
-        hop[link..link + 12].copy_from_slice(&[2, 0, 0, 0, 0, 0x77, 2, 0, 0, 0, 0, 0x88]);
-        let mut hops: Array<_, [u8; size_of::<Hop>()]> =
-            Map::Array(pinned("hop")).try_into().expect("the map");
-        hops.set(HOP, hop, 0).expect("set a hop");
+        self.0.find_way(false);
         learn::<{ size_of::<FlowKey<A4>>() }, { size_of::<Flow<A4>>() }>("flow4", offset_of!(Flow<A4>, hop));
         learn::<{ size_of::<FlowKey<A6>>() }, { size_of::<Flow<A6>>() }>("flow6", offset_of!(Flow<A6>, hop));
     }
 
     /// In the driver, and with traffic control's fast path.
     fn both(&mut self, direction: Direction, frame: &[u8]) -> [(u32, Vec<u8>); 2] {
-        let (xdp, tc) = match direction {
-            Direction::In => ("xdp_wan_in", "tc_wan_in"),
-            Direction::Out => ("xdp_lan_in", "tc_lan_in"),
-        };
-        [self.0.run_at(xdp, frame), self.0.run_at(tc, frame)]
+        [self.0.xdp(direction, frame), self.0.tc(direction, frame)]
     }
 
     /// The same of a frame that is fast, except in the moment when its direction has to refresh the other one: that is
@@ -125,7 +75,7 @@ impl Fast {
             Direction::Out => "tc_wan_out",
         };
         for _ in 0..5 {
-            self.0.run_at(slow, frame);
+            self.0.0.run_at(slow, frame);
             let both = self.both(direction, frame);
             if both[0].0 == XDP_REDIRECT && both[1].0 == TC_ACT_REDIRECT {
                 return both;
@@ -135,18 +85,12 @@ impl Fast {
     }
 }
 
-fn pinned(map: &str) -> MapData {
-    MapData::from_pin(format!("/sys/fs/bpf/telecluster/maps/{map}")).expect("a pinned map")
-}
-
 /// Hop, stamp and lease stand one after the other.
 fn learn<const K: usize, const V: usize>(map: &str, place: usize) {
     let mut flows: HashMap<_, [u8; K], [u8; V]> = Map::HashMap(pinned(map)).try_into().expect("the map");
     let keys: Vec<_> = flows.keys().map(|key| key.expect("a key")).collect();
     assert!(keys.len() >= 4, "{map}: two flows, both directions");
-    let uptime = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).expect("the clock");
-    let nanoseconds = u64::try_from(uptime.tv_sec() * 1_000_000_000 + uptime.tv_nsec()).expect("an uptime");
-    let lease = u32::try_from((nanoseconds >> TICK_BITS) + 14_000).expect("an uptime of days");
+    let lease = soon();
     for key in keys {
         let mut flow = flows.get(&key, 0).expect("a flow");
         for (place, value) in (place..).step_by(4).zip([HOP, EPOCH, lease]) {
@@ -173,7 +117,7 @@ fn frames(cast: Cast) -> Vec<(Direction, Frame)> {
 fn what_is_fast_leaves_the_driver_as_it_leaves_traffic_control() {
     sandbox::run(|| {
         let mut fast = Fast::new();
-        let before = fast.0.plane.xdp().expect("the count").packets;
+        let before = fast.0.0.plane.xdp().expect("the count").packets;
         let mut sent = 0;
         for (direction, frame) in [IPV4, IPV6].into_iter().flat_map(frames) {
             let bytes = frame.bytes();
@@ -183,7 +127,7 @@ fn what_is_fast_leaves_the_driver_as_it_leaves_traffic_control() {
             assert_ne!(xdp.1, bytes);
             sent += 1;
         }
-        assert!(fast.0.plane.xdp().expect("the count").packets - before >= sent);
+        assert!(fast.0.0.plane.xdp().expect("the count").packets - before >= sent);
     });
 }
 
@@ -191,7 +135,7 @@ fn what_is_fast_leaves_the_driver_as_it_leaves_traffic_control() {
 fn what_leads_where_no_program_is_goes_on_untouched() {
     sandbox::run(|| {
         let mut fast = Fast::new();
-        fast.close_door();
+        fast.0.close_door();
         for (direction, frame) in [IPV4, IPV6].into_iter().flat_map(frames) {
             let [xdp, tc] = fast.fast(direction, &frame.bytes());
             assert_eq!((xdp.0, tc.0), (XDP_PASS, TC_ACT_REDIRECT), "{frame:?}");

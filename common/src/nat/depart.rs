@@ -101,7 +101,7 @@ where
 
 /// What the kernel's routes would be asked for.
 #[inline(always)]
-fn hosts<A: Address>(headers: &Headers<'_, A>, from: u32) -> PairKey<A> {
+pub(super) fn hosts<A: Address>(headers: &Headers<'_, A>, from: u32) -> PairKey<A> {
     PairKey { src: A::src(headers.ip), dst: A::dst(headers.ip), from, class: A::class(headers.ip) }
 }
 
@@ -174,7 +174,7 @@ where
 }
 
 #[inline(always)]
-fn set_out<A>(work: &mut Work<A>, from: u32, uplink: u32) {
+pub(super) fn set_out<A>(work: &mut Work<A>, from: u32, uplink: u32) {
     work.interface = uplink;
     work.from = from;
     work.way = Way::DEPARTS;

@@ -166,15 +166,32 @@ where
     T: Ways,
     A: Address,
 {
-    if headers.protocol != proto::TCP && headers.protocol != proto::UDP {
+    if !is_plain(headers) {
         return None;
     }
-    if headers.has_options() || A::hops_left(headers.ip) <= 1 {
-        return None;
-    }
-    let hop = tables.hop(slot)?.of_epoch(tables.epoch())?;
+    let hop = present(tables, slot)?;
     let len = if shape.segment == 0 { shape.network_len } else { headers.header_len() + shape.segment };
-    (hop.from == from && len <= hop.mtu).then_some(hop)
+    takes(&hop, from, len).then_some(hop)
+}
+
+/// Whether nothing in its headers is for the kernel to see.
+#[inline(always)]
+pub(super) fn is_plain<A: Address>(headers: &Headers<'_, A>) -> bool {
+    (headers.protocol == proto::TCP || headers.protocol == proto::UDP)
+        && !headers.has_options()
+        && A::hops_left(headers.ip) > 1
+}
+
+/// Whether a hop is for packets that came in through `from`, and for one as long as this.
+#[inline(always)]
+pub(super) fn takes(hop: &Hop, from: u32, len: u32) -> bool {
+    hop.from == from && len <= hop.mtu
+}
+
+/// An entry of the table of hops, if it is of the present epoch.
+#[inline(always)]
+pub(super) fn present<T: Ways>(tables: &T, slot: u32) -> Option<Hop> {
+    tables.hop(slot)?.of_epoch(tables.epoch())
 }
 
 /// Whether the kernel's way of this flow's packets is worth writing down.

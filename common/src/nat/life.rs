@@ -82,7 +82,13 @@ where
 /// From the outside, never answered, and what let it in is no more. Else whoever sends often enough would keep a port open
 /// that the inside has long left, or that is another one's by now (RFC 4787 REQ-6).
 #[inline(always)]
-fn is_in_vain<T, A>(tables: &T, work: &mut Work<A>, flow: FlowRef<A>, interface: u32, now: u64) -> bool
+pub(super) fn is_in_vain<T, A>(
+    tables: &T,
+    work: &mut Work<A>,
+    flow: FlowRef<A>,
+    interface: u32,
+    now: u64,
+) -> bool
 where
     T: Tables<A>,
     A: Address,

@@ -34,9 +34,7 @@ where
         work.peer = work.to.answers(&work.key);
         Ok(())
     } else if forward(tables, work, interface) {
-        limit::pace(tables, work.maker.rule, A::ANY, now).map_err(Verdict::Drop)?;
-        search_port(tables, work, interface, now);
-        claimed(tables, work)
+        connect(tables, work, interface, now)
     } else if work.way() == Way::AROUND {
         Err(Verdict::Pass) // one of its own services, or nobody
     } else {
@@ -197,10 +195,22 @@ where
     }
 }
 
+/// A flow of the forward that was found gets a port towards the inside server.
+#[inline(always)]
+pub(super) fn connect<T, A>(tables: &T, work: &mut Work<A>, interface: u32, now: u64) -> Result<(), Verdict>
+where
+    T: Tables<A>,
+    A: Address,
+{
+    limit::pace(tables, work.maker.rule, A::ANY, now).map_err(Verdict::Drop)?;
+    search_port(tables, work, interface, now);
+    claimed(tables, work)
+}
+
 /// From the outside in: the destination becomes the inside host. Only for the host's own addresses, never transit.
 /// False: no forward is for this packet.
 #[inline(always)]
-fn forward<T, A>(tables: &T, work: &mut Work<A>, interface: u32) -> bool
+pub(super) fn forward<T, A>(tables: &T, work: &mut Work<A>, interface: u32) -> bool
 where
     T: Tables<A>,
     A: Address,

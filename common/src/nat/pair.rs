@@ -76,13 +76,23 @@ where
         if direction == Direction::Out || way != Way::ONWARD || !forwarded || !tables.are_alike() {
             return;
         }
-        let key = PairKey { src: work.to.src, dst: work.to.dst, from: work.interface(), class: work.class };
-        let Some(pair) = recall(tables, &key, now) else {
+        let Some(pair) = ahead(tables, work, now) else {
             return;
         };
         pair
     };
     go_with(flow, pair);
+}
+
+/// What was learned of the hosts of a packet from the outside, whose translation is decided.
+#[inline(always)]
+pub(super) fn ahead<T, A>(tables: &T, work: &Work<A>, now: u64) -> Option<Pair>
+where
+    T: Tables<A> + Ways,
+    A: Address,
+{
+    let key = PairKey { src: work.to.src, dst: work.to.dst, from: work.interface(), class: work.class };
+    recall(tables, &key, now)
 }
 
 #[inline(always)]

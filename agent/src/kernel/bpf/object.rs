@@ -89,7 +89,18 @@ pub(super) const RUN_NAMES: [&str; 4] = ["tc_collect4", "tc_collect6", "tc_relea
 const XDP_NAMES: [&str; 2] = ["xdp_wan_in", "xdp_lan_in"];
 
 /// The programs that those go on to, with their places in the `xdp_stage` map.
-const XDP_STAGES: [(&str, u32); 2] = [("xdp_wan6_in", xdp_stage::WAN6), ("xdp_lan6_in", xdp_stage::LAN6)];
+const XDP_STAGES: [(&str, u32); 10] = [
+    ("xdp_wan6_in", xdp_stage::WAN6),
+    ("xdp_lan6_in", xdp_stage::LAN6),
+    ("xdp_first4_in", xdp_stage::FIRST4_IN),
+    ("xdp_first4_out", xdp_stage::FIRST4_OUT),
+    ("xdp_first6_in", xdp_stage::FIRST6_IN),
+    ("xdp_first6_out", xdp_stage::FIRST6_OUT),
+    ("xdp_make4", xdp_stage::MAKE4),
+    ("xdp_make6", xdp_stage::MAKE6),
+    ("xdp_notable4", xdp_stage::NOTABLE4),
+    ("xdp_notable6", xdp_stage::NOTABLE6),
+];
 
 /// Where the programs' messages go (aya-log).
 pub(super) const MESSAGES: &str = "AYA_LOGS";

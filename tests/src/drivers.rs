@@ -1,0 +1,45 @@
+//! A lab whose hosts and router send frames from driver to driver.
+
+use std::net::{SocketAddr, UdpSocket};
+
+use serde_json::Value;
+
+use crate::lab::{Lab, Netns};
+
+/// Its hosts take frames from drivers: a veth does when it has GRO on.
+pub fn lab() -> Lab {
+    let mut lab = Lab::on("ebpf");
+    lab.environment.push(("XDP", "on".to_owned()));
+    for host in [&lab.inside, &lab.outside] {
+        host.sh("ethtool -K eth0 gro on");
+    }
+    lab
+}
+
+/// What a socket sends over a veth pair has no checksum, because the card would fill it in: such packets take the hook
+/// behind the driver. From now on the hosts fill it in themselves.
+pub fn whole_checksums(lab: &Lab) {
+    for host in [&lab.inside, &lab.outside] {
+        host.sh("ethtool -K eth0 tx off");
+    }
+}
+
+pub fn status(lab: &Lab) -> Value {
+    lab.get("/network/status")["dataplane"].clone()
+}
+
+pub fn sent_in_drivers(lab: &Lab) -> u64 {
+    status(lab)["xdp_packets"].as_u64().expect("a number")
+}
+
+/// A datagram from a socket of its own, and its answer.
+pub fn asks(host: &Netns, server: &UdpSocket, to: SocketAddr) {
+    let any = if to.is_ipv4() { SocketAddr::from(([0; 4], 0)) } else { SocketAddr::from(([0_u16; 8], 0)) };
+    let client = host.udp(any);
+    client.connect(to).expect("connect");
+    let mut buffer = [0; 64];
+    client.send(b"new").expect("send");
+    let (len, from) = server.recv_from(&mut buffer).expect("a datagram");
+    server.send_to(&buffer[..len], from).expect("answer");
+    assert_eq!(client.recv(&mut buffer).expect("the answer"), 3);
+}
