@@ -5,14 +5,15 @@
 #   TELECLUSTER_WORKER_BIN  the agent; else the checkout's release build
 #   FLOW_CAPACITY           flows that the tables hold; the largest workload opens a million
 #   UNPROVEN_FLOWS          how many of them need no answer: a million on each CPU, the bench sends through one and never answers
-#   XDP                     off (default) or on: the fast path in drivers, which wants whole checksums
+#   XDP                     off (default), auto (off on the veth pairs of the bench) or on: the fast path in drivers, which wants whole
+#                           checksums
 set -euo pipefail
 
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 worker=${TELECLUSTER_WORKER_BIN:-$checkout/target/release/telecluster-worker}
 
 case "$1" in
-caps) echo snat dnat snat6 dnat6 $([ "${XDP:-off}" = off ] || echo checksums) ;;
+caps) echo snat dnat snat6 dnat6 $([ "${XDP:-off}" != on ] || echo checksums) ;;
 version) git -C "$checkout" describe --always --dirty 2>/dev/null || echo unknown ;;
 up)
   # The namespace is ours alone: any port outside the forwards and the ephemeral range is free.
