@@ -11,7 +11,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::json;
@@ -25,8 +25,10 @@ const FORWARDED: u16 = 2222;
 /// Threads, half of them outwards, half inwards, and the flows of each kind that each of them has.
 const DRIVERS: usize = 20;
 const FLOWS: usize = 5;
-/// Between rounds: the point is that nothing is lost, not how much gets through.
-const PAUSE: Duration = Duration::from_millis(20);
+/// Between rounds, at least and at most: the point is that nothing is lost, not how much gets through.
+const PAUSE: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
+/// Times that a round has taken, between: a worker on a machine so slow that rounds fill it gets nothing done either.
+const REST: u32 = 4;
 /// How often a thread that must end looks whether it should.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -74,9 +76,10 @@ impl Traffic {
                 let mut number = 0;
                 while !stop.load(Ordering::Relaxed) {
                     number += 1;
+                    let began = Instant::now();
                     flows.iter().for_each(|flow| flow.turn(number));
                     rounds[driver].store(number, Ordering::Relaxed);
-                    thread::sleep(PAUSE);
+                    rest(began);
                 }
             }));
         }
@@ -84,10 +87,11 @@ impl Traffic {
             let (stop, opened, host) = (Arc::clone(&stop), Arc::clone(&opened), host.again());
             threads.push(thread::spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
+                    let began = Instant::now();
                     let stream = host.connect(target).expect("a new connection");
                     say(&stream, 1);
                     opened.fetch_add(1, Ordering::Relaxed);
-                    thread::sleep(PAUSE);
+                    rest(began);
                 }
             }));
         }
@@ -145,6 +149,12 @@ impl Flow {
         let length = self.datagrams.recv(&mut answer).expect("a datagram was lost");
         assert_eq!((length, u64::from_be_bytes(answer)), (8, number), "an answer to something else");
     }
+}
+
+/// After a round that has begun then.
+fn rest(began: Instant) {
+    let [least, most] = PAUSE;
+    thread::sleep((began.elapsed() * REST).clamp(least, most));
 }
 
 /// A number there and back.
