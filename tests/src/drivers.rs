@@ -1,10 +1,8 @@
 //! A lab whose hosts and router send frames from driver to driver.
 
-use std::net::{SocketAddr, UdpSocket};
-
 use serde_json::Value;
 
-use crate::lab::{Lab, Netns};
+use crate::lab::Lab;
 
 /// Its hosts take frames from drivers: a veth does when it has GRO on.
 pub fn lab() -> Lab {
@@ -30,16 +28,4 @@ pub fn status(lab: &Lab) -> Value {
 
 pub fn sent_in_drivers(lab: &Lab) -> u64 {
     status(lab)["xdp_packets"].as_u64().expect("a number")
-}
-
-/// A datagram from a socket of its own, and its answer.
-pub fn asks(host: &Netns, server: &UdpSocket, to: SocketAddr) {
-    let any = if to.is_ipv4() { SocketAddr::from(([0; 4], 0)) } else { SocketAddr::from(([0_u16; 8], 0)) };
-    let client = host.udp(any);
-    client.connect(to).expect("connect");
-    let mut buffer = [0; 64];
-    client.send(b"new").expect("send");
-    let (len, from) = server.recv_from(&mut buffer).expect("a datagram");
-    server.send_to(&buffer[..len], from).expect("answer");
-    assert_eq!(client.recv(&mut buffer).expect("the answer"), 3);
 }

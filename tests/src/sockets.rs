@@ -9,12 +9,25 @@ use std::{
 use nix::libc;
 use socket2::Socket;
 
-use crate::frame::Frame;
+use crate::{frame::Frame, netns::Netns};
 
 /// Sends a packet through a raw socket.
 #[track_caller]
 pub fn send_raw(socket: &Socket, frame: &Frame) {
     socket.send_to(&frame.bytes()[14..], &SocketAddr::new(frame.dst, 0).into()).expect("send a packet");
+}
+
+/// A datagram from a socket of its own, and its answer.
+pub fn asks(host: &Netns, server: &UdpSocket, to: impl Into<SocketAddr>) {
+    let to = to.into();
+    let any = if to.is_ipv4() { SocketAddr::from(([0; 4], 0)) } else { SocketAddr::from(([0_u16; 8], 0)) };
+    let client = host.udp(any);
+    client.connect(to).expect("connect");
+    let mut buffer = [0; 64];
+    client.send(b"new").expect("send");
+    let (len, from) = server.recv_from(&mut buffer).expect("a datagram");
+    server.send_to(&buffer[..len], from).expect("answer");
+    assert_eq!(client.recv(&mut buffer).expect("the answer"), 3);
 }
 
 /// What the socket sends reaches the next router and no further, and it wants to be told so.

@@ -3,26 +3,17 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, UdpSocket},
     thread,
     time::Duration,
 };
 
-use telecluster_tests::lab::{INSIDE, Lab, Netns, OUTSIDE, PATIENCE, WAN, eventually};
+use telecluster_tests::{
+    lab::{INSIDE, Lab, OUTSIDE, PATIENCE, WAN, eventually},
+    sockets::asks,
+};
 
 /// Flows of one attempt.
 const FLOWS: u16 = 20;
-
-/// A datagram from a socket of its own, there and back.
-fn asks(host: &Netns, server: &UdpSocket, to: (Ipv4Addr, u16)) {
-    let client = host.udp(SocketAddr::from(([0, 0, 0, 0], 0)));
-    client.connect(to).expect("connect");
-    let mut buffer = [0; 64];
-    client.send(b"new").expect("send");
-    let (len, from) = server.recv_from(&mut buffer).expect("a datagram");
-    server.send_to(&buffer[..len], from).expect("answer");
-    assert_eq!(client.recv(&mut buffer).expect("the answer"), 3);
-}
 
 /// Packets that the router's kernel has forwarded.
 fn forwarded(lab: &Lab) -> u64 {

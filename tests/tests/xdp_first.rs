@@ -9,8 +9,9 @@ use std::{
 
 use serde_json::json;
 use telecluster_tests::{
-    drivers::{asks, lab, sent_in_drivers, whole_checksums},
+    drivers::{lab, sent_in_drivers, whole_checksums},
     lab::{INSIDE, INSIDE_NET6, INSIDE6, Lab, OUTSIDE, OUTSIDE6, PATIENCE, WAN, WAN6, eventually},
+    sockets::asks,
 };
 
 /// Flows of one attempt.
@@ -76,7 +77,7 @@ fn new_flows_through_a_forward_leave_in_drivers() {
     forward6(&lab, 5353, 53);
     for (inside, wan) in [(IpAddr::from(INSIDE), IpAddr::from(WAN)), (INSIDE6.into(), WAN6.into())] {
         let server = lab.inside.udp((inside, 53));
-        until_in_drivers(&lab, || asks(&lab.outside, &server, (wan, 5353).into()));
+        until_in_drivers(&lab, || asks(&lab.outside, &server, (wan, 5353)));
     }
 }
 
@@ -117,7 +118,7 @@ fn first_packets_without_their_checksum_take_the_later_hook() {
     lab.masquerade();
     let server = lab.outside.udp((OUTSIDE, 5300));
     for _ in 0..5 * FLOWS {
-        asks(&lab.inside, &server, (OUTSIDE, 5300).into());
+        asks(&lab.inside, &server, (OUTSIDE, 5300));
     }
     assert_eq!(sent_in_drivers(&lab), 0);
     assert_eq!(lab.outside.snmp("Udp", "InCsumErrors") + lab.inside.snmp("Udp", "InCsumErrors"), 0);
@@ -130,7 +131,7 @@ fn a_rule_of_the_hosts_own_filter_is_obeyed_by_new_flows() {
     let _worker = lab.start();
     lab.masquerade();
     let (server, other) = (lab.outside.udp((OUTSIDE, 5300)), lab.outside.udp((OUTSIDE, 5301)));
-    until_in_drivers(&lab, || asks(&lab.inside, &server, (OUTSIDE, 5300).into()));
+    until_in_drivers(&lab, || asks(&lab.inside, &server, (OUTSIDE, 5300)));
     lab.router.sh("iptables -A FORWARD -p udp --dport 5301 -j DROP");
     other.set_read_timeout(Some(Duration::from_millis(100))).expect("set a timeout");
     let is_new = || lab.inside.udp((INSIDE, 0)).send_to(b"new", (OUTSIDE, 5301)).expect("send");
@@ -141,14 +142,14 @@ fn a_rule_of_the_hosts_own_filter_is_obeyed_by_new_flows() {
     });
     let before = sent_in_drivers(&lab);
     for _ in 0..FLOWS {
-        asks(&lab.inside, &server, (OUTSIDE, 5300).into());
+        asks(&lab.inside, &server, (OUTSIDE, 5300));
         is_new();
     }
     assert!(other.recv(&mut [0; 64]).is_err(), "the rule is passed by");
     assert_eq!(sent_in_drivers(&lab), before, "every packet has to meet the rule now");
     lab.router.sh("iptables -F FORWARD");
     other.set_read_timeout(Some(PATIENCE)).expect("set a timeout");
-    until_in_drivers(&lab, || asks(&lab.inside, &server, (OUTSIDE, 5300).into()));
+    until_in_drivers(&lab, || asks(&lab.inside, &server, (OUTSIDE, 5300)));
 }
 
 #[test]
