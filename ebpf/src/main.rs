@@ -2,9 +2,10 @@
 //! [`maps`] and [`switch`], where a packet's bytes are in [`skb`], [`frame`] and [`xdp`], which has its own entry points.
 #![no_std]
 #![no_main]
-// Inline assembly for BPF is unstable; it is used for a few instructions, see `skb`, `frame` and `tables`.
+// Inline assembly for BPF is unstable; it is used for a few instructions, see `skb`, `frame` and `atomic`.
 #![feature(asm_experimental_arch)]
 
+mod atomic;
 mod collect;
 mod frame;
 mod maps;

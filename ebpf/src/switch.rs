@@ -19,7 +19,7 @@ use telecluster_common::vlan::{
     tables::{StationRef, Switch},
 };
 
-use crate::tables::atomic_add;
+use crate::atomic::atomic_add;
 
 /// Only the agent inserts into these, so that nothing has to be allocated while packets pass.
 const LAZY: usize = BPF_F_NO_PREALLOC as usize;

@@ -1,6 +1,6 @@
 //! The engine's tables, done with BPF maps and helpers.
 
-use core::{arch::asm, ffi::c_void, ptr::NonNull};
+use core::{ffi::c_void, ptr::NonNull};
 
 use aya_ebpf::{
     EbpfContext, Global,
@@ -31,6 +31,7 @@ use telecluster_common::{
     tcp::proto,
 };
 
+use crate::atomic::{atomic_add, compare_exchange, compare_exchange32};
 use crate::maps::{
     BINDING4, BINDING6, EPOCH, FLOW4, FLOW6, FORWARD4, FORWARD6, FORWARDED4, FORWARDED6, FRAGMENT4,
     FRAGMENT6, HALF_NEXT, HALF4, HALF6, HOP, LOCAL4, LOCAL6, MASQUERADE4, MASQUERADE6, MOVED4, MOVED6,
@@ -574,47 +575,4 @@ fn tuple6(remote: ([u8; 16], u16), local: ([u8; 16], u16)) -> (bpf_sock_tuple__b
 fn words(address: [u8; 16]) -> [u32; 4] {
     // SAFETY: as many bytes, and every bit pattern is valid.
     unsafe { core::mem::transmute(address) }
-}
-
-/// The target has no compare-and-swap in Rust's eyes, so `AtomicU64::fetch_add` does not exist there.
-///
-/// # Safety
-/// `counter` must be writable and aligned.
-#[inline(always)]
-pub unsafe fn atomic_add(counter: *mut u64, value: u64) {
-    // SAFETY: one atomic addition, by the caller's contract.
-    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) value, options(nostack)) }
-}
-
-/// What was there before; `new` is there now if that was `old`.
-///
-/// # Safety
-/// `place` must be writable and aligned.
-#[inline(always)]
-unsafe fn compare_exchange(place: *mut u64, mut old: u64, new: u64) -> u64 {
-    // SAFETY: one atomic exchange, by the caller's contract; it compares with r0 and answers there.
-    unsafe {
-        asm!("r0 = cmpxchg_64({0} + 0, r0, {1})", in(reg) place, in(reg) new, inout("r0") old, options(nostack));
-    }
-    old
-}
-
-/// The same with four bytes.
-///
-/// # Safety
-/// `place` must be writable and aligned.
-#[inline(always)]
-unsafe fn compare_exchange32(place: *mut u32, old: u32, new: u32) -> u32 {
-    let mut found = u64::from(old);
-    // SAFETY: one atomic exchange, by the caller's contract; it compares with w0 and answers there.
-    unsafe {
-        asm!(
-            "w0 = cmpxchg32_32(r2 + 0, w0, w3)",
-            in("r2") place,
-            in("r3") u64::from(new),
-            inout("r0") found,
-            options(nostack),
-        );
-    }
-    found as u32
 }
