@@ -8,7 +8,7 @@ use telecluster_common::{
 };
 use telecluster_tests::{
     frame::{ACK, Frame, RST, SYN, TCP, UDP, tcp, udp},
-    host::{HALF_SIZE, Host},
+    host::{Front, HALF_SIZE, Host},
     vectors::{self, Machine as _, Outcome, UPLINK_ADDRESS, forward, masquerade},
 };
 
@@ -84,6 +84,25 @@ fn every_vector_holds_on_the_host() {
     for vector in vectors::all() {
         vectors::play(&vector, &mut Host::default());
     }
+}
+
+#[test]
+fn every_vector_holds_behind_any_hooks_and_leaves_the_same_behind() {
+    let mut sent = [0; 2];
+    for vector in vectors::all() {
+        let mut uplink = Host::default();
+        vectors::play(&vector, &mut uplink);
+        for front in Front::ALL {
+            println!("{front:?}");
+            let mut host = Host::behind(front);
+            vectors::play(&vector, &mut host);
+            let name = vector.name;
+            assert_eq!(host.tables.left::<A4>(), uplink.tables.left(), "{name}, {front:?}");
+            assert_eq!(host.tables.left::<[u8; 16]>(), uplink.tables.left(), "{name}, {front:?}");
+            sent.iter_mut().zip(&host.sent).for_each(|(sum, packets)| *sum += packets.get());
+        }
+    }
+    assert!(sent.iter().all(|packets| *packets > 100), "{sent:?} have left drivers and traffic control");
 }
 
 #[test]
