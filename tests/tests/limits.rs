@@ -10,7 +10,7 @@ use telecluster_common::{
 };
 use telecluster_tests::{
     frame::{SYN, UDP, icmp, tcp, udp},
-    host::Host,
+    host::{Front, Host, Hosts},
     lab::{INSIDE, INSIDE_NET, Lab, OUTSIDE, WAN, eventually, rule_id},
     on_each_data_plane,
     vectors::{IPV4, IPV6, Machine as _, Outcome, Rule, forward},
@@ -20,7 +20,11 @@ const SECOND: u64 = 1_000_000_000;
 const MINUTE: u64 = 60 * SECOND;
 
 fn machine(limits: Limits) -> Host {
-    let mut host = Host::default();
+    machine_behind(Front::default(), limits)
+}
+
+fn machine_behind(front: Front, limits: Limits) -> Host {
+    let mut host = Host::behind(front);
     let rules: [Rule; 3] =
         [IPV4.masquerade(), IPV6.masquerade(), forward(UDP, 53, (IPV4.other_inside, 5353))];
     for (slot, rule) in (0..).zip(&rules) {
@@ -140,6 +144,74 @@ fn a_rule_may_say_for_itself_how_many_flows_it_makes_in_a_second() {
         (0..100).filter(|port| sends(&mut host, IPV6.inside, 40000 + port) == Outcome::Passed).count(),
         11
     );
+}
+
+/// A packet that gets no port meets hook after hook, each of which tries it.
+#[test]
+fn a_packet_counts_once_towards_a_pace_however_many_hooks_have_tried_it() {
+    let everything = || (0..=u16::MAX).map(|port| (IPV4.uplink, port)).collect::<Vec<_>>();
+    for front in Front::ALL {
+        for limits in [
+            Limits { flows_per_host: 10, ..Limits::default() },
+            Limits { flows_per_rule: 10, ..Limits::default() },
+        ] {
+            let mut host = machine_behind(front, limits);
+            host.tables.sockets = everything();
+            let refused = |host: &mut Host, port| sends(host, inside(10), port);
+            for port in 40000..40004 {
+                assert_eq!(
+                    refused(&mut host, port),
+                    Outcome::Dropped(DropReason::PortsExhausted),
+                    "{front:?}"
+                );
+            }
+            host.tables.sockets.clear();
+            let passed = (41000..41100).filter(|port| sends(&mut host, inside(10), *port) == Outcome::Passed);
+            assert_eq!(passed.count(), 7, "{front:?}: four of eleven have been refused");
+            assert_eq!(sends(&mut host, inside(10), 42000), RATE);
+            let drivers = front == Front::Drivers(Hosts::Known);
+            assert_eq!(host.sent[0].get(), if drivers { 7 } else { 0 }, "{front:?}");
+        }
+    }
+}
+
+/// From the outside, and where the making of the flow is what fails.
+#[test]
+fn a_packet_that_finds_a_full_table_counts_once_too() {
+    for front in Front::ALL {
+        let mut host = machine_behind(front, Limits { flows_per_rule: 10, ..Limits::default() });
+        // Two flows that have been answered, and one entry more: of a third flow there is half.
+        for port in [30000, 30001] {
+            assert_eq!(sends(&mut host, inside(10), port), Outcome::Passed);
+            let answer = udp((IPV4.remote, 443), (IPV4.uplink, port), b"a");
+            assert_eq!(host.run(Direction::In, &answer.bytes()).0, Outcome::Passed);
+        }
+        let full = Outcome::Dropped(DropReason::FlowTableFull);
+        let arrives = |host: &mut Host, port| {
+            let client = (IPV4.remote, port);
+            host.run(Direction::In, &udp(client, (IPV4.uplink, 53), b"q").bytes()).0
+        };
+        for (room, port) in [(4, 5000), (5, 5001), (5, 5002)] {
+            host.tables.capacity = room;
+            assert_eq!(arrives(&mut host, port), full, "{front:?}, {port}");
+        }
+        host.tables.capacity = 0;
+        let passed = (6000..6100).filter(|port| arrives(&mut host, *port) == Outcome::Passed);
+        assert_eq!(passed.count(), 8, "{front:?}: three of eleven were refused");
+        assert_eq!(arrives(&mut host, 7000), RATE);
+    }
+}
+
+/// Who floods gets no more looks for a port than he may have flows.
+#[test]
+fn what_is_refused_for_want_of_ports_is_bounded_by_the_pace() {
+    for front in Front::ALL {
+        let mut host = machine_behind(front, Limits { flows_per_host: 10, ..Limits::default() });
+        host.tables.sockets = (0..=u16::MAX).map(|port| (IPV4.uplink, port)).collect();
+        let outcomes: Vec<_> = (40000..40100).map(|port| sends(&mut host, inside(10), port)).collect();
+        let looked = outcomes.iter().filter(|outcome| **outcome != RATE).count();
+        assert_eq!(looked, 11, "{front:?}");
+    }
 }
 
 on_each_data_plane!(
