@@ -98,8 +98,10 @@ where
         open::connect(tables, work, interface, now).ok()
     } else {
         work.search = Search::NONE;
-        binding::accept(tables, work, interface, now).ok()?;
-        meet(tables, work, shape, now)
+        let guest = binding::admit(tables, work, interface, now).ok()?;
+        meet(tables, work, shape, now)?;
+        binding::count(guest);
+        Some(())
     }
 }
 
