@@ -39,8 +39,18 @@ pub const HALF_SIZE: usize = 1024;
 #[derive(Debug, Default)]
 pub struct Host {
     pub tables: HostTables,
-    /// Packets that have gone their way at once: from a driver, and from traffic control.
-    pub sent: [Cell<usize>; 2],
+    pub sent: Sent,
+}
+
+/// Packets that have gone their way at once.
+#[derive(Debug, Default)]
+pub struct Sent {
+    /// From a driver: the next one of a flow, the first one, one that says something about its flow.
+    pub next: Cell<usize>,
+    pub first: Cell<usize>,
+    pub notable: Cell<usize>,
+    /// From traffic control.
+    pub later: Cell<usize>,
 }
 
 impl Host {

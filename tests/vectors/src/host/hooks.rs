@@ -36,7 +36,7 @@ impl Host {
         let mut packet = Bytes::coming(bytes, UPLINK);
         let verdict = at_uplink::<A>(&mut packet, &self.tables, Direction::In);
         match verdict {
-            Verdict::Redirect(_) => count(&self.sent[1]),
+            Verdict::Redirect(_) => count(&self.sent.later),
             Verdict::Pass if packet.note() == note::LEARN => {
                 let note = packet.note();
                 forwarded(bytes, INSIDE_INTERFACE, |bytes| {
@@ -60,7 +60,7 @@ impl Host {
                 match departs::<A>(&mut Bytes::coming(bytes, INSIDE_INTERFACE), &self.tables) {
                     Verdict::Pass => assert_eq!(*bytes, came, "it takes the kernel's way, and is changed"),
                     verdict => {
-                        count(&self.sent[1]);
+                        count(&self.sent.later);
                         return verdict;
                     }
                 }
@@ -85,13 +85,13 @@ impl Host {
         }
         let (came, tables) = (bytes.clone(), &self.tables);
         let mut packet = Bytes::coming(bytes, interface);
-        let verdict = match early::<_, _, A>(&mut packet, tables, direction) {
-            Early::Done(verdict) => verdict,
+        let (verdict, sent) = match early::<_, _, A>(&mut packet, tables, direction) {
+            Early::Done(verdict) => (verdict, &self.sent.next),
             Early::First if xdp::first::<_, _, A>(&packet, tables, direction) => {
-                xdp::make::<_, _, A>(&mut packet, tables)
+                (xdp::make::<_, _, A>(&mut packet, tables), &self.sent.first)
             }
-            Early::First => Verdict::Pass,
-            Early::Notable => notable::<_, _, A>(&mut packet, tables),
+            Early::First => (Verdict::Pass, &self.sent.first),
+            Early::Notable => (notable::<_, _, A>(&mut packet, tables), &self.sent.notable),
         };
         match verdict {
             Verdict::Pass => {
@@ -99,7 +99,7 @@ impl Host {
                 None
             }
             Verdict::Redirect(_) => {
-                count(&self.sent[0]);
+                count(sent);
                 Some(verdict)
             }
             other => panic!("a driver sends packets on or lets them be: {other:?}"),

@@ -47,6 +47,21 @@ pub enum Hosts {
     Known,
 }
 
+/// Makes a test of each function, which meets all of them one after the other.
+#[macro_export]
+macro_rules! behind_any_hooks {
+    ($($test:ident),* $(,)?) => {
+        mod behind_any_hooks {
+            $(#[test] fn $test() {
+                for front in $crate::host::Front::ALL {
+                    println!("{front:?}");
+                    super::$test(front);
+                }
+            })*
+        }
+    };
+}
+
 impl Front {
     pub const ALL: [Self; 7] = [
         Self::Uplink,
