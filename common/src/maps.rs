@@ -36,7 +36,7 @@ pub const MAX_BLOCKS: u32 = 65536;
 pub const MAX_PORTS: u32 = 8192;
 
 /// Version of everything here and in the files beside. A pinned map of another version is not touched.
-pub const SCHEMA: u32 = 12;
+pub const SCHEMA: u32 = 13;
 
 /// Places of the programs in the `stage` map, to which those on the hooks go on.
 pub mod stage {

@@ -4,6 +4,7 @@ mod header;
 pub mod icmp;
 pub mod note;
 mod parse;
+mod partial;
 mod piece;
 
 use core::ptr::NonNull;
@@ -11,6 +12,7 @@ use core::ptr::NonNull;
 pub(crate) use self::{
     header::FRAGMENT_OFFSET,
     parse::{locate4, locate6, read_first_part},
+    partial::{carries_frames, lacks_checksum, pseudo_header},
     piece::{behind6, piece4, piece6},
 };
 pub use self::{

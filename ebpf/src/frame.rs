@@ -1,17 +1,45 @@
-//! A socket buffer as the VLAN filter sees it: a frame with a tag in its bytes or beside them.
+//! Frames as the VLAN filter sees them: a socket buffer, with a tag in its bytes or beside them; and what a driver has, with
+//! the tag in its bytes.
 
 use core::{arch::asm, ptr::NonNull};
 
 use aya_ebpf::{
     bindings::BPF_F_INGRESS,
-    helpers::{bpf_clone_redirect, bpf_skb_vlan_pop, bpf_skb_vlan_push},
+    helpers::{bpf_clone_redirect, bpf_skb_vlan_pop, bpf_skb_vlan_push, bpf_xdp_adjust_head},
 };
 use telecluster_common::{
     packet::{Packet, Wire},
     vlan::frame::{Frame, Note, Tag},
 };
 
-use crate::skb::Skb;
+use crate::{skb::Skb, xdp::Bytes};
+
+/// # Safety
+/// Four bytes must be readable.
+#[inline(always)]
+unsafe fn load32(from: NonNull<u8>) -> u32 {
+    let word: u64;
+    // SAFETY: by the caller's contract. LLVM would make four loads of it, because a packet's bytes may be anywhere; the
+    // verifier forbids that only where the machine does.
+    unsafe {
+        asm!("{word} = *(u32 *)({from} + 0)", word = out(reg) word, from = in(reg) from.as_ptr(),
+            options(pure, readonly, nostack, preserves_flags));
+    }
+    word as u32
+}
+
+/// # Safety
+/// Two bytes must be readable.
+#[inline(always)]
+unsafe fn load16(from: NonNull<u8>) -> u16 {
+    let word: u64;
+    // SAFETY: as above.
+    unsafe {
+        asm!("{word} = *(u16 *)({from} + 0)", word = out(reg) word, from = in(reg) from.as_ptr(),
+            options(pure, readonly, nostack, preserves_flags));
+    }
+    word as u16
+}
 
 impl Frame for Skb {
     #[inline(always)]
@@ -45,25 +73,14 @@ impl Frame for Skb {
 
     #[inline(always)]
     unsafe fn load32(from: NonNull<u8>) -> u32 {
-        let word: u64;
-        // SAFETY: a load of what the caller says is readable. LLVM would make four of it, because a packet's bytes may be
-        // anywhere; the verifier forbids that only where the machine does.
-        unsafe {
-            asm!("{word} = *(u32 *)({from} + 0)", word = out(reg) word, from = in(reg) from.as_ptr(),
-                options(pure, readonly, nostack, preserves_flags));
-        }
-        word as u32
+        // SAFETY: by the caller's contract.
+        unsafe { load32(from) }
     }
 
     #[inline(always)]
     unsafe fn load16(from: NonNull<u8>) -> u16 {
-        let word: u64;
-        // SAFETY: as above.
-        unsafe {
-            asm!("{word} = *(u16 *)({from} + 0)", word = out(reg) word, from = in(reg) from.as_ptr(),
-                options(pure, readonly, nostack, preserves_flags));
-        }
-        word as u16
+        // SAFETY: by the caller's contract.
+        unsafe { load16(from) }
     }
 
     #[inline(always)]
@@ -108,4 +125,97 @@ impl Frame for Skb {
         // is down takes no copy; the others are not to suffer for it.
         unsafe { bpf_clone_redirect(self.0, port, flags) };
     }
+}
+
+/// Of both addresses.
+const ADDRESSES: usize = 12;
+/// Of a tag.
+const TAG: usize = 4;
+
+impl Frame for Bytes {
+    #[inline(always)]
+    fn port(&self) -> u32 {
+        Packet::interface(self)
+    }
+
+    #[inline(always)]
+    fn is_the_hosts_own(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn bytes(&self) -> u32 {
+        // SAFETY: the context of the program that runs.
+        unsafe { (*self.0).data_end - (*self.0).data }
+    }
+
+    #[inline(always)]
+    fn segments(&self) -> u32 {
+        1
+    }
+
+    #[inline(always)]
+    fn at<T: Wire>(&mut self, offset: usize) -> Option<NonNull<T>> {
+        Packet::at(self, offset)
+    }
+
+    #[inline(always)]
+    unsafe fn load32(from: NonNull<u8>) -> u32 {
+        // SAFETY: by the caller's contract.
+        unsafe { load32(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn load16(from: NonNull<u8>) -> u16 {
+        // SAFETY: by the caller's contract.
+        unsafe { load16(from) }
+    }
+
+    #[inline(always)]
+    fn tag_beside(&self) -> Option<Tag> {
+        None
+    }
+
+    #[inline(always)]
+    fn pop(&mut self) -> bool {
+        let Some(start) = Packet::at::<[u8; ADDRESSES + TAG]>(self, 0) else { return false };
+        // SAFETY: `at` checked the bounds of all of it.
+        unsafe {
+            let addresses = start.cast::<[u8; ADDRESSES]>().read_unaligned();
+            start.byte_add(TAG).cast().write_unaligned(addresses);
+        }
+        // SAFETY: the context of the program that runs; no pointer into the packet is used after this. There is so much.
+        unsafe { bpf_xdp_adjust_head(self.0, TAG as i32) == 0 }
+    }
+
+    #[inline(always)]
+    fn push(&mut self, tag: Tag) -> bool {
+        // SAFETY: the context of the program that runs; no pointer into the packet was taken before that is used now.
+        if unsafe { bpf_xdp_adjust_head(self.0, -(TAG as i32)) } != 0 {
+            return false;
+        }
+        let Some(start) = Packet::at::<[u8; ADDRESSES + TAG]>(self, 0) else { return false };
+        let [a, b] = tag.protocol.to_be_bytes();
+        let [c, d] = tag.control.to_be_bytes();
+        // SAFETY: as above.
+        unsafe {
+            let addresses = start.byte_add(TAG).cast::<[u8; ADDRESSES]>().read_unaligned();
+            start.cast().write_unaligned(addresses);
+            start.byte_add(ADDRESSES).cast().write_unaligned([a, b, c, d]);
+        }
+        true
+    }
+
+    /// Whoever comes next meets the frame anew.
+    #[inline(always)]
+    fn note(&self) -> Note {
+        Note::default()
+    }
+
+    #[inline(always)]
+    fn set_note(&mut self, _note: Note) {}
+
+    /// There is one frame, and one that is redirected is gone.
+    #[inline(always)]
+    fn copy_to(&mut self, _port: u32, _host: bool) {}
 }

@@ -1,4 +1,4 @@
-//! A packet before it is a socket buffer: frames of fast flows are translated and sent on here.
+//! A packet before it is a socket buffer: frames of fast flows are translated and sent on here, and those of VLANs switched.
 //!
 //! Its checksums are whole (see `telecluster_common::nat::xdp`), so they are changed by arithmetic, and there is nobody to
 //! leave a note for: what is sent from here meets no other hook.
@@ -20,12 +20,14 @@ use telecluster_common::{
     },
     packet::{Checksum, ChecksumFix, Packet, Wire, note},
     tables::Tables,
+    vlan::xdp as switch,
 };
 
 use crate::{
     A4, A6,
     maps::{XDP_PORT, XDP_STAGE, XDP_STAT, count_drop},
     skb::{added_up, opaque},
+    switch::Maps,
     tables::Kernel,
 };
 
@@ -84,6 +86,12 @@ macro_rules! more {
 more!(A4, xdp_first4_in, xdp_first4_out, xdp_make4, MAKE4, xdp_notable4);
 more!(A6, xdp_first6_in, xdp_first6_out, xdp_make6, MAKE6, xdp_notable6);
 
+/// Native ingress of a port of a bridge with VLANs.
+#[xdp]
+pub fn xdp_port_in(ctx: XdpContext) -> u32 {
+    if switch::early(&mut Bytes::new(&ctx), &Maps) { redirected() } else { XDP_PASS }
+}
+
 #[inline(always)]
 fn hook(ctx: &XdpContext, direction: Direction, stages4: (u32, u32), next6: u32) -> u32 {
     let frame = Bytes::new(ctx);
@@ -128,14 +136,7 @@ fn go_on(ctx: &XdpContext, stage: u32) -> u32 {
 fn act(verdict: Verdict) -> u32 {
     match verdict {
         Verdict::Pass => XDP_PASS,
-        // `points_at` has said where.
-        Verdict::Redirect(_) => {
-            if let Some(count) = XDP_STAT.get_ptr_mut(0) {
-                // SAFETY: this CPU's own; programs of a driver's queue run with softirqs off.
-                unsafe { *count += 1 }
-            }
-            XDP_REDIRECT
-        }
+        Verdict::Redirect(_) => redirected(),
         // Of other hooks.
         Verdict::Around | Verdict::Neighbour(_) | Verdict::Home => XDP_ABORTED,
         // Half translated, which the bounds that were checked before rule out: it must go nowhere.
@@ -146,16 +147,38 @@ fn act(verdict: Verdict) -> u32 {
     }
 }
 
+/// `points_at` has said where to.
+#[inline(always)]
+fn redirected() -> u32 {
+    if let Some(count) = XDP_STAT.get_ptr_mut(0) {
+        // SAFETY: this CPU's own; programs of a driver's queue run with softirqs off.
+        unsafe { *count += 1 }
+    }
+    XDP_REDIRECT
+}
+
+#[inline(always)]
+fn points_at(interface: u32) -> bool {
+    // The helper only notes where a packet would go; the program's answer decides whether it does.
+    XDP_PORT.redirect(interface, u64::from(XDP_PASS)).is_ok()
+}
+
 impl Doors for Kernel {
     #[inline(always)]
     fn points_at(&self, interface: u32) -> bool {
-        // The helper only notes where a packet would go; the program's answer decides whether it does.
-        XDP_PORT.redirect(interface, u64::from(XDP_PASS)).is_ok()
+        points_at(interface)
+    }
+}
+
+impl switch::Doors for Maps {
+    #[inline(always)]
+    fn points_at(&self, port: u32) -> bool {
+        points_at(port)
     }
 }
 
 /// A frame in the driver's memory.
-struct Bytes(*mut xdp_md);
+pub struct Bytes(pub *mut xdp_md);
 
 impl Bytes {
     #[inline(always)]

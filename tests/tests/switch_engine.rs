@@ -5,8 +5,9 @@ use telecluster_common::vlan::{VlanDrop, learn::GUARD};
 use telecluster_tests::switch::{
     HOST_MAC, Machine as _, Port,
     engine::Engine,
-    frames::{BROADCAST, Ether, arp, ether, mac, rarp},
-    play, stories,
+    frames::{BROADCAST, Ether, arp, ether, mac, rarp, with_datagram},
+    play,
+    stories::{self, Story},
 };
 use telecluster_worker::model::bridge_vlan::Accept;
 
@@ -19,6 +20,67 @@ fn every_story_holds_on_the_host_wherever_the_tag_is() {
                 play(&story, &mut Engine::new(&story.ports, beside), times);
             }
         }
+    }
+}
+
+#[test]
+fn every_story_holds_on_the_host_in_drivers_too() {
+    let mut switched = 0;
+    for story in stories::all().into_iter().map(Story::with_datagrams) {
+        for doorless in [&[][..], &[2]] {
+            for times in [1, 3] {
+                let mut engine = Engine::in_drivers(&story.ports, doorless);
+                play(&story, &mut engine, times);
+                switched += engine.switched;
+            }
+        }
+    }
+    assert!(switched > 100, "{switched}");
+}
+
+/// Port, frame, and whether it goes on from the driver, when both of its stations are known.
+#[test]
+fn only_what_is_sure_to_be_whole_goes_from_driver_to_driver() {
+    let ports = [Port::plain(), Port::access(10), Port::access(10), Port::trunk(&[10])];
+    let datagram = |frame: Ether| with_datagram(&frame.bytes());
+    let ours = |dst| ether(mac(1), mac(dst));
+    // In the pseudo header of 10.0.0.1 to 10.0.0.2, of UDP.
+    let partial = |mut frame: Vec<u8>| {
+        let length = u32::from(u16::from_be_bytes([frame[38], frame[39]]));
+        let sum = 0x0a00 + 1 + 0x0a00 + 2 + 17 + length;
+        frame[40..42].copy_from_slice(&u16::try_from(sum).expect("a sum").to_be_bytes());
+        frame
+    };
+    let changed = |place: usize, byte: u8| {
+        let mut frame = datagram(ours(2));
+        frame[place] = byte;
+        frame
+    };
+    for (frame, goes_on) in [
+        (datagram(ours(2)), true),
+        (datagram(ours(3)), true),
+        (partial(datagram(ours(2))), false),
+        // Of another protocol, of one that nobody knows, with options, a later fragment, in a tunnel of frames.
+        (ours(2).bytes(), false),
+        (changed(23, 132), false),
+        (changed(23, 1), true),
+        (changed(14, 0x46), false),
+        (changed(21, 9), false),
+        (changed(37, 0xb5), true),
+        (changed(36, 0x12), true),
+        ([&changed(36, 0x12)[..37], &[0xb5], &datagram(ours(2))[38..]].concat(), false),
+        (datagram(ours(2))[..33].to_vec(), false),
+        (datagram(ours(9)), false),
+        (datagram(ether(mac(1), BROADCAST)), false),
+    ] {
+        let mut engine = Engine::in_drivers(&ports, &[]);
+        for station in 1..=3u8 {
+            let hello = ether(mac(station), BROADCAST);
+            let hello = if station == 3 { hello.q(10) } else { hello };
+            engine.send(station.into(), &hello.bytes());
+        }
+        engine.send(1, &frame);
+        assert_eq!(engine.switched, u64::from(goes_on), "{frame:02x?}");
     }
 }
 
@@ -220,19 +282,24 @@ fn event() -> impl Strategy<Value = Event> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// Whatever happens, what was decided before is what would be decided now.
+    /// Whatever happens, what was decided before is what would be decided now, in drivers too.
     #[test]
     fn decisions_that_are_kept_change_nothing(
         ports in prop::collection::vec(port(), PORTS),
         beside in any::<bool>(),
+        in_drivers in any::<bool>(),
+        doorless in prop::collection::vec(0..PORTS, 0..2),
         events in prop::collection::vec(event(), 1..80),
     ) {
-        let mut keeping = Engine::new(&ports, beside);
+        let (mut keeping, beside) = match in_drivers {
+            true => (Engine::in_drivers(&ports, &doorless), true),
+            false => (Engine::new(&ports, beside), beside),
+        };
         let mut anew = Engine::without_decisions(&ports, beside);
         for event in events {
             match &event {
                 Event::Send { port, frame, times } => {
-                    let frame = frame.bytes();
+                    let frame = with_datagram(&frame.bytes());
                     for _ in 0..*times {
                         prop_assert_eq!(keeping.send(*port, &frame), anew.send(*port, &frame), "{:?}", event);
                     }

@@ -5,7 +5,7 @@
 //! [say something](notable()) about it. Everything else goes on untouched: not a byte is changed before it is sure that the packet leaves. Nothing is learned here.
 //!
 //! What a guest sends may lack its checksum, because its own card would fill it in. Nobody tells us here, and where it
-//! leaves nobody would do it; so what looks like that goes on too (see [`lacks_checksum`]).
+//! leaves nobody would do it; so what looks like that goes on too (see [`crate::packet`]).
 
 mod first;
 mod notable;
@@ -19,22 +19,19 @@ use network_types::eth::EthHdr;
 
 use super::{
     Verdict,
-    binding::VXLAN,
     fast::{Shape, Ways, is_for, send, way},
     life, rewrite,
     work::Work,
 };
 use crate::{
-    checksum::fold,
     family::Address,
     maps::{Direction, Hop},
-    packet::{Checksum, Headers, Packet, Parsed, headers_at, parse},
+    packet::{
+        Checksum, Headers, Packet, Parsed, carries_frames, headers_at, lacks_checksum, parse, pseudo_header,
+    },
     tables::{FlowRef, Tables},
     tcp::proto,
 };
-
-/// Of GENEVE (RFC 8926).
-const GENEVE: u16 = 6081;
 
 /// What this hook needs beyond the fast path's maps.
 pub trait Doors: Ways {
@@ -82,16 +79,16 @@ where
     let key = headers.key(direction);
     let Some(flow) = tables.flow(&key) else {
         first::prepare(tables, &headers, shape, port.owner, direction)?;
-        let pseudo = pseudo_header(&headers);
+        let pseudo = pseudo_header::<A>(headers.ip, headers.protocol);
         return is_whole::<P, A>(packet, key.proto, pseudo)?.then_some(Early::First);
     };
     let now = tables.now();
     let Some(hop) = simply(tables, flow, &headers, shape, (port.owner, direction), now) else {
         notable::prepare(tables, flow, &headers, port.owner, direction)?;
-        let pseudo = pseudo_header(&headers);
+        let pseudo = pseudo_header::<A>(headers.ip, headers.protocol);
         return is_whole::<P, A>(packet, key.proto, pseudo)?.then_some(Early::Notable);
     };
-    let pseudo = pseudo_header(&headers);
+    let pseudo = pseudo_header::<A>(headers.ip, headers.protocol);
     // `way` refuses options, so that is where its checksum is.
     if carries_frames(key.proto, key.dport)
         || !is_whole::<P, A>(packet, key.proto, pseudo)?
@@ -164,51 +161,4 @@ fn is_whole<P: Packet, A: Address>(packet: &mut P, protocol: u8, pseudo: u16) ->
     let field = packet.at::<Checksum>(place + if protocol == proto::TCP { 16 } else { 6 })?;
     // SAFETY: `at` checked the bounds; nothing else holds the packet.
     Some(!lacks_checksum(unsafe { field.as_ref() }.0, pseudo))
-}
-
-/// A tunnel of whole frames: the checksum that is missing may be one of those inside.
-#[inline(always)]
-const fn carries_frames(protocol: u8, dport: u16) -> bool {
-    protocol == proto::UDP && (dport == VXLAN[0] || dport == VXLAN[1] || dport == GENEVE)
-}
-
-/// Sum of the pseudo header (RFC 768, RFC 9293 section 3.1, RFC 8200 section 8.1).
-#[inline(always)]
-fn pseudo_header<A: Address>(headers: &Headers<'_, A>) -> u16 {
-    let sum = A::difference(A::ANY, A::src(headers.ip))
-        + A::difference(A::ANY, A::dst(headers.ip))
-        + u32::from(u16::from(headers.protocol).to_be())
-        + u32::from(A::payload_len(headers.ip).to_be());
-    fold(sum)
-}
-
-/// Whether a checksum is to be filled in by the card: then there is only the pseudo header's sum in it (Linux calls it
-/// `CHECKSUM_PARTIAL`). One of 65536 whole ones looks the same, and takes the later hook.
-#[inline(always)]
-const fn lacks_checksum(field: [u8; 2], pseudo: u16) -> bool {
-    let field = u16::from_ne_bytes(field);
-    // 0 has two forms in one's complement
-    field == pseudo || (field.wrapping_add(1) <= 1 && pseudo.wrapping_add(1) <= 1)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn zero_is_the_same_in_either_form() {
-        let zeros = [[0, 0], [0xff, 0xff]];
-        for field in zeros {
-            assert!(zeros.iter().all(|pseudo| lacks_checksum(field, u16::from_ne_bytes(*pseudo))));
-            assert!(!lacks_checksum(field, 1) && !lacks_checksum(field, 0xfffe));
-        }
-        assert!(lacks_checksum([0x12, 0x34], u16::from_ne_bytes([0x12, 0x34])));
-        assert!(!lacks_checksum([0x12, 0x34], u16::from_ne_bytes([0x12, 0x35])));
-    }
-
-    #[test]
-    fn tunnels_of_frames_are_known_by_where_they_lead() {
-        assert!([4789, 8472, 6081].into_iter().all(|port| carries_frames(proto::UDP, port)));
-        assert!(!carries_frames(proto::TCP, 4789) && !carries_frames(proto::UDP, 53));
-    }
 }

@@ -115,7 +115,20 @@ impl DecisionRef {
 pub struct Kept {
     pub note: Note,
     pub stat: u32,
+    /// `None`: only the way in was decided.
+    pub way: Option<Way>,
     pub verdict: Verdict,
+}
+
+/// How frames leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Way {
+    /// [`Decision::longest`], which is not 0.
+    pub longest: u32,
+    /// [`Decision::tx_stat`]
+    pub stat: u32,
+    /// [`Decision::tx_protocol`]
+    pub protocol: u16,
 }
 
 /// What was decided for frames like this one, if it still holds.
@@ -129,26 +142,32 @@ pub fn kept<S: Switch>(switch: &S, likeness: &Likeness, changes: u64) -> Option<
     {
         return None;
     }
+    let way = Way { longest: decision.longest, stat: decision.tx_stat, protocol: decision.tx_protocol };
     let verdict = Verdict::Forward { port: decision.to, host: decision.host != 0 };
-    Some(Kept { note: Note(decision.note), stat: decision.stat, verdict })
+    let way = (way.longest != 0).then_some(way);
+    Some(Kept { note: Note(decision.note), stat: decision.stat, way, verdict })
 }
 
-/// Keeps a decision. `changes`: as it was before anything was read that this was decided by.
+/// Keeps a decision to forward. `changes`: as it was before anything was read that this was decided by.
 #[inline(always)]
-pub fn keep<S: Switch>(
-    switch: &S,
-    likeness: &Likeness,
-    changes: u64,
-    note: Note,
-    stat: u32,
-    to: (u32, bool),
-) {
-    let Some(place) = switch.decision(likeness.place()) else {
+pub fn keep<S: Switch>(switch: &S, likeness: &Likeness, changes: u64, kept: &Kept) {
+    let (Some(place), Verdict::Forward { port, host }) = (switch.decision(likeness.place()), kept.verdict)
+    else {
         return;
     };
-    let (to, host) = (to.0, u16::from(to.1));
-    let decision =
-        Decision { to, host, stat, note: note.0, changes, made: switch.ticks(), ..Decision::default() };
+    let Way { longest, stat, protocol } = kept.way.unwrap_or(Way { longest: 0, stat: 0, protocol: 0 });
+    let decision = Decision {
+        to: port,
+        host: u16::from(host),
+        stat: kept.stat,
+        note: kept.note.0,
+        changes,
+        made: switch.ticks(),
+        longest,
+        tx_stat: stat,
+        tx_protocol: protocol,
+        ..Decision::default()
+    };
     place.set(*likeness, decision);
 }
 
@@ -180,7 +199,8 @@ mod tests {
         let mut memory = Decision::default();
         // SAFETY: ours alone.
         let place = unsafe { DecisionRef::new(NonNull::from(&mut memory)) };
-        place.set(likeness, Decision { to: 7, stat: 8, note: 9, host: 1, changes: 10, made: 11, ..memory });
+        let rest = Decision { to: 7, stat: 8, note: 9, host: 1, changes: 10, made: 11, ..memory };
+        place.set(likeness, Decision { longest: 12, tx_stat: 13, tx_protocol: 14, ..rest });
         assert_eq!(place.likeness(), likeness);
         let expected = Decision {
             from: 0x0102_0304,
@@ -194,6 +214,10 @@ mod tests {
             host: 1,
             changes: 10,
             made: 11,
+            longest: 12,
+            tx_stat: 13,
+            tx_protocol: 14,
+            unused: [0; 3],
         };
         assert_eq!(*place.get(), expected);
     }

@@ -37,10 +37,7 @@ pub fn learn<F: Frame, S: Switch>(
         return appear(switch, index, config, headers.src, key.get(), now).map(|()| false);
     };
     if known.port() == index {
-        if now.saturating_sub(known.updated()) > REFRESH && known.flags() & station::STATIC == 0 {
-            known.set_updated(now);
-        }
-        return Ok(is_known_for(LONGEST_LIFE, known, config, now));
+        return Ok(is_heard(known, config, now));
     }
     if may_move(frame, known, index, config, headers, now) && has_room(switch, index, config) {
         let old = known.port();
@@ -53,6 +50,29 @@ pub fn learn<F: Frame, S: Switch>(
         return Ok(false);
     }
     Err(VlanDrop::StolenAddress)
+}
+
+/// Whether the sender of a frame is known to be where it came in, and will be for as long as a decision can hold.
+#[inline(always)]
+pub fn is_here<S: Switch>(
+    switch: &S,
+    index: u32,
+    config: &PortConfig,
+    vlan: u16,
+    src: Address,
+    now: u64,
+) -> bool {
+    let known = switch.station(StationPlace::new(config.bridge, src, vlan).get());
+    known.is_some_and(|known| known.port() == index && is_heard(known, config, now))
+}
+
+/// A station has sent something from where it is known to be.
+#[inline(always)]
+fn is_heard(known: StationRef, config: &PortConfig, now: u64) -> bool {
+    if now.saturating_sub(known.updated()) > REFRESH && known.flags() & station::STATIC == 0 {
+        known.set_updated(now);
+    }
+    is_known_for(LONGEST_LIFE, known, config, now)
 }
 
 /// Whether a station is still remembered when it is silent for so many nanoseconds from now on. Another processor may just have

@@ -184,6 +184,15 @@ pub struct Decision {
     pub changes: u64,
     /// When that was, in ticks of the kernel.
     pub made: u64,
+    /// How they leave, which only the program in a driver asks for: bytes of the longest one, its header counted and its tag not;
+    /// 0: not known.
+    pub longest: u32,
+    /// Index of the counters in `vlan_stat` of the port where they leave.
+    pub tx_stat: u32,
+    /// First bytes of the tag that they leave with; 0: without one.
+    pub tx_protocol: u16,
+    /// Always 0.
+    pub unused: [u16; 3],
 }
 
 /// Value of `vlan_stat`, by [`Member::stat`] and CPU. A segmented super-packet counts its segments.
@@ -223,7 +232,7 @@ const _: () = {
     assert!(size_of::<FloodKey>() == 8);
     assert!(size_of::<StationKey>() == 12);
     assert!(size_of::<Station>() == 24);
-    assert!(size_of::<Decision>() == 48 && MAX_DECISIONS.is_power_of_two());
+    assert!(size_of::<Decision>() == 64 && MAX_DECISIONS.is_power_of_two());
     assert!(size_of::<VlanStat>() == 32);
 };
 

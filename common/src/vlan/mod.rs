@@ -15,10 +15,11 @@ pub mod frame;
 pub mod learn;
 pub mod maps;
 pub mod tables;
+pub mod xdp;
 
 pub use self::drop::{Dropped, VlanDrop};
 use self::{
-    decision::{LONGEST_LIFE, Likeness},
+    decision::{Kept, LONGEST_LIFE, Likeness},
     frame::{Address, Frame, Headers, Note, Tag, is_control, is_tag},
     maps::{FloodKey, MAX_VLAN_PORTS, Member, MemberKey, PortConfig, StationPlace, port},
     tables::Switch,
@@ -95,14 +96,14 @@ pub fn port_in<F: Frame, S: Switch>(frame: &mut F, switch: &S) -> Verdict {
     if target.port == index && config.flags & port::HAIRPIN == 0 {
         return Verdict::Drop(VlanDrop::SamePort.within(vlan));
     }
-    let host = target.port == config.bridge;
+    let verdict = Verdict::Forward { port: target.port, host: target.port == config.bridge };
     if let Some(likeness) = &likeness
         && lasts
         && target.lasts
     {
-        decision::keep(switch, likeness, changes, note, stat, (target.port, host));
+        decision::keep(switch, likeness, changes, &Kept { note, stat, way: None, verdict });
     }
-    Verdict::Forward { port: target.port, host }
+    verdict
 }
 
 /// A frame that is about to leave through a port; of the bridge itself: that the host is about to get.
@@ -118,29 +119,50 @@ pub fn port_out<F: Frame, S: Switch>(frame: &mut F, switch: &S) -> Verdict {
     };
     // It may meet another bridge of ours behind this port, where it has to be classified anew.
     frame.set_note(Note::default());
-    let Some(member) = member(switch, index, &config, vlan) else {
-        return Verdict::Drop(VlanDrop::NotMember.within(vlan));
+    let member = match may_leave(switch, index, &config, vlan, note) {
+        Ok(member) => member,
+        Err(reason) => return Verdict::Drop(reason.within(vlan)),
     };
-    if config.flags & port::FORWARDING == 0 {
-        return Verdict::Drop(VlanDrop::Blocked.within(vlan));
-    }
-    if note.isolated() && config.flags & port::ISOLATED != 0 {
-        return Verdict::Drop(VlanDrop::Isolated.within(vlan));
-    }
     let (bytes, packets) = (frame.bytes(), frame.segments());
     // A super-packet is cut to the sender's segment size later, as the kernel's bridge reckons too
     // (`is_skb_forwardable`).
-    if packets == 1 && config.flags & port::HOST == 0 && bytes > config.mtu.saturating_add(HEADER_AND_TAG) {
+    if packets == 1 && config.flags & port::HOST == 0 && bytes > longest(&config) {
         return Verdict::Drop(VlanDrop::TooBig.within(vlan));
     }
-    if let Err(reason) = dress(frame, &config, vlan, note.tagged(), member.untagged != 0) {
+    let protocol = if member.untagged != 0 { 0 } else { config.protocol };
+    let nested = config.flags & (port::NESTED | port::TUNNEL) != 0;
+    if let Err(reason) = dress(frame, protocol, nested, vlan, note.tagged()) {
         return Verdict::Drop(reason.within(vlan));
     }
     switch.count_tx(member.stat, packets, bytes);
     Verdict::Pass
 }
 
-const HEADER_AND_TAG: u32 = 14 + 4;
+/// How a port is in a VLAN, and that it lets a frame of it out, whatever its size.
+#[inline(always)]
+fn may_leave<S: Switch>(
+    switch: &S,
+    index: u32,
+    config: &PortConfig,
+    vlan: u16,
+    note: Note,
+) -> Result<Member, VlanDrop> {
+    let member = member(switch, index, config, vlan).ok_or(VlanDrop::NotMember)?;
+    if config.flags & port::FORWARDING == 0 {
+        return Err(VlanDrop::Blocked);
+    }
+    if note.isolated() && config.flags & port::ISOLATED != 0 {
+        return Err(VlanDrop::Isolated);
+    }
+    Ok(member)
+}
+
+/// Bytes of the longest frame that fits a port: its header counted, its tag not, which may be in them all the same.
+#[inline(always)]
+const fn longest(config: &PortConfig) -> u32 {
+    const HEADER_AND_TAG: u32 = 14 + 4;
+    config.mtu.saturating_add(HEADER_AND_TAG)
+}
 
 /// Finds out which VLAN a frame is in and whether the port may send into it. `None`: it is the kernel's bridge's.
 #[inline(always)]
@@ -271,19 +293,20 @@ fn unclassified<F: Frame>(frame: &mut F, config: &PortConfig) -> Verdict {
     Verdict::Drop(VlanDrop::NotMember.within(0))
 }
 
-/// The tag that the port wants to see, or none.
+/// Gives a frame of a VLAN the tag that a port wants to see, which begins with `protocol`; 0: none. All or nothing. `nested`: what is
+/// behind it may look like another tag.
 #[inline(always)]
 fn dress<F: Frame>(
     frame: &mut F,
-    config: &PortConfig,
+    protocol: u16,
+    nested: bool,
     vlan: u16,
     tagged: bool,
-    untagged_out: bool,
 ) -> Result<(), VlanDrop> {
     let changed = |done: bool| if done { Ok(()) } else { Err(VlanDrop::Rewrite) };
-    if untagged_out {
+    if protocol == 0 {
         // What is left must not look like a frame of another VLAN, unless it is meant to.
-        if config.flags & (port::NESTED | port::TUNNEL) == 0 {
+        if !nested {
             let Some(headers) = frame::read(frame) else {
                 return Err(VlanDrop::Malformed);
             };
@@ -294,16 +317,12 @@ fn dress<F: Frame>(
         }
         return if tagged { changed(frame.pop()) } else { Ok(()) };
     }
-    let mut tag = Tag { protocol: config.protocol, control: vlan };
-    if tagged {
-        let Some(Headers { tag: Some(present), .. }) = frame::read(frame) else {
-            return Err(VlanDrop::Malformed);
-        };
-        tag = present.in_vlan(config.protocol, vlan);
-        if tag == present {
-            return Ok(());
-        }
-        changed(frame.pop())?;
+    if !tagged {
+        return changed(frame.push(Tag { protocol, control: vlan }));
     }
-    changed(frame.push(tag))
+    let Some(Headers { tag: Some(present), .. }) = frame::read(frame) else {
+        return Err(VlanDrop::Malformed);
+    };
+    let tag = present.in_vlan(protocol, vlan);
+    changed(tag == present || frame.pop() && frame.push(tag))
 }

@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell, UnsafeCell},
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     ptr::NonNull,
 };
 
@@ -17,6 +17,7 @@ use telecluster_common::{
         },
         port_in, port_out,
         tables::{StationRef, Switch},
+        xdp::{self, Doors},
     },
 };
 use telecluster_worker::kernel::bpf::switch_config;
@@ -160,6 +161,9 @@ struct Tables {
     /// `None`: nothing is kept.
     decisions: Option<RefCell<HashMap<u32, Box<UnsafeCell<Decision>>>>>,
     clock: Cell<u64>,
+    /// Where a frame in a driver would go, and where none can.
+    pointed_at: Cell<u32>,
+    doorless: HashSet<u32>,
 }
 
 impl Tables {
@@ -268,6 +272,14 @@ impl Switch for Tables {
     }
 }
 
+impl Doors for Tables {
+    fn points_at(&self, port: u32) -> bool {
+        assert_ne!(port, BRIDGE, "the host is behind no driver");
+        self.pointed_at.set(port);
+        !self.doorless.contains(&port)
+    }
+}
+
 /// The engine with its tables, and a kernel's bridge for what it passes on: no more than that it floods.
 #[derive(Debug)]
 pub struct Engine {
@@ -275,6 +287,10 @@ pub struct Engine {
     ports: Vec<Port>,
     /// Where tags are when the hook runs.
     beside: bool,
+    /// Frames meet the program in the driver first.
+    in_drivers: bool,
+    /// How many went on from there.
+    pub switched: u64,
     /// Why frames were dropped, in order.
     pub drops: Vec<Dropped>,
 }
@@ -290,10 +306,19 @@ impl Engine {
         Self::with(Tables::default(), ports, beside)
     }
 
+    /// One whose ports have the program in their drivers too, where tags are in the frames; but for those that have no door.
+    pub fn in_drivers(ports: &[Port], doorless: &[usize]) -> Self {
+        let mut engine = Self::new(ports, true);
+        engine.in_drivers = true;
+        engine.tables.doorless = doorless.iter().map(|port| index(*port)).collect();
+        engine
+    }
+
     fn with(tables: Tables, ports: &[Port], beside: bool) -> Self {
         // Two seconds after boot nothing may look as if it had aged.
         tables.clock.set(2_000_000_000);
-        let mut engine = Self { tables, ports: Vec::new(), beside, drops: Vec::new() };
+        let mut engine =
+            Self { tables, ports: Vec::new(), beside, in_drivers: false, switched: 0, drops: Vec::new() };
         for (number, port) in ports.iter().enumerate() {
             engine.ports.push(Port::plain());
             engine.put_port(number, port);
@@ -416,6 +441,15 @@ impl Engine {
 
 impl Machine for Engine {
     fn send(&mut self, port: usize, frame: &[u8]) -> Vec<(usize, Vec<u8>)> {
+        if self.in_drivers && port != HOST {
+            let mut bytes = Bytes::new(frame, index(port), false);
+            if xdp::early(&mut bytes, &self.tables) {
+                self.switched += 1;
+                let number = usize::try_from(self.tables.pointed_at.get() - BRIDGE).expect("a port");
+                return vec![(number, bytes.on_the_wire())];
+            }
+            assert_eq!(bytes.on_the_wire(), frame, "what goes on is as it was");
+        }
         let mut bytes = Bytes::new(frame, index(port), self.beside);
         bytes.hosts = port == HOST;
         let verdict = port_in(&mut bytes, &self.tables);

@@ -1,5 +1,7 @@
 //! Ethernet frames built byte by byte.
 
+use telecluster_common::{checksum::fold, vlan::frame::is_tag};
+
 /// An EtherType for experiments (IEEE 802 clause 9.2.4): nobody else's traffic.
 pub const EXPERIMENT: u16 = 0x88b5;
 pub const BROADCAST: [u8; 6] = [0xff; 6];
@@ -95,4 +97,32 @@ pub fn rarp(src: [u8; 6]) -> Ether {
     }
     rarp.extend([0; 18]);
     ether(src, BROADCAST).payload(0x8035, rarp)
+}
+
+/// The same frame, with as many bytes of a datagram (IPv4, UDP without a checksum) in the place of a payload for experiments: what
+/// programs in drivers can see has all its checksums.
+pub fn with_datagram(frame: &[u8]) -> Vec<u8> {
+    let mut place = 12;
+    while kind_of(frame, place).is_some_and(is_tag) {
+        place += 4;
+    }
+    let mut frame = frame.to_vec();
+    let length = frame.len().saturating_sub(place + 2);
+    if kind_of(&frame, place) != Some(EXPERIMENT) || length < 28 {
+        return frame;
+    }
+    let [high, low] = u16::try_from(length).expect("a packet").to_be_bytes();
+    let mut packet = vec![0x45, 0, high, low, 0, 0, 0x40, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+    // The kernel's bridge may look at it (br_netfilter).
+    let sum = packet.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
+    packet[10..12].copy_from_slice(&(!fold(sum)).to_be_bytes());
+    let [high, low] = u16::try_from(length - 20).expect("a datagram").to_be_bytes();
+    packet.extend([0xc3, 0x50, 0, 9, high, low, 0, 0]);
+    packet.resize(length, 0x5a);
+    frame.splice(place.., [0x08, 0x00].into_iter().chain(packet));
+    frame
+}
+
+fn kind_of(frame: &[u8], place: usize) -> Option<u16> {
+    frame.get(place..place + 2).map(|kind| u16::from_be_bytes([kind[0], kind[1]]))
 }

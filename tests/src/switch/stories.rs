@@ -4,7 +4,7 @@ use telecluster_worker::model::{VlanProtocol, bridge_vlan::Accept};
 
 use super::{
     HOST, HOST_MAC, Port,
-    frames::{AD, ALL_NODES, BROADCAST, Ether, Q, arp, ether, icmpv6, mac, rarp},
+    frames::{AD, ALL_NODES, BROADCAST, Ether, Q, arp, ether, icmpv6, mac, rarp, with_datagram},
 };
 
 /// One thing that happens.
@@ -46,6 +46,18 @@ fn story(name: &'static str, ports: Vec<Port>, steps: Vec<Step>) -> Story {
 }
 
 impl Story {
+    /// The same with datagrams in its frames.
+    #[must_use]
+    pub fn with_datagrams(mut self) -> Self {
+        for step in &mut self.steps {
+            if let Step::Send { frame, out, .. } = step {
+                *frame = with_datagram(frame);
+                out.iter_mut().for_each(|(_, frame)| *frame = with_datagram(frame));
+            }
+        }
+        self
+    }
+
     fn differs(self, why: &'static str) -> Self {
         Self { kernel: Kernel::Differs(why), ..self }
     }

@@ -6,7 +6,7 @@
 
 use network_types::eth::EthHdr;
 
-use super::{Doors, carries_frames, leave};
+use super::{Doors, leave};
 use crate::{
     family::Address,
     maps::{Direction, Pair},
@@ -16,7 +16,7 @@ use crate::{
         life, pair, take_down,
         work::Way,
     },
-    packet::{Headers, Packet, headers_at},
+    packet::{Headers, Packet, carries_frames, headers_at},
     tables::{FlowRef, Tables},
 };
 
