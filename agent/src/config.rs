@@ -193,8 +193,8 @@ struct Settings {
     /// way do not [default: respect]
     #[arg(long, env = "NETFILTER", global = true)]
     netfilter: Option<String>,
-    /// auto: fast flows are sent on in the driver (native XDP) where nothing is lost by it; on: wherever the driver can;
-    /// off; and others by name, such as auto,ens4=on [default: auto]
+    /// auto: fast flows, and frames between ports of a VLAN, are sent on in the driver (native XDP) where nothing is lost by it;
+    /// on: wherever the driver can; off; and others by name, such as auto,ens4=on [default: auto]
     #[arg(long, env = "XDP", global = true)]
     xdp: Option<String>,
     /// Flows with series of their own on /metrics, the largest first [default: 500]

@@ -177,10 +177,10 @@ impl Collector for Snapshot {
             drops.iter().map(|(reason, count)| (vec![("reason", reason.name().to_owned())], *count)),
         )?;
         let sent = ConstCounter::new(xdp.packets);
-        alone(out, "xdp_packets", "Packets of fast flows that were sent on in drivers", &sent)?;
+        alone(out, "xdp_packets", "Packets and frames that were sent on in drivers", &sent)?;
         let native =
             xdp.ports.iter().map(|(name, native, _)| (vec![("interface", name.clone())], u64::from(*native)));
-        gauges(out, "xdp_attached", "Whether the fast path of an interface is in its driver", native)?;
+        gauges(out, "xdp_attached", "Whether a program of the worker is in its driver", native)?;
         let map = |name: &str| -> Labels { vec![("map", name.to_owned())] };
         gauges(out, "map_entries", "Entries in use", pressure.iter().map(|p| (map(p.map), p.entries)))?;
         gauges(out, "map_capacity", "Entries that fit", pressure.iter().map(|p| (map(p.map), p.capacity)))?;

@@ -16,6 +16,7 @@ use crate::{
         listeners::Listener,
         step::LinkStep,
         switch::SwitchPort,
+        xdp::Door,
     },
     kinds::lan::Insides,
     model::bridge_vlan::PortVlans,
@@ -75,6 +76,8 @@ pub struct Installed {
     pub filter: Vec<FilterRule>,
     /// Ports of bridges with VLANs, by index.
     pub ports: BTreeMap<u32, SwitchPort>,
+    /// What matters of those ports in their drivers; `None`: an earlier run may have said something else.
+    pub doors: Option<BTreeMap<u32, Door>>,
     /// Where the fast path may begin and end.
     pub fast_ports: Vec<FastPort>,
     /// Where what inside hosts send to an uplink's address may turn back.

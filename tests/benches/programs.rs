@@ -5,7 +5,6 @@
 use std::{
     mem::transmute,
     net::{IpAddr, Ipv4Addr},
-    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -76,7 +75,7 @@ fn hooks() {
         ("from trunk to access port", Port::trunk(&[10]).native(20), ether(mac(1), mac(2)).q(10), true),
     ] {
         let other = if what.ends_with("access port") { Port::access(10) } else { port.clone() };
-        let programs = Programs { bridge: Bridge::new(2, ""), plane: Rc::clone(&plane) };
+        let programs = Programs::on_nothing(&plane, 2);
         programs.put(0, &Port::plain());
         for (number, port) in [(1, &port), (2, &other)] {
             let took = |times: &mut Vec<Duration>, port: &Port| {

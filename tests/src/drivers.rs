@@ -26,6 +26,20 @@ pub fn status(lab: &Lab) -> Value {
     lab.get("/network/status")["dataplane"].clone()
 }
 
+/// `off` or `native` for an interface, and why.
+pub fn mode(lab: &Lab, interface: &str) -> (String, String) {
+    let status = status(lab);
+    let ports = status["xdp"].as_array().expect("a list");
+    let port = ports.iter().find(|port| port["interface"] == interface);
+    let text = |key: &str| port.and_then(|port| port[key].as_str()).unwrap_or("absent").to_owned();
+    (text("mode"), text("reason"))
+}
+
+/// What the kernel says is in the driver.
+pub fn has_program(lab: &Lab, interface: &str) -> bool {
+    lab.router.sh(&format!("ip link show dev {interface}")).contains("prog/xdp")
+}
+
 pub fn sent_in_drivers(lab: &Lab) -> u64 {
     status(lab)["xdp_packets"].as_u64().expect("a number")
 }

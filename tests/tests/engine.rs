@@ -7,9 +7,8 @@ use telecluster_common::{
     maps::{Direction, FlowKey, flag},
 };
 use telecluster_tests::{
-    behind_any_hooks,
     frame::{ACK, Frame, RST, SYN, TCP, UDP, tcp, udp},
-    host::{Front, HALF_SIZE, Host, Hosts, Sent},
+    host::{HALF_SIZE, Host},
     vectors::{self, Machine as _, Outcome, UPLINK_ADDRESS, forward, masquerade},
 };
 
@@ -22,8 +21,8 @@ fn inside(host: u8) -> Ipv4Addr {
     Ipv4Addr::new(192, 168, 100, host)
 }
 
-fn machine(front: Front) -> Host {
-    let mut host = Host::behind(front);
+fn machine() -> Host {
+    let mut host = Host::default();
     host.put(0, &masquerade());
     host
 }
@@ -88,45 +87,8 @@ fn every_vector_holds_on_the_host() {
 }
 
 #[test]
-fn every_vector_holds_behind_any_hooks_and_leaves_the_same_behind() {
-    let mut sent = [0; 4];
-    for vector in vectors::all() {
-        let mut uplink = Host::default();
-        vectors::play(&vector, &mut uplink);
-        for front in Front::ALL {
-            println!("{front:?}");
-            let mut host = Host::behind(front);
-            vectors::play(&vector, &mut host);
-            let name = vector.name;
-            assert_eq!(host.tables.left::<A4>(), uplink.tables.left(), "{name}, {front:?}");
-            assert_eq!(host.tables.left::<[u8; 16]>(), uplink.tables.left(), "{name}, {front:?}");
-            let Sent { next, first, notable, later } = &host.sent;
-            let packets = [next, first, notable, later];
-            sent.iter_mut().zip(packets).for_each(|(sum, packets)| *sum += packets.get());
-        }
-    }
-    assert!(sent.iter().all(|packets| *packets > 0), "{sent:?} have left drivers and traffic control");
-}
-behind_any_hooks!(
-    two_hosts_with_one_source_port_do_not_share_it_outside,
-    a_port_stays_in_its_class,
-    a_port_of_the_host_or_of_a_forward_is_not_handed_out,
-    when_every_port_is_taken_a_new_flow_is_refused_and_the_others_go_on,
-    an_answer_proves_both_directions,
-    a_flood_of_first_packets_pushes_out_first_packets_only,
-    the_place_of_a_flow_that_is_over_pushes_out_no_newer_one_of_the_same_socket,
-    a_server_that_answers_forged_clients_proves_nothing,
-    a_flow_whose_one_direction_was_lost_heals_with_the_same_port,
-    one_way_traffic_keeps_the_way_back_open,
-    a_flow_that_is_idle_for_too_long_is_over_and_its_port_is_free,
-    an_open_tcp_connection_may_be_silent_for_two_hours,
-    a_forged_reset_does_not_shorten_what_its_sender_goes_on_with,
-    a_full_table_gives_up_what_is_unproven_and_refuses_the_rest,
-    one_client_may_use_one_source_port_towards_two_forwards_of_one_server,
-);
-
-fn two_hosts_with_one_source_port_do_not_share_it_outside(front: Front) {
-    let mut host = machine(front);
+fn two_hosts_with_one_source_port_do_not_share_it_outside() {
+    let mut host = machine();
     let (first, second) = ((inside(10), 40000), (inside(11), 40000));
     let ports = [external_port(&mut host, first), external_port(&mut host, second)];
     assert_eq!(ports[0], 40000, "a free port is kept");
@@ -135,8 +97,9 @@ fn two_hosts_with_one_source_port_do_not_share_it_outside(front: Front) {
     assert_eq!(answered(&mut host, ports[1]), Some(second));
 }
 
-fn a_port_stays_in_its_class(front: Front) {
-    let mut host = machine(front);
+#[test]
+fn a_port_stays_in_its_class() {
+    let mut host = machine();
     for (port, class) in [(80u16, 1..1024u16), (1024, 1024..65535), (65535, 1024..65535)] {
         external_port(&mut host, (inside(10), port));
         let second = external_port(&mut host, (inside(11), port));
@@ -144,8 +107,9 @@ fn a_port_stays_in_its_class(front: Front) {
     }
 }
 
-fn a_port_of_the_host_or_of_a_forward_is_not_handed_out(front: Front) {
-    let mut host = machine(front);
+#[test]
+fn a_port_of_the_host_or_of_a_forward_is_not_handed_out() {
+    let mut host = machine();
     host.tables.sockets.push((UPLINK_ADDRESS.into(), 40000));
     host.put(1, &forward(UDP, 40001, (inside(12).into(), 1)));
     for port in [40000, 40001] {
@@ -154,8 +118,9 @@ fn a_port_of_the_host_or_of_a_forward_is_not_handed_out(front: Front) {
     assert_eq!(external_port(&mut host, (inside(10), 40002)), 40002);
 }
 
-fn when_every_port_is_taken_a_new_flow_is_refused_and_the_others_go_on(front: Front) {
-    let mut host = machine(front);
+#[test]
+fn when_every_port_is_taken_a_new_flow_is_refused_and_the_others_go_on() {
+    let mut host = machine();
     let first = (inside(10), 40000);
     external_port(&mut host, first);
     assert_eq!(answered(&mut host, 40000), Some(first));
@@ -165,8 +130,9 @@ fn when_every_port_is_taken_a_new_flow_is_refused_and_the_others_go_on(front: Fr
     assert_eq!(answered(&mut host, 40000), Some(first));
 }
 
-fn an_answer_proves_both_directions(front: Front) {
-    let mut host = machine(front);
+#[test]
+fn an_answer_proves_both_directions() {
+    let mut host = machine();
     let source = (inside(10), 40000);
     external_port(&mut host, source);
     let proven = |host: &Host| {
@@ -178,8 +144,9 @@ fn an_answer_proves_both_directions(front: Front) {
     assert_eq!(proven(&host), [true, true]);
 }
 
-fn a_flood_of_first_packets_pushes_out_first_packets_only(front: Front) {
-    let mut host = machine(front);
+#[test]
+fn a_flood_of_first_packets_pushes_out_first_packets_only() {
+    let mut host = machine();
     let (kept, busy, idle) = ((inside(10), 40000), (inside(11), 40001), (inside(12), 40002));
     external_port(&mut host, kept);
     answered(&mut host, 40000);
@@ -200,8 +167,9 @@ fn a_flood_of_first_packets_pushes_out_first_packets_only(front: Front) {
     assert_eq!(external_port(&mut host, idle), 40002, "the port is its own still");
 }
 
-fn the_place_of_a_flow_that_is_over_pushes_out_no_newer_one_of_the_same_socket(front: Front) {
-    let mut host = machine(front);
+#[test]
+fn the_place_of_a_flow_that_is_over_pushes_out_no_newer_one_of_the_same_socket() {
+    let mut host = machine();
     let again = (inside(10), 40000);
     let half_a_list = |host: &mut Host, from: u8| {
         for number in 0..u16::try_from(HALF_SIZE / 2).expect("a port") {
@@ -219,8 +187,9 @@ fn the_place_of_a_flow_that_is_over_pushes_out_no_newer_one_of_the_same_socket(f
     assert!(!is_there(&host), "its own has");
 }
 
-fn a_server_that_answers_forged_clients_proves_nothing(front: Front) {
-    let mut host = Host::behind(front);
+#[test]
+fn a_server_that_answers_forged_clients_proves_nothing() {
+    let mut host = Host::default();
     host.put(0, &forward(TCP, 2222, (inside(10).into(), 22)));
     host.put(1, &forward(UDP, 53, (inside(10).into(), 53)));
     let external = |port| (UPLINK_ADDRESS, port);
@@ -236,8 +205,9 @@ fn a_server_that_answers_forged_clients_proves_nothing(front: Front) {
     assert!(proven(&host, key(TCP, 2222)) && proven(&host, key(UDP, 53)), "only a real client goes on");
 }
 
-fn a_flow_whose_one_direction_was_lost_heals_with_the_same_port(front: Front) {
-    let mut host = machine(front);
+#[test]
+fn a_flow_whose_one_direction_was_lost_heals_with_the_same_port() {
+    let mut host = machine();
     let source = (inside(10), 40000);
     external_port(&mut host, source);
     // the direction out is lost: the next datagram finds its own answers' entry
@@ -254,8 +224,9 @@ fn a_flow_whose_one_direction_was_lost_heals_with_the_same_port(front: Front) {
     assert_eq!(host.tables.entries::<A4>(), 2);
 }
 
-fn one_way_traffic_keeps_the_way_back_open(front: Front) {
-    let mut host = machine(front);
+#[test]
+fn one_way_traffic_keeps_the_way_back_open() {
+    let mut host = machine();
     let source = (inside(10), 40000);
     for minute in 0..20 {
         host.tables.clock.set(minute * 60 * SECOND);
@@ -264,8 +235,9 @@ fn one_way_traffic_keeps_the_way_back_open(front: Front) {
     assert_eq!(answered(&mut host, 40000), Some(source), "RFC 4787 REQ-6");
 }
 
-fn a_flow_that_is_idle_for_too_long_is_over_and_its_port_is_free(front: Front) {
-    let mut host = machine(front);
+#[test]
+fn a_flow_that_is_idle_for_too_long_is_over_and_its_port_is_free() {
+    let mut host = machine();
     external_port(&mut host, (inside(10), 40000));
     host.tables.clock.set(320 * SECOND);
     assert_eq!(answered(&mut host, 40000), None, "it is the host's packet now");
@@ -277,8 +249,9 @@ fn a_flow_that_is_idle_for_too_long_is_over_and_its_port_is_free(front: Front) {
     assert_eq!(answered(&mut host, 40000), Some(third));
 }
 
-fn an_open_tcp_connection_may_be_silent_for_two_hours(front: Front) {
-    let mut host = machine(front);
+#[test]
+fn an_open_tcp_connection_may_be_silent_for_two_hours() {
+    let mut host = machine();
     let (source, external) = ((inside(10), 40000), (UPLINK_ADDRESS, 40000));
     host.run(Direction::Out, &tcp(source, REMOTE, SYN, b"").bytes());
     host.run(Direction::In, &tcp(REMOTE, external, SYN | ACK, b"").bytes());
@@ -289,14 +262,15 @@ fn an_open_tcp_connection_may_be_silent_for_two_hours(front: Front) {
 }
 
 /// A reset that the receiver does not believe, whichever side it seems to come from: who goes on has not sent it.
-fn a_forged_reset_does_not_shorten_what_its_sender_goes_on_with(front: Front) {
+#[test]
+fn a_forged_reset_does_not_shorten_what_its_sender_goes_on_with() {
     for (forged, after, silent) in [
         (Direction::In, Direction::In, 7439),
         (Direction::Out, Direction::Out, 7439),
         // the side that would have believed it says nothing about that
         (Direction::In, Direction::Out, 239),
     ] {
-        let mut host = machine(front);
+        let mut host = machine();
         let (source, external) = ((inside(10), 40000), (UPLINK_ADDRESS, 40000));
         let says = |host: &mut Host, direction, flags| {
             let (frame, seen) = match direction {
@@ -319,25 +293,25 @@ fn a_forged_reset_does_not_shorten_what_its_sender_goes_on_with(front: Front) {
     }
 }
 
-fn a_full_table_gives_up_what_is_unproven_and_refuses_the_rest(front: Front) {
-    let mut host = machine(front);
+#[test]
+fn a_full_table_gives_up_what_is_unproven_and_refuses_the_rest() {
+    let mut host = machine();
     host.tables.capacity = 3;
     let (first, second, third) = ((inside(10), 40000), (inside(11), 40001), (inside(12), 40002));
     external_port(&mut host, first);
     answered(&mut host, 40000);
     external_port(&mut host, second);
-    // the packet that finds no room makes it for the next, or for itself where another hook tries it
+    // the packet that finds no room makes it for the next
     let (outcome, _) = host.run(Direction::Out, &udp(third, REMOTE, b"q").bytes());
-    let again = matches!(front, Front::Control(Hosts::Known) | Front::Drivers(Hosts::Known));
-    let full = Outcome::Dropped(DropReason::FlowTableFull);
-    assert_eq!(outcome, if again { Outcome::Passed } else { full });
+    assert_eq!(outcome, Outcome::Dropped(DropReason::FlowTableFull));
     assert!(host.tables.record(&out_key(second)).is_none());
     assert_eq!(external_port(&mut host, third), 40002);
     assert_eq!(answered(&mut host, 40000), Some(first), "nothing proven is pushed out");
 }
 
-fn one_client_may_use_one_source_port_towards_two_forwards_of_one_server(front: Front) {
-    let mut host = Host::behind(front);
+#[test]
+fn one_client_may_use_one_source_port_towards_two_forwards_of_one_server() {
+    let mut host = Host::default();
     let server = (inside(10), 22);
     host.put(0, &forward(TCP, 2222, (server.0.into(), server.1)));
     host.put(1, &forward(TCP, 2223, (server.0.into(), server.1)));

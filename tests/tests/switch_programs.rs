@@ -10,12 +10,16 @@ use telecluster_tests::{
     switch::{
         Port,
         frames::{BROADCAST, Ether, ether, mac},
-        kernel::{OwnFilter, Programs, batch, interface, load},
-        play, stories,
+        kernel::{OwnFilter, Programs, batch, interface, load, load_with},
+        play,
+        stories::{self, Story},
         wire::Wire,
     },
 };
-use telecluster_worker::kernel::switch::{DropCount, VlanCounters, VlanPlane as _};
+use telecluster_worker::kernel::{
+    switch::{DropCount, VlanCounters, VlanPlane as _},
+    xdp::Xdp,
+};
 
 /// How often each frame is sent: the first one may teach the programs, the second one be decided by that, and the third one as the
 /// one before.
@@ -30,6 +34,20 @@ fn every_story_holds_on_real_ports() {
             play(&story, &mut programs, AGAIN);
             programs.remove();
         }
+    });
+}
+
+#[test]
+fn every_story_holds_in_the_drivers_of_real_ports_too() {
+    sandbox::run(|| {
+        let plane = load_with(Xdp::On);
+        for story in stories::all().into_iter().map(Story::with_datagrams) {
+            let mut programs = Programs::in_drivers(&plane, &story.ports);
+            play(&story, &mut programs, AGAIN);
+            programs.remove();
+        }
+        let switched = Programs::switched_in_drivers(&plane);
+        assert!(switched > 100, "{switched} frames went on from drivers");
     });
 }
 

@@ -9,7 +9,7 @@ use std::{
 use serde_json::{Value, json};
 use telecluster_tests::{
     conversation::{Conversation, masqueraded},
-    drivers::{lab, sent_in_drivers, status, whole_checksums},
+    drivers::{has_program, lab, mode, sent_in_drivers, whole_checksums},
     lab::{INSIDE, INSIDE_NET6, Lab, OUTSIDE, PATIENCE, WAN, Worker, eventually},
 };
 
@@ -20,20 +20,6 @@ fn warm_up(conversation: &Conversation, lab: &Lab) {
         conversation.turn();
         sent_in_drivers(lab) == before + 2
     });
-}
-
-/// `off` or `native`, and why.
-fn mode(lab: &Lab, interface: &str) -> (String, String) {
-    let status = status(lab);
-    let ports = status["xdp"].as_array().expect("a list");
-    let port = ports.iter().find(|port| port["interface"] == interface);
-    let text = |key: &str| port.and_then(|port| port[key].as_str()).unwrap_or("absent").to_owned();
-    (text("mode"), text("reason"))
-}
-
-/// What the kernel says is in the driver.
-fn has_program(lab: &Lab, interface: &str) -> bool {
-    lab.router.sh(&format!("ip link show dev {interface}")).contains("prog/xdp")
 }
 
 fn the_flow(lab: &Lab) -> Value {

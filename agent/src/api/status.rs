@@ -70,13 +70,13 @@ struct DataplaneInfo {
     reason: String,
     /// What it does not do as the eBPF programs do it.
     differences: Vec<String>,
-    /// The ports of the fast path, and whether it is in their drivers (native XDP).
+    /// The ports of the fast path and of bridges with VLANs, and whether programs are in their drivers (native XDP).
     xdp: Vec<XdpInfo>,
     /// Packets that were sent on there.
     xdp_packets: u64,
 }
 
-/// The fast path at an interface.
+/// A program in the driver of an interface.
 #[derive(Debug, Serialize, ToSchema)]
 struct XdpInfo {
     #[schema(example = "ens3")]

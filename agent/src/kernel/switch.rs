@@ -9,7 +9,7 @@ use std::{
 
 use telecluster_common::vlan::VlanDrop;
 
-use super::{KernelError, links::Mac};
+use super::{KernelError, links::Mac, xdp::Door};
 use crate::model::{VlanProtocol, bridge_vlan::Accept};
 
 /// A port of a bridge that has VLANs, or such a bridge itself: interfaces by index.
@@ -111,6 +111,10 @@ pub trait VlanPlane: Send + Sync + std::fmt::Debug {
 
     /// Takes the programs off a port, and forgets it and its stations. Nothing happens when it is not there.
     fn remove_switch_port(&self, index: u32) -> Result<(), KernelError>;
+
+    /// Says which ports there are, by index, and what matters of them in their drivers, where frames may be switched too. What cannot be
+    /// had there is no error.
+    fn set_doors(&self, _doors: &BTreeMap<u32, Door>) {}
 
     /// Every port as the kernel has it, by index.
     fn switch_ports(&self) -> Result<BTreeMap<u32, SwitchPort>, KernelError>;

@@ -98,7 +98,16 @@ pub enum Medium {
     Trunk,
 }
 
-/// An interface where the fast path may begin or end, and whether it does so in the driver.
+/// A port of a bridge with VLANs, as it matters in its driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Door {
+    pub bridge: u32,
+    pub medium: Medium,
+    /// A tag means something there: a VLAN, or payload that has to be kept.
+    pub tags: bool,
+}
+
+/// An interface where the fast path may begin or end, or a port of a bridge with VLANs, and whether that is in the driver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct XdpPort {
     pub index: u32,
@@ -127,6 +136,19 @@ pub fn objection(wish: Xdp, medium: Medium) -> Option<&'static str> {
         }
         (Xdp::Auto | Xdp::On, Medium::Card) | (Xdp::On, Medium::Software) => None,
     }
+}
+
+/// Why tags of frames would not be seen in a driver, where they matter.
+///
+/// A card that takes them off does so before XDP (so does a veth pair, whose other end puts them beside a frame: `veth_xdp_rcv_skb`).
+/// Where only the native VLAN is, a veth pair is let be when somebody insists: what comes with a tag then counts as without.
+pub fn hides_tags(driver: &str, features: &BTreeSet<String>, tags: bool) -> Option<&'static str> {
+    const TAKES_OFF: [&str; 2] = ["rx-vlan-hw-parse", "rx-vlan-stag-hw-parse"];
+    if driver == "veth" {
+        return tags.then_some("tags are beside the frames of a veth pair, where XDP does not see them");
+    }
+    let takes_off = TAKES_OFF.iter().any(|name| features.contains(*name));
+    takes_off.then_some("its card takes tags off before XDP sees them; ethtool -K ... rxvlan off leaves them")
 }
 
 /// What a driver gives up for XDP without saying so in its features (drivers/net/virtio_net.c
@@ -161,6 +183,21 @@ mod tests {
             [(Xdp::Auto, Medium::Software), (Xdp::On, Medium::Trunk), (Xdp::Off, Medium::Card)]
         {
             assert!(objection(wish, medium).is_some(), "{wish:?} {medium:?}");
+        }
+    }
+
+    #[test]
+    fn a_tag_that_matters_must_be_in_the_frame() {
+        let takes_off: BTreeSet<String> = ["rx-vlan-hw-parse".to_owned()].into();
+        for (driver, features, tags, hidden) in [
+            ("ixgbe", &takes_off, false, true),
+            ("ixgbe", &BTreeSet::new(), true, false),
+            ("tun", &BTreeSet::new(), true, false),
+            ("veth", &takes_off, false, false),
+            ("veth", &takes_off, true, true),
+            ("veth", &BTreeSet::new(), true, true),
+        ] {
+            assert_eq!(hides_tags(driver, features, tags).is_some(), hidden, "{driver} {features:?} {tags}");
         }
     }
 

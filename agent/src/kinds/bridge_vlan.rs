@@ -18,6 +18,7 @@ use crate::{
         links::{Link, LinkKind, Mac, Observed, OperState, Place, PortState},
         step::LinkStep,
         switch::{Station, SwitchPort},
+        xdp::Door,
     },
     model::{
         LinkName,
@@ -27,7 +28,7 @@ use crate::{
     state::{Record, State, Write},
 };
 
-use super::{bridge, managed, ovs_vlan, target_bridge};
+use super::{bridge, lan, managed, ovs_vlan, target_bridge};
 
 /// Stations of one port when nothing is said: more than a rack of containers, and far from filling the table.
 const STATION_LIMIT: u32 = 1024;
@@ -348,6 +349,19 @@ pub fn steps(wanted: &BTreeMap<u32, SwitchPort>, installed: &Installed) -> Vec<V
         changed.cloned().partition(|port| installed.ports.contains_key(&port.index));
     let gone = installed.ports.keys().filter(|index| !wanted.contains_key(index));
     old.into_iter().chain(new).map(VlanStep::Put).chain(gone.map(|index| VlanStep::Remove(*index))).collect()
+}
+
+/// What matters in the drivers of ports, by index; the host's side has none.
+pub fn doors(ports: &BTreeMap<u32, SwitchPort>, observed: &Observed) -> BTreeMap<u32, Door> {
+    let trunks = lan::trunks(observed);
+    let door = |port: &SwitchPort| {
+        let link = observed.by_index(&Place::Here, port.index)?;
+        let tags = !port.tagged.is_empty() || port.tunnel;
+        Some((port.index, Door { bridge: port.bridge, medium: lan::medium(&trunks, link), tags }))
+    };
+    // In no VLAN: its frames are the kernel's bridge's.
+    let switched = ports.values().filter(|port| !port.is_host() && !port.vlans().is_empty());
+    switched.filter_map(door).collect()
 }
 
 /// A link on its way into a bridge, when both are there.

@@ -72,16 +72,16 @@ pub fn fast_ports(
     insides: &Insides,
     has_vlans: impl Fn(u32) -> bool,
 ) -> Vec<FastPort> {
-    let mut ports = Vec::new();
+    let (mut ports, trunks) = (Vec::new(), trunks(observed));
     for link in &observed.links {
         let Some(owner) = owner(observed, link) else { continue };
         let is_inside = || owner.addresses.iter().any(|address| address.global && insides.meet(&address.net));
         if uplinks.contains(&owner.index) {
             if owner.index == link.index {
-                ports.extend(port(observed, link, owner, false));
+                ports.extend(port(&trunks, link, owner, false));
             }
         } else if link.is_bridge() == has_vlans(link.index) && is_inside() {
-            ports.extend(port(observed, link, owner, true));
+            ports.extend(port(&trunks, link, owner, true));
         }
     }
     ports
@@ -122,7 +122,7 @@ fn owner<'a>(observed: &'a Observed, link: &'a Link) -> Option<&'a Link> {
 }
 
 /// `None` for what has no Ethernet header.
-fn port(observed: &Observed, link: &Link, owner: &Link, inside: bool) -> Option<FastPort> {
+fn port(trunks: &BTreeSet<u32>, link: &Link, owner: &Link, inside: bool) -> Option<FastPort> {
     let mac = owner.mac?;
     match link.kind {
         // Open vSwitch switches by its own tables, which nobody tells us of.
@@ -139,15 +139,20 @@ fn port(observed: &Observed, link: &Link, owner: &Link, inside: bool) -> Option<
             mtu: link.mtu.min(owner.mtu),
             mac,
             inside,
-            medium: medium(observed, link),
+            medium: medium(trunks, link),
         }),
     }
 }
 
-fn medium(observed: &Observed, link: &Link) -> Medium {
-    let vlans = observed.links.iter().any(|other| other.vlan.is_some() && other.parent == Some(link.index));
+/// The links that VLANs lie on, by index.
+pub(super) fn trunks(observed: &Observed) -> BTreeSet<u32> {
+    observed.links.iter().filter(|link| link.vlan.is_some()).filter_map(|link| link.parent).collect()
+}
+
+/// What a link is made of, given those that VLANs lie on.
+pub(super) fn medium(trunks: &BTreeSet<u32>, link: &Link) -> Medium {
     match link.kind {
-        _ if vlans => Medium::Trunk,
+        _ if trunks.contains(&link.index) => Medium::Trunk,
         LinkKind::Physical => Medium::Card,
         LinkKind::Loopback
         | LinkKind::Tun

@@ -11,9 +11,9 @@ use nix::{
 use telecluster_worker::{
     kernel::{
         bpf::{BpfDataPlane, Options, object::Object},
-        dataplane::HoldDown,
+        dataplane::{DataPlane as _, HoldDown},
         switch::VlanPlane as _,
-        xdp::{Wishes, Xdp},
+        xdp::{Door, Medium, Wishes, Xdp},
     },
     model::VlanProtocol,
 };
@@ -26,7 +26,7 @@ use super::{
 use crate::lab::eventually;
 
 /// What the host listens to: it must not see a frame before the programs have, so each kind is asked for by name.
-const HOST_KINDS: [u16; 6] = [EXPERIMENT, 0x0806, 0x8035, 0x86dd, Q, AD];
+const HOST_KINDS: [u16; 7] = [EXPERIMENT, 0x0800, 0x0806, 0x8035, 0x86dd, Q, AD];
 
 /// The bridge `br0` with ports `p1`, `p2`, ...; behind each the station's `e1`, `e2`, ...
 #[derive(Debug)]
@@ -65,10 +65,7 @@ impl Bridge {
             ports: (1..=ports).map(|port| Wire::all(&format!("p{port}"))).collect(),
             stations: (1..=ports).map(|port| Wire::all(&format!("e{port}"))).collect(),
         };
-        for (port, station) in bridge.ports.iter().zip(&bridge.stations) {
-            carry(port, station);
-            carry(station, port);
-        }
+        bridge.carries();
         // A carrier is one thing, that the bridge has heard of it another.
         eventually("the ports do not forward", || {
             let shown = Command::new("bridge").args(["link", "show"]).output().expect("run bridge");
@@ -76,6 +73,14 @@ impl Bridge {
         });
         bridge.host_kinds.iter().chain([&bridge.host]).for_each(|wire| drop(wire.pending()));
         bridge
+    }
+
+    /// Waits until frames get to every station and back.
+    fn carries(&self) {
+        for (port, station) in self.ports.iter().zip(&self.stations) {
+            carry(port, station);
+            carry(station, port);
+        }
     }
 
     pub fn index(&self) -> u32 {
@@ -158,6 +163,7 @@ pub fn batch(program: &str, lines: &[String]) {
 pub struct Programs {
     pub bridge: Bridge,
     pub plane: Plane,
+    in_drivers: bool,
 }
 
 /// The loaded programs, for one bridge after the other.
@@ -165,11 +171,43 @@ pub type Plane = Rc<(BpfDataPlane, Object)>;
 
 impl Programs {
     pub fn new(plane: &Plane, ports: &[Port]) -> Self {
-        let programs = Self { bridge: Bridge::new(ports.len() - 1, ""), plane: Rc::clone(plane) };
+        Self::on(Bridge::new(ports.len() - 1, ""), plane, ports, false)
+    }
+
+    /// With the program in the drivers of all ports too. What their stations send has its tags in it, as a socket writes them.
+    pub fn in_drivers(plane: &Plane, ports: &[Port]) -> Self {
+        let bridge = Bridge::new(ports.len() - 1, "");
+        for station in 1..ports.len() {
+            let done = Command::new("ethtool").args(["-K", &format!("e{station}"), "gro", "on"]).status();
+            assert!(done.expect("run ethtool").success(), "GRO at station {station}");
+        }
+        Self::on(bridge, plane, ports, true)
+    }
+
+    /// On a bridge that has so many ports, of which the programs know nothing yet.
+    pub fn on_nothing(plane: &Plane, ports: usize) -> Self {
+        Self { bridge: Bridge::new(ports, ""), plane: Rc::clone(plane), in_drivers: false }
+    }
+
+    fn on(bridge: Bridge, plane: &Plane, ports: &[Port], in_drivers: bool) -> Self {
+        let programs = Self { bridge, plane: Rc::clone(plane), in_drivers };
         for (number, port) in ports.iter().enumerate() {
             programs.put(number, port);
         }
+        if in_drivers {
+            let door = Door { bridge: programs.bridge.index(), medium: Medium::Software, tags: false };
+            let doors = (1..ports.len()).map(|number| (programs.bridge.port(number), door)).collect();
+            plane.0.set_doors(&doors);
+            let found = plane.0.xdp().expect("what became of the doors").ports;
+            assert!(found.iter().all(|port| port.native), "{found:?}");
+            programs.bridge.carries();
+        }
         programs
+    }
+
+    /// Frames that went on from drivers, on all bridges.
+    pub fn switched_in_drivers(plane: &Plane) -> u64 {
+        plane.0.xdp().expect("the count").packets
     }
 
     pub fn put(&self, number: usize, port: &Port) {
@@ -179,6 +217,9 @@ impl Programs {
 
     /// Takes the ports out of the maps, and the links away.
     pub fn remove(self) {
+        if self.in_drivers {
+            self.plane.0.set_doors(&BTreeMap::new());
+        }
         for index in self.plane.0.switch_ports().expect("list the ports").into_keys() {
             self.plane.0.remove_switch_port(index).expect("remove a port");
         }
@@ -186,15 +227,20 @@ impl Programs {
     }
 }
 
-/// Loads or adopts the programs of the sandbox.
+/// Loads or adopts the programs of the sandbox, but for those in drivers.
 pub fn load() -> Plane {
+    load_with(Xdp::Off)
+}
+
+/// The same; whether there are to be some in drivers.
+pub fn load_with(xdp: Xdp) -> Plane {
     let options = Options {
         directory: PathBuf::from("/sys/fs/bpf/telecluster"),
         flow_capacity: Some(1024),
         unproven_flows: 0,
         limits: telecluster_common::tables::Limits::default(),
         hold_down: HoldDown::default(),
-        xdp: Wishes { others: Xdp::Off, ..Wishes::default() },
+        xdp: Wishes { others: xdp, ..Wishes::default() },
         log_level: 3,
     };
     Rc::new(BpfDataPlane::load(&options).expect("load the programs"))

@@ -17,9 +17,22 @@ use super::Owner;
 const RETRY: Duration = Duration::from_secs(5);
 
 impl Owner {
-    /// Brings the ports of filtered bridges in line with the links as they are now. Answers when there is more to
-    /// do: programs are attached a few at a time, so that requests need not wait for hundreds of ports.
+    /// Brings the ports of filtered bridges in line with the links as they are now, and then their drivers. Answers when
+    /// there is more to do: programs are attached a few at a time, so that requests need not wait for hundreds of ports.
     pub(super) async fn refresh_vlans(&mut self, observed: &Observed) -> Option<Instant> {
+        let again = self.refresh_ports(observed).await;
+        let doors = bridge_vlan::doors(&self.nat.ports, observed);
+        if self.nat.doors.as_ref() != Some(&doors) {
+            let (dataplane, wanted) = (Arc::clone(&self.shared.dataplane), doors.clone());
+            match tokio::task::spawn_blocking(move || dataplane.set_doors(&wanted)).await {
+                Ok(()) => self.nat.doors = Some(doors),
+                Err(error) => error!(%error, "the look at drivers ended early"),
+            }
+        }
+        again
+    }
+
+    async fn refresh_ports(&mut self, observed: &Observed) -> Option<Instant> {
         let wanted = {
             let state = self.shared.state();
             if state.port_vlans.is_empty() && self.nat.ports.is_empty() {

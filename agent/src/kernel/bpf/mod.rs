@@ -12,7 +12,7 @@
 //! | [`loopback`] | where the host's own packets to its forwards turn |
 //! | [`waiting`] | where fragments wait for their first one |
 //! | [`epoch`], [`fast`] | when and where flows may take the fast path |
-//! | [`xdp`] | the same in drivers |
+//! | [`xdp`] | both in drivers |
 //! | [`probe`], [`leave`] | whether programs can be attached here; everything taken away |
 //! | [`log`] | the programs' messages into the agent's log |
 //! | [`batch`], [`mirror`] | many map entries with one system call; maps whose entries are known without any |
@@ -73,7 +73,7 @@ use super::{
         MapPressure, NatRule, Slot,
     },
     switch::{PortDrops, Station, SwitchPort, VlanCounters, VlanPlane},
-    xdp::{Wishes, XdpReport},
+    xdp::{Door, Wishes, XdpReport},
 };
 
 /// How the data plane is set up.
@@ -269,6 +269,10 @@ impl VlanPlane for BpfDataPlane {
     fn remove_switch_port(&self, index: u32) -> Result<(), KernelError> {
         let Inner { attacher, switch, .. } = &mut *self.inner();
         switch.remove(attacher, index)
+    }
+
+    fn set_doors(&self, doors: &BTreeMap<u32, Door>) {
+        self.inner().xdp.set_doors(doors);
     }
 
     fn switch_ports(&self) -> Result<BTreeMap<u32, SwitchPort>, KernelError> {

@@ -86,7 +86,7 @@ const STAGES: [(&str, u32); 44] = [
 pub(super) const RUN_NAMES: [&str; 4] = ["tc_collect4", "tc_collect6", "tc_release4", "tc_release6"];
 
 /// The programs that hang in drivers.
-const XDP_NAMES: [&str; 2] = ["xdp_wan_in", "xdp_lan_in"];
+const XDP_NAMES: [&str; 3] = ["xdp_wan_in", "xdp_lan_in", "xdp_port_in"];
 
 /// The programs that those go on to, with their places in the `xdp_stage` map.
 const XDP_STAGES: [(&str, u32); 10] = [

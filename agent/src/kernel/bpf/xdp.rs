@@ -1,10 +1,13 @@
-//! Programs in drivers (native XDP), on the ports of the fast path: put there, adopted, taken away, reported.
+//! Programs in drivers (native XDP), on the ports of the fast path and on those of bridges with VLANs: put there, adopted, taken
+//! away, reported.
 //!
 //! They are an addition to the programs of [`super::attach`], which do everything that these pass on. So nothing here is an
 //! error to a caller: what cannot be had is said once in the log and shown as a reason.
 //!
-//! A packet can only be sent from driver to driver. So there are programs in a driver only while they are on both sides,
-//! and `xdp_port` has an interface only while our program is in its driver.
+//! A packet can only be sent from driver to driver. So there are programs in a driver only while they are on both sides, or at two
+//! ports of a bridge, and `xdp_port` has an interface only while our program is in its driver.
+
+mod candidate;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,6 +33,7 @@ use aya_obj::programs::XdpAttachType;
 use nix::errno::Errno;
 use tracing::{debug, info, warn};
 
+use self::candidate::{Candidate, Side, alone};
 use super::{
     BpfDataPlane,
     attach::interface_name,
@@ -40,42 +44,13 @@ use crate::kernel::{
     KernelError,
     dataplane::FastPort,
     ethtool, netdev, queue,
-    xdp::{Medium, Wishes, Xdp, XdpPort, XdpReport, objection, would_lose},
+    xdp::{Door, Medium, Wishes, Xdp, XdpPort, XdpReport, hides_tags, objection, would_lose},
 };
 
-const ALONE: &str = "on one side only it could send packets nowhere";
+const ALONE: &str =
+    "by itself it could send packets nowhere: nothing else is in a driver that they could leave through";
 const DEAF: &str = "its driver does not send what other drivers hand to it; a veth pair does when the other end has GRO on \
                     (ethtool -K ... gro on)";
-
-/// Which way the packets go that come in there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Side {
-    Outside,
-    Inside,
-}
-
-impl Side {
-    const ALL: [Self; 2] = [Self::Outside, Self::Inside];
-
-    fn of(port: &FastPort) -> Self {
-        if port.inside { Self::Inside } else { Self::Outside }
-    }
-
-    const fn program(self) -> &'static str {
-        match self {
-            Self::Outside => "xdp_wan_in",
-            Self::Inside => "xdp_lan_in",
-        }
-    }
-
-    /// Of the pinned link: `xdpwan-5`.
-    const fn label(self) -> &'static str {
-        match self {
-            Self::Outside => "xdpwan",
-            Self::Inside => "xdplan",
-        }
-    }
-}
 
 /// How often it is looked whether drivers still take what others hand to them, when nobody says that anything changed.
 const PERIOD: Duration = Duration::from_secs(2);
@@ -122,8 +97,15 @@ pub(super) struct XdpPorts {
     attached: BTreeMap<u32, Side>,
     /// Where ours was taken out and may still be.
     leaving: BTreeSet<u32>,
-    /// The ports of the fast path, and those among them that nothing speaks against.
-    given: Vec<FastPort>,
+    nat: Group,
+    switch: Group,
+}
+
+/// Interfaces that programs of one kind were wanted at.
+#[derive(Debug, Default)]
+struct Group {
+    given: Vec<Candidate>,
+    /// Those among them that nothing speaks against.
     able: BTreeSet<u32>,
     /// What became of them.
     found: BTreeMap<u32, Result<String, String>>,
@@ -154,9 +136,8 @@ impl XdpPorts {
             links: directory.join("links"),
             attached: BTreeMap::new(),
             leaving: BTreeSet::new(),
-            given: Vec::new(),
-            able: BTreeSet::new(),
-            found: BTreeMap::new(),
+            nat: Group::default(),
+            switch: Group::default(),
         };
         for (index, side) in this.pinned()? {
             this.attached.insert(index, side);
@@ -171,72 +152,85 @@ impl XdpPorts {
 
     /// The ports of the fast path are these, and no others.
     pub(super) fn set(&mut self, ports: &[FastPort]) {
-        let wanted: BTreeMap<u32, Side> = ports.iter().map(|port| (port.index, Side::of(port))).collect();
-        let stale = self.attached.iter().filter(|(index, side)| wanted.get(index) != Some(side));
+        self.arrange(ports.iter().map(Candidate::fast).collect(), false);
+    }
+
+    /// The ports of bridges with VLANs are these, and no others.
+    pub(super) fn set_doors(&mut self, doors: &BTreeMap<u32, Door>) {
+        self.arrange(Candidate::doors(doors), true);
+    }
+
+    fn group(&mut self, switch: bool) -> &mut Group {
+        if switch { &mut self.switch } else { &mut self.nat }
+    }
+
+    /// Puts programs of one kind where they can be, and nowhere else.
+    fn arrange(&mut self, given: Vec<Candidate>, switch: bool) {
+        let wanted: BTreeMap<u32, Side> = given.iter().map(|port| (port.index, port.side)).collect();
+        let ours = self.attached.iter().filter(|(_, side)| (**side == Side::Port) == switch);
+        let stale = ours.filter(|(index, side)| wanted.get(index) != Some(side));
         for index in stale.map(|(index, _)| *index).collect::<Vec<_>>() {
             self.close(index);
         }
-        let objections = self.objections(ports);
-        let able = || ports.iter().filter(|port| !objections.contains_key(&port.index));
-        let sides: BTreeSet<Side> = able().map(Side::of).collect();
-        self.able = able().map(|port| port.index).collect();
-        self.given = ports.to_vec();
+        let objections = self.objections(&given);
+        let able: BTreeSet<u32> =
+            given.iter().map(|port| port.index).filter(|index| !objections.contains_key(index)).collect();
+        let lonely = alone(&given, |index| able.contains(&index));
         let mut found = BTreeMap::new();
-        for side in [Side::Inside, Side::Outside] {
-            for port in ports.iter().filter(|port| Side::of(port) == side) {
-                let alone = sides.len() < 2 || (side == Side::Outside && !self.has(Side::Inside));
-                let result = match objections.get(&port.index).cloned() {
+        for side in [Side::Inside, Side::Outside, Side::Port] {
+            for port in given.iter().filter(|port| port.side == side) {
+                let index = port.index;
+                let alone = lonely.contains(&index) || (side == Side::Outside && !self.has(Side::Inside));
+                let result = match objections.get(&index).cloned() {
                     Some(why) => Err(why),
                     None if alone => Err(ALONE.to_owned()),
-                    None => self.open(port.index, side),
+                    None => self.open(index, side),
                 };
                 if result.is_err() {
-                    self.close(port.index);
+                    self.close(index);
                 }
-                found.insert(port.index, result);
+                found.insert(index, result);
             }
         }
-        if !self.has(Side::Outside) {
-            for index in self.attached.keys().copied().collect::<Vec<_>>() {
-                self.close(index);
-                found.insert(index, Err(ALONE.to_owned()));
+        for index in alone(&given, |index| self.attached.contains_key(&index)) {
+            self.close(index);
+            found.insert(index, Err(ALONE.to_owned()));
+        }
+        let before = std::mem::take(&mut self.group(switch).found);
+        for port in &given {
+            let result = found.get(&port.index);
+            if before.get(&port.index) != result {
+                result.inspect(|result| tell(port, result));
             }
         }
-        for (index, result) in &found {
-            if self.found.get(index) != Some(result) {
-                tell(*index, result, ports);
-            }
-        }
-        self.found = found;
+        *self.group(switch) = Group { given, able, found };
     }
 
     /// Looks again at what others change without a word to us: whether the other end of a veth pair takes frames of drivers.
     pub(super) fn look_again(&mut self) {
-        let objections = self.objections(&self.given);
-        let indexes = self.given.iter().map(|port| port.index);
-        let able: BTreeSet<u32> = indexes.filter(|index| !objections.contains_key(index)).collect();
-        if able != self.able {
-            let ports = std::mem::take(&mut self.given);
-            self.set(&ports);
+        for switch in [false, true] {
+            let given = self.group(switch).given.clone();
+            let objections = self.objections(&given);
+            let indexes = given.iter().map(|port| port.index);
+            let able: BTreeSet<u32> = indexes.filter(|index| !objections.contains_key(index)).collect();
+            if able != self.group(switch).able {
+                self.arrange(given, switch);
+            }
         }
     }
 
     /// An uplink has no programs any more; without one the inside has no use for them either.
     pub(super) fn leave(&mut self, uplink: u32) {
-        self.close(uplink);
-        self.found.remove(&uplink);
-        self.given.retain(|port| port.index != uplink);
-        self.able.remove(&uplink);
-        if !self.has(Side::Outside) {
-            for index in self.attached.keys().copied().collect::<Vec<_>>() {
-                self.close(index);
-                self.found.insert(index, Err(ALONE.to_owned()));
-            }
+        if self.attached.get(&uplink) == Some(&Side::Outside) {
+            self.close(uplink);
         }
+        let left = self.nat.given.iter().filter(|port| port.index != uplink).copied().collect();
+        self.arrange(left, false);
     }
 
     pub(super) fn report(&self) -> Result<XdpReport, KernelError> {
-        let ports = self.found.iter().map(|(index, result)| {
+        let found = self.nat.found.iter().chain(&self.switch.found);
+        let ports = found.map(|(index, result)| {
             let (native, reason) = match result {
                 Ok(why) => (true, why.clone()),
                 Err(why) => (false, why.clone()),
@@ -254,14 +248,22 @@ impl XdpPorts {
     }
 
     /// Why there is none to be at some of these ports, before anything is tried.
-    fn objections(&self, ports: &[FastPort]) -> BTreeMap<u32, String> {
-        let why = |port: &FastPort| {
+    fn objections(&self, ports: &[Candidate]) -> BTreeMap<u32, String> {
+        let why = |port: &Candidate| {
             let name = match interface_name(port.index) {
                 Ok(name) => name,
                 Err(error) => return Some(error.to_string()),
             };
             if let Some(why) = objection(self.wishes.of(&name), port.medium) {
                 return Some(why.to_owned());
+            }
+            if port.side == Side::Port {
+                let known = ethtool::driver(&name).and_then(|driver| Ok((driver, ethtool::features(&name)?)));
+                match known.map(|(driver, features)| hides_tags(&driver, &features, port.tags)) {
+                    Ok(None) => {}
+                    Ok(Some(why)) => return Some(why.to_owned()),
+                    Err(error) => return Some(error.to_string()),
+                }
             }
             // Of a card it is known only when the program is there.
             let deaf = port.medium == Medium::Software
@@ -377,7 +379,7 @@ impl XdpPorts {
     }
 
     fn pin(&self, index: u32, side: Side) -> PathBuf {
-        self.links.join(format!("{}-{index}", side.label()))
+        self.links.join(side.pin(index))
     }
 
     /// Interfaces that the last run left a program in the driver of.
@@ -386,16 +388,10 @@ impl XdpPorts {
         let mut found = BTreeMap::new();
         for entry in fs::read_dir(&self.links).map_err(|error| failed(operation(), &error))? {
             let name = entry.map_err(|error| failed(operation(), &error))?.file_name();
-            found.extend(read_pin(&name.to_string_lossy()));
+            found.extend(Side::read_pin(&name.to_string_lossy()));
         }
         Ok(found)
     }
-}
-
-fn read_pin(name: &str) -> Option<(u32, Side)> {
-    let (label, index) = name.split_once('-')?;
-    let side = Side::ALL.into_iter().find(|side| side.label() == label)?;
-    Some((index.parse().ok()?, side))
 }
 
 fn load(object: &mut Object, directory: &Path) -> Result<BTreeMap<Side, Program>, KernelError> {
@@ -429,27 +425,20 @@ fn explain(error: &KernelError) -> String {
 }
 
 /// One line, and only about what somebody might have expected to be otherwise.
-fn tell(index: u32, result: &Result<String, String>, ports: &[FastPort]) {
-    let expected = ports.iter().any(|port| port.index == index && port.medium == Medium::Software);
+fn tell(port: &Candidate, result: &Result<String, String>) {
+    let interface = port.index;
     match result {
-        Ok(why) => info!(interface = index, why, "fast flows are sent on in its driver"),
-        Err(why) if expected => debug!(interface = index, why, "fast flows are sent on behind its driver"),
-        Err(why) => info!(interface = index, why, "fast flows are sent on behind its driver"),
+        Ok(why) => info!(interface, why, "packets are sent on in its driver"),
+        Err(why) if port.medium == Medium::Software => {
+            debug!(interface, why, "packets are sent on behind its driver")
+        }
+        Err(why) => info!(interface, why, "packets are sent on behind its driver"),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_pin_tells_its_side_and_interface() {
-        for side in Side::ALL {
-            assert_eq!(read_pin(&format!("{}-12", side.label())), Some((12, side)));
-        }
-        assert_eq!(read_pin("in-5"), None);
-        assert_eq!(read_pin("xdpwan-x"), None);
-    }
 
     #[test]
     fn what_is_there_already_is_left_alone_and_called_so() {
