@@ -26,7 +26,7 @@
 
 #![expect(clippy::panic, reason = "all of this crate is test code: a failure is a panic")]
 
-pub use telecluster_vectors::{frame, fuzz, host, vectors};
+pub use telecluster_vectors::{behind_any_hooks, frame, fuzz, host, vectors};
 
 pub mod bare;
 pub mod behind;

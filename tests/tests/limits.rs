@@ -9,8 +9,9 @@ use telecluster_common::{
     tables::Limits,
 };
 use telecluster_tests::{
+    behind_any_hooks,
     frame::{SYN, UDP, icmp, tcp, udp},
-    host::Host,
+    host::{Front, Host, Hosts},
     lab::{INSIDE, INSIDE_NET, Lab, OUTSIDE, WAN, eventually, rule_id},
     on_each_data_plane,
     vectors::{IPV4, IPV6, Machine as _, Outcome, Rule, forward},
@@ -19,8 +20,8 @@ use telecluster_tests::{
 const SECOND: u64 = 1_000_000_000;
 const MINUTE: u64 = 60 * SECOND;
 
-fn machine(limits: Limits) -> Host {
-    let mut host = Host::default();
+fn machine(front: Front, limits: Limits) -> Host {
+    let mut host = Host::behind(front);
     let rules: [Rule; 3] =
         [IPV4.masquerade(), IPV6.masquerade(), forward(UDP, 53, (IPV4.other_inside, 5353))];
     for (slot, rule) in (0..).zip(&rules) {
@@ -44,10 +45,17 @@ fn inside(host: u8) -> Ipv4Addr {
 
 const QUOTA: Outcome = Outcome::Dropped(DropReason::PortQuota);
 const RATE: Outcome = Outcome::Dropped(DropReason::FlowRate);
+behind_any_hooks!(
+    an_inside_host_has_so_many_ports_and_no_more_and_the_others_have_theirs,
+    an_expired_port_makes_room_for_another_one,
+    a_quota_that_is_larger_than_what_is_looked_at_is_never_exceeded,
+    new_flows_of_one_inside_host_are_paced_and_those_under_way_are_not,
+    new_flows_of_one_rule_are_paced_whoever_makes_them,
+    a_rule_may_say_for_itself_how_many_flows_it_makes_in_a_second,
+);
 
-#[test]
-fn an_inside_host_has_so_many_ports_and_no_more_and_the_others_have_theirs() {
-    let mut host = machine(Limits { ports_per_host: 10, ..Limits::default() });
+fn an_inside_host_has_so_many_ports_and_no_more_and_the_others_have_theirs(front: Front) {
+    let mut host = machine(front, Limits { ports_per_host: 10, ..Limits::default() });
     for port in 40000..40010 {
         assert_eq!(sends(&mut host, inside(10), port), Outcome::Passed);
     }
@@ -67,9 +75,8 @@ fn an_inside_host_has_so_many_ports_and_no_more_and_the_others_have_theirs() {
     assert_eq!(sends(&mut host, IPV6.inside, 40000), Outcome::Passed);
 }
 
-#[test]
-fn an_expired_port_makes_room_for_another_one() {
-    let mut host = machine(Limits { ports_per_host: 2, ..Limits::default() });
+fn an_expired_port_makes_room_for_another_one(front: Front) {
+    let mut host = machine(front, Limits { ports_per_host: 2, ..Limits::default() });
     assert_eq!(sends(&mut host, inside(10), 40000), Outcome::Passed);
     assert_eq!(sends(&mut host, inside(10), 40001), Outcome::Passed);
     host.tables.clock.set(host.tables.clock.get() + 4 * MINUTE);
@@ -80,16 +87,14 @@ fn an_expired_port_makes_room_for_another_one() {
     assert_eq!(sends(&mut host, inside(10), 40003), QUOTA);
 }
 
-#[test]
-fn a_quota_that_is_larger_than_what_is_looked_at_is_never_exceeded() {
-    let mut host = machine(Limits { ports_per_host: 100, ..Limits::default() });
+fn a_quota_that_is_larger_than_what_is_looked_at_is_never_exceeded(front: Front) {
+    let mut host = machine(front, Limits { ports_per_host: 100, ..Limits::default() });
     let passed = (30000..34000).filter(|port| sends(&mut host, inside(10), *port) == Outcome::Passed).count();
     assert!((85..=100).contains(&passed), "{passed}");
 }
 
-#[test]
-fn new_flows_of_one_inside_host_are_paced_and_those_under_way_are_not() {
-    let mut host = machine(Limits { flows_per_host: 10, ..Limits::default() });
+fn new_flows_of_one_inside_host_are_paced_and_those_under_way_are_not(front: Front) {
+    let mut host = machine(front, Limits { flows_per_host: 10, ..Limits::default() });
     let passed = |host: &mut Host, first: u16| {
         (first..first + 100).filter(|port| sends(host, inside(10), *port) == Outcome::Passed).count()
     };
@@ -104,9 +109,8 @@ fn new_flows_of_one_inside_host_are_paced_and_those_under_way_are_not() {
     assert_eq!(passed(&mut host, 42000), 11, "what was not used is not saved");
 }
 
-#[test]
-fn new_flows_of_one_rule_are_paced_whoever_makes_them() {
-    let mut host = machine(Limits { flows_per_rule: 10, ..Limits::default() });
+fn new_flows_of_one_rule_are_paced_whoever_makes_them(front: Front) {
+    let mut host = machine(front, Limits { flows_per_rule: 10, ..Limits::default() });
     let arrives = |host: &mut Host, client: u8| {
         let client = (Ipv4Addr::new(198, 51, 100, client), 5000);
         host.run(Direction::In, &udp(client, (IPV4.uplink, 53), b"q").bytes()).0
@@ -121,9 +125,8 @@ fn new_flows_of_one_rule_are_paced_whoever_makes_them() {
     );
 }
 
-#[test]
-fn a_rule_may_say_for_itself_how_many_flows_it_makes_in_a_second() {
-    let mut host = machine(Limits { flows_per_rule: 10, ..Limits::default() });
+fn a_rule_may_say_for_itself_how_many_flows_it_makes_in_a_second(front: Front) {
+    let mut host = machine(front, Limits { flows_per_rule: 10, ..Limits::default() });
     let opening = |flows_per_second| Opening { pool: 0, flows_per_second };
     host.tables.openings.extend([(0, opening(50)), (2, opening(5))]);
     let arrives = |host: &mut Host, client: u8| {
@@ -140,6 +143,74 @@ fn a_rule_may_say_for_itself_how_many_flows_it_makes_in_a_second() {
         (0..100).filter(|port| sends(&mut host, IPV6.inside, 40000 + port) == Outcome::Passed).count(),
         11
     );
+}
+
+/// A packet that gets no port meets hook after hook, each of which tries it.
+#[test]
+fn a_packet_counts_once_towards_a_pace_however_many_hooks_have_tried_it() {
+    let everything = || (0..=u16::MAX).map(|port| (IPV4.uplink, port)).collect::<Vec<_>>();
+    for front in Front::ALL {
+        for limits in [
+            Limits { flows_per_host: 10, ..Limits::default() },
+            Limits { flows_per_rule: 10, ..Limits::default() },
+        ] {
+            let mut host = machine(front, limits);
+            host.tables.sockets = everything();
+            let refused = |host: &mut Host, port| sends(host, inside(10), port);
+            for port in 40000..40004 {
+                assert_eq!(
+                    refused(&mut host, port),
+                    Outcome::Dropped(DropReason::PortsExhausted),
+                    "{front:?}"
+                );
+            }
+            host.tables.sockets.clear();
+            let passed = (41000..41100).filter(|port| sends(&mut host, inside(10), *port) == Outcome::Passed);
+            assert_eq!(passed.count(), 7, "{front:?}: four of eleven have been refused");
+            assert_eq!(sends(&mut host, inside(10), 42000), RATE);
+            let drivers = front == Front::Drivers(Hosts::Known);
+            assert_eq!(host.sent.first.get(), if drivers { 7 } else { 0 }, "{front:?}");
+        }
+    }
+}
+
+/// From the outside, and where the making of the flow is what fails.
+#[test]
+fn a_packet_that_finds_a_full_table_counts_once_too() {
+    for front in Front::ALL {
+        let mut host = machine(front, Limits { flows_per_rule: 10, ..Limits::default() });
+        // Two flows that have been answered, and one entry more: of a third flow there is half.
+        for port in [30000, 30001] {
+            assert_eq!(sends(&mut host, inside(10), port), Outcome::Passed);
+            let answer = udp((IPV4.remote, 443), (IPV4.uplink, port), b"a");
+            assert_eq!(host.run(Direction::In, &answer.bytes()).0, Outcome::Passed);
+        }
+        let full = Outcome::Dropped(DropReason::FlowTableFull);
+        let arrives = |host: &mut Host, port| {
+            let client = (IPV4.remote, port);
+            host.run(Direction::In, &udp(client, (IPV4.uplink, 53), b"q").bytes()).0
+        };
+        for (room, port) in [(4, 5000), (5, 5001), (5, 5002)] {
+            host.tables.capacity = room;
+            assert_eq!(arrives(&mut host, port), full, "{front:?}, {port}");
+        }
+        host.tables.capacity = 0;
+        let passed = (6000..6100).filter(|port| arrives(&mut host, *port) == Outcome::Passed);
+        assert_eq!(passed.count(), 8, "{front:?}: three of eleven were refused");
+        assert_eq!(arrives(&mut host, 7000), RATE);
+    }
+}
+
+/// Who floods gets no more looks for a port than he may have flows.
+#[test]
+fn what_is_refused_for_want_of_ports_is_bounded_by_the_pace() {
+    for front in Front::ALL {
+        let mut host = machine(front, Limits { flows_per_host: 10, ..Limits::default() });
+        host.tables.sockets = (0..=u16::MAX).map(|port| (IPV4.uplink, port)).collect();
+        let outcomes: Vec<_> = (40000..40100).map(|port| sends(&mut host, inside(10), port)).collect();
+        let looked = outcomes.iter().filter(|outcome| **outcome != RATE).count();
+        assert_eq!(looked, 11, "{front:?}");
+    }
 }
 
 on_each_data_plane!(

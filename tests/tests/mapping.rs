@@ -8,8 +8,9 @@ use telecluster_common::{
     maps::{Direction, Timeouts, rule},
 };
 use telecluster_tests::{
+    behind_any_hooks,
     frame::{ACK, FIN, RST, SYN, icmp, icmp_error, tcp, udp},
-    host::Host,
+    host::{Front, Host},
     vectors::{IPV4, Machine as _, Outcome, Rule, UPLINK_ADDRESS, masquerade},
 };
 
@@ -24,8 +25,8 @@ fn inside(host: u8) -> Ipv4Addr {
     Ipv4Addr::new(192, 168, 100, host)
 }
 
-fn machine(nat: u32) -> Host {
-    let mut host = Host::default();
+fn machine(front: Front, nat: u32) -> Host {
+    let mut host = Host::behind(front);
     let Rule::Masquerade { source, .. } = masquerade() else { unreachable!("it is one") };
     host.put(0, &Rule::Masquerade { source, nat, except: Vec::new(), pool: Vec::new() });
     host
@@ -50,10 +51,32 @@ fn receives(host: &mut Host, from: Socket, port: u16) -> Result<Option<Socket>, 
         Outcome::Sent(interface) => unreachable!("nobody has learned a way to {interface}"),
     }
 }
+behind_any_hooks!(
+    one_inside_socket_has_one_port_for_all_destinations,
+    a_moved_socket_stays_where_it_is_when_its_own_port_becomes_free,
+    who_was_sent_to_may_send_from_any_port_and_others_may_not,
+    a_full_cone_is_open_to_everybody,
+    what_tcp_has_opened_is_not_open_to_udp_and_the_port_is_free_there,
+    a_symmetric_rule_gives_each_destination_a_port_of_its_own,
+    what_comes_in_does_not_keep_a_port_open_that_nobody_answers,
+    a_port_that_has_become_another_one_s_leads_to_that_one_only,
+    a_new_mapping_of_the_same_socket_is_not_open_to_those_of_the_old_one,
+    both_sides_may_open_one_connection_at_once,
+    an_early_syn_of_a_peer_is_dropped_silently_and_its_next_one_gets_through,
+    a_finished_connection_gives_its_port_back_after_minutes_not_hours,
+    a_connection_that_opens_and_one_that_closes_have_times_of_their_own,
+    a_port_waits_for_another_socket_for_as_long_as_is_said,
+    the_host_keeps_its_port_unless_the_answers_would_go_inside,
+    a_service_of_the_host_is_reached_although_an_inside_socket_has_its_port,
+    identifiers_of_pings_are_bound_like_ports,
+    an_icmp_error_neither_refreshes_nor_ends_a_mapping,
+    an_even_port_stays_even_where_that_is_asked_for,
+    tunnels_between_hosts_are_never_an_inside_host_s_port,
+    other_ports_are_not_to_be_guessed,
+);
 
-#[test]
-fn one_inside_socket_has_one_port_for_all_destinations() {
-    let mut host = machine(0);
+fn one_inside_socket_has_one_port_for_all_destinations(front: Front) {
+    let mut host = machine(front, 0);
     let (first, second) = ((inside(10), 40000), (inside(11), 40000));
     for source in [first, second] {
         let port = sends(&mut host, source, A);
@@ -64,9 +87,8 @@ fn one_inside_socket_has_one_port_for_all_destinations() {
     assert_ne!(sends(&mut host, first, A), sends(&mut host, second, A), "REQ-3: no overloading");
 }
 
-#[test]
-fn a_moved_socket_stays_where_it_is_when_its_own_port_becomes_free() {
-    let mut host = machine(0);
+fn a_moved_socket_stays_where_it_is_when_its_own_port_becomes_free(front: Front) {
+    let mut host = machine(front, 0);
     let (first, second) = ((inside(10), 40000), (inside(11), 40000));
     sends(&mut host, first, A);
     let port = sends(&mut host, second, A);
@@ -77,9 +99,8 @@ fn a_moved_socket_stays_where_it_is_when_its_own_port_becomes_free() {
     assert_eq!(sends(&mut host, second, B), port, "the first one's binding is long gone");
 }
 
-#[test]
-fn who_was_sent_to_may_send_from_any_port_and_others_may_not() {
-    let mut host = machine(0);
+fn who_was_sent_to_may_send_from_any_port_and_others_may_not(front: Front) {
+    let mut host = machine(front, 0);
     let source = (inside(10), 40000);
     sends(&mut host, source, A);
     assert_eq!(receives(&mut host, A, 40000), Ok(Some(source)));
@@ -90,9 +111,8 @@ fn who_was_sent_to_may_send_from_any_port_and_others_may_not() {
     assert_eq!(receives(&mut host, B, 40000), Ok(Some(source)));
 }
 
-#[test]
-fn a_full_cone_is_open_to_everybody() {
-    let mut host = machine(rule::FULL_CONE);
+fn a_full_cone_is_open_to_everybody(front: Front) {
+    let mut host = machine(front, rule::FULL_CONE);
     let source = (inside(10), 40000);
     sends(&mut host, source, A);
     assert_eq!(receives(&mut host, B, 40000), Ok(Some(source)));
@@ -101,9 +121,8 @@ fn a_full_cone_is_open_to_everybody() {
 }
 
 /// RFC 7857 sections 5 and 6.
-#[test]
-fn what_tcp_has_opened_is_not_open_to_udp_and_the_port_is_free_there() {
-    let mut host = machine(rule::FULL_CONE);
+fn what_tcp_has_opened_is_not_open_to_udp_and_the_port_is_free_there(front: Front) {
+    let mut host = machine(front, rule::FULL_CONE);
     let (first, second) = ((inside(10), 40000), (inside(11), 40000));
     let (outcome, bytes) = host.run(Direction::Out, &tcp(first, A, SYN, b"").bytes());
     assert_eq!((outcome, &bytes[34..36]), (Outcome::Passed, &40000_u16.to_be_bytes()[..]));
@@ -112,9 +131,8 @@ fn what_tcp_has_opened_is_not_open_to_udp_and_the_port_is_free_there() {
     assert_eq!(receives(&mut host, B, 40000), Ok(Some(second)));
 }
 
-#[test]
-fn a_symmetric_rule_gives_each_destination_a_port_of_its_own() {
-    let mut host = machine(rule::SYMMETRIC);
+fn a_symmetric_rule_gives_each_destination_a_port_of_its_own(front: Front) {
+    let mut host = machine(front, rule::SYMMETRIC);
     let source = (inside(10), 40000);
     let ports = [A, A_OTHER_PORT, B].map(|remote| sends(&mut host, source, remote));
     assert_eq!(ports[0], 40000);
@@ -125,9 +143,8 @@ fn a_symmetric_rule_gives_each_destination_a_port_of_its_own() {
     assert_eq!(sends(&mut host, source, A_OTHER_PORT), ports[1]);
 }
 
-#[test]
-fn what_comes_in_does_not_keep_a_port_open_that_nobody_answers() {
-    let mut host = machine(rule::FULL_CONE);
+fn what_comes_in_does_not_keep_a_port_open_that_nobody_answers(front: Front) {
+    let mut host = machine(front, rule::FULL_CONE);
     let source = (inside(10), 40000);
     sends(&mut host, source, A);
     for minute in 1..=7 {
@@ -139,9 +156,8 @@ fn what_comes_in_does_not_keep_a_port_open_that_nobody_answers() {
     }
 }
 
-#[test]
-fn a_port_that_has_become_another_one_s_leads_to_that_one_only() {
-    let mut host = machine(0);
+fn a_port_that_has_become_another_one_s_leads_to_that_one_only(front: Front) {
+    let mut host = machine(front, 0);
     let (first, second) = ((inside(10), 40000), (inside(11), 40000));
     sends(&mut host, first, A);
     // from another port: a flow of its own, which nobody answers
@@ -155,9 +171,8 @@ fn a_port_that_has_become_another_one_s_leads_to_that_one_only() {
     assert_eq!(receives(&mut host, A_OTHER_PORT, 40000), Ok(Some(second)));
 }
 
-#[test]
-fn a_new_mapping_of_the_same_socket_is_not_open_to_those_of_the_old_one() {
-    let mut host = machine(0);
+fn a_new_mapping_of_the_same_socket_is_not_open_to_those_of_the_old_one(front: Front) {
+    let mut host = machine(front, 0);
     let source = (inside(10), 40000);
     sends(&mut host, source, A);
     host.tables.clock.set(400 * SECOND);
@@ -166,9 +181,8 @@ fn a_new_mapping_of_the_same_socket_is_not_open_to_those_of_the_old_one() {
     assert_eq!(receives(&mut host, B, 40000), Ok(Some(source)));
 }
 
-#[test]
-fn both_sides_may_open_one_connection_at_once() {
-    let mut host = machine(0);
+fn both_sides_may_open_one_connection_at_once(front: Front) {
+    let mut host = machine(front, 0);
     let (source, external) = ((inside(10), 40000), (UPLINK_ADDRESS, 40000));
     let mut out = |flags| host.run(Direction::Out, &tcp(source, A, flags, b"").bytes());
     assert_eq!(out(SYN), (Outcome::Passed, tcp(external, A, SYN, b"").bytes()));
@@ -182,9 +196,8 @@ fn both_sides_may_open_one_connection_at_once() {
     }
 }
 
-#[test]
-fn an_early_syn_of_a_peer_is_dropped_silently_and_its_next_one_gets_through() {
-    let mut host = machine(0);
+fn an_early_syn_of_a_peer_is_dropped_silently_and_its_next_one_gets_through(front: Front) {
+    let mut host = machine(front, 0);
     let (source, external) = ((inside(10), 40000), (UPLINK_ADDRESS, 40000));
     // the meeting point, then the peer's SYN, then ours (hole punching)
     host.run(Direction::Out, &tcp(source, A, SYN, b"").bytes());
@@ -194,9 +207,8 @@ fn an_early_syn_of_a_peer_is_dropped_silently_and_its_next_one_gets_through() {
     assert_eq!(host.run(Direction::In, &syn), (Outcome::Passed, tcp(B, source, SYN, b"").bytes()));
 }
 
-#[test]
-fn a_finished_connection_gives_its_port_back_after_minutes_not_hours() {
-    let mut host = machine(0);
+fn a_finished_connection_gives_its_port_back_after_minutes_not_hours(front: Front) {
+    let mut host = machine(front, 0);
     let (source, external) = ((inside(10), 40000), (UPLINK_ADDRESS, 40000));
     for (direction, flags) in [
         (Direction::Out, SYN),
@@ -220,8 +232,7 @@ fn a_finished_connection_gives_its_port_back_after_minutes_not_hours() {
     }
 }
 
-#[test]
-fn a_connection_that_opens_and_one_that_closes_have_times_of_their_own() {
+fn a_connection_that_opens_and_one_that_closes_have_times_of_their_own(front: Front) {
     let open = [(Direction::Out, SYN), (Direction::In, SYN | ACK), (Direction::Out, ACK)];
     let closed = [(Direction::In, FIN | ACK), (Direction::Out, FIN | ACK)];
     let reset = [(Direction::In, RST)];
@@ -230,7 +241,7 @@ fn a_connection_that_opens_and_one_that_closes_have_times_of_their_own() {
     for (segments, lives) in [(&open[..1], 30), (&open[..2], 30), (&whole, 600), (&aborted, 600)] {
         // A beat of grace each for the flow and its binding, which look at each other once in a beat.
         for (seconds, free) in [(lives - 1, false), (lives + 15, true)] {
-            let mut host = machine(0);
+            let mut host = machine(front, 0);
             host.tables.hold_down = Some(0);
             host.tables.timeouts = Some(Timeouts { tcp_opening: 30, tcp_closing: 600, ..Timeouts::RFC });
             for (direction, flags) in segments {
@@ -247,12 +258,11 @@ fn a_connection_that_opens_and_one_that_closes_have_times_of_their_own() {
     }
 }
 
-#[test]
-fn a_port_waits_for_another_socket_for_as_long_as_is_said() {
+fn a_port_waits_for_another_socket_for_as_long_as_is_said(front: Front) {
     // A datagram's own time is five minutes.
     for (hold_down, from) in [(Some(0), 320), (Some(60), 380), (None, 440), (Some(3600), 3920)] {
         for (seconds, free) in [(from - 20, false), (from, true)] {
-            let mut host = machine(0);
+            let mut host = machine(front, 0);
             host.tables.hold_down = hold_down;
             assert_eq!(sends(&mut host, (inside(10), 40000), A), 40000);
             host.tables.clock.set(host.tables.clock.get() + seconds * SECOND);
@@ -264,9 +274,8 @@ fn a_port_waits_for_another_socket_for_as_long_as_is_said() {
     }
 }
 
-#[test]
-fn the_host_keeps_its_port_unless_the_answers_would_go_inside() {
-    let mut host = machine(0);
+fn the_host_keeps_its_port_unless_the_answers_would_go_inside(front: Front) {
+    let mut host = machine(front, 0);
     let source = (inside(10), 40000);
     sends(&mut host, source, A);
     let own = (UPLINK_ADDRESS, 40000);
@@ -278,17 +287,15 @@ fn the_host_keeps_its_port_unless_the_answers_would_go_inside() {
     assert_eq!(receives(&mut host, A, 40000), Ok(Some(source)));
 }
 
-#[test]
-fn a_service_of_the_host_is_reached_although_an_inside_socket_has_its_port() {
-    let mut host = machine(0);
+fn a_service_of_the_host_is_reached_although_an_inside_socket_has_its_port(front: Front) {
+    let mut host = machine(front, 0);
     sends(&mut host, (inside(10), 40000), A);
     host.tables.sockets.push((IpAddr::from(UPLINK_ADDRESS), 40000));
     assert_eq!(receives(&mut host, B, 40000), Ok(None), "it listens since then");
 }
 
-#[test]
-fn identifiers_of_pings_are_bound_like_ports() {
-    let mut host = machine(0);
+fn identifiers_of_pings_are_bound_like_ports(front: Front) {
+    let mut host = machine(front, 0);
     let identifier = |host: &mut Host, source, remote| {
         let (outcome, bytes) = host.run(Direction::Out, &icmp(source, remote, IPV4.echo, 77, b"").bytes());
         assert_eq!(outcome, Outcome::Passed);
@@ -304,9 +311,8 @@ fn identifiers_of_pings_are_bound_like_ports() {
     assert_eq!(bytes, icmp(A.0, inside(11), IPV4.echo_reply, 77, b"").bytes());
 }
 
-#[test]
-fn an_icmp_error_neither_refreshes_nor_ends_a_mapping() {
-    let mut host = machine(0);
+fn an_icmp_error_neither_refreshes_nor_ends_a_mapping(front: Front) {
+    let mut host = machine(front, 0);
     let source = (inside(10), 40000);
     sends(&mut host, source, A);
     let about = udp((UPLINK_ADDRESS, 40000), A, b"q");
@@ -321,9 +327,8 @@ fn an_icmp_error_neither_refreshes_nor_ends_a_mapping() {
     assert_eq!(receives(&mut host, A, 40000), Ok(None), "it is over as if there had been no errors");
 }
 
-#[test]
-fn an_even_port_stays_even_where_that_is_asked_for() {
-    let mut host = machine(0);
+fn an_even_port_stays_even_where_that_is_asked_for(front: Front) {
+    let mut host = machine(front, 0);
     host.tables.flags.insert(0, rule::PARITY);
     for port in [40000, 40001] {
         sends(&mut host, (inside(10), port), A);
@@ -334,18 +339,16 @@ fn an_even_port_stays_even_where_that_is_asked_for() {
     }
 }
 
-#[test]
-fn tunnels_between_hosts_are_never_an_inside_host_s_port() {
-    let mut host = machine(0);
+fn tunnels_between_hosts_are_never_an_inside_host_s_port(front: Front) {
+    let mut host = machine(front, 0);
     for port in [4789, 8472] {
         assert_ne!(sends(&mut host, (inside(10), port), A), port);
         assert_eq!(receives(&mut host, A, port), Ok(None));
     }
 }
 
-#[test]
-fn other_ports_are_not_to_be_guessed() {
-    let mut host = machine(0);
+fn other_ports_are_not_to_be_guessed(front: Front) {
+    let mut host = machine(front, 0);
     sends(&mut host, (inside(10), 40000), A);
     let ports: Vec<u16> = (11..60).map(|last| sends(&mut host, (inside(last), 40000), A)).collect();
     let steps: std::collections::HashSet<u16> =

@@ -10,7 +10,7 @@ use proptest::{prelude::*, test_runner::Config};
 use telecluster_common::{drop::DropReason, maps::Direction};
 use telecluster_tests::{
     frame::{Frame, UDP, icmp, udp},
-    host::Host,
+    host::{Front, Host},
     vectors::{Cast, IPV4, IPV6, Machine as _, Outcome, forward},
 };
 
@@ -106,8 +106,8 @@ struct Model {
 }
 
 impl Model {
-    fn new(cast: Cast) -> Self {
-        let mut host = Host::default();
+    fn new(front: Front, cast: Cast) -> Self {
+        let mut host = Host::behind(front);
         host.put(0, &cast.masquerade());
         host.put(1, &forward(UDP, FORWARDED.0, (cast.other_inside, FORWARDED.1)));
         Self {
@@ -335,8 +335,8 @@ proptest! {
     #![proptest_config(Config { cases: cases(), failure_persistence: None, ..Config::default() })]
 
     #[test]
-    fn whatever_happens_the_model_agrees(actions in actions(), ipv6: bool) {
-        let mut model = Model::new(if ipv6 { IPV6 } else { IPV4 });
+    fn whatever_happens_the_model_agrees(front in prop::sample::select(&Front::ALL[..]), actions in actions(), ipv6: bool) {
+        let mut model = Model::new(front, if ipv6 { IPV6 } else { IPV4 });
         for action in &actions {
             model.apply(action);
         }

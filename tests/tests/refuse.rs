@@ -11,8 +11,9 @@ use std::{
 use serde_json::json;
 use telecluster_common::{drop::DropReason, maps::Direction};
 use telecluster_tests::{
+    behind_any_hooks,
     frame::{Frame, SYN, UDP, checksum, icmp, icmp_error, tcp, udp, udp_without_checksum},
-    host::Host,
+    host::{Front, Host},
     lab::{INSIDE, INSIDE_NET6, INSIDE6, Lab, OUTSIDE, OUTSIDE6, PATIENCE, eventually},
     vectors::{self, Cast, IPV4, IPV6, Machine as _, Outcome, Rule, Vector},
 };
@@ -20,8 +21,8 @@ use telecluster_tests::{
 const SECOND: u64 = 1_000_000_000;
 
 /// A machine whose flow tables are full of a flow that has proven itself.
-fn without_room() -> Host {
-    let mut host = Host::default();
+fn without_room(front: Front) -> Host {
+    let mut host = Host::behind(front);
     let rules: [Rule; 2] = [IPV4.masquerade(), IPV6.masquerade()];
     for (slot, rule) in (0..).zip(&rules) {
         host.put(slot, rule);
@@ -55,10 +56,15 @@ fn expected(cast: Cast, about: &Frame) -> Vec<u8> {
     let most = if unsummed { header + 8 } else { most };
     icmp_error(cast.uplink, cast.inside, kind(cast), about, most).bytes()[14 + header..].to_vec()
 }
+behind_any_hooks!(
+    the_error_quotes_the_packet_and_every_checksum_is_right,
+    a_checksum_that_a_device_is_to_write_is_counted_as_if_it_were_there,
+    a_flood_is_not_answered_by_another_one,
+    the_host_s_own_are_not_told,
+);
 
-#[test]
-fn the_error_quotes_the_packet_and_every_checksum_is_right() {
-    let mut host = without_room();
+fn the_error_quotes_the_packet_and_every_checksum_is_right(front: Front) {
+    let mut host = without_room(front);
     for cast in [IPV4, IPV6] {
         let (from, to) = ((cast.inside, 40000), (cast.remote, 443));
         let mut frames = vec![
@@ -98,9 +104,8 @@ fn addresses(frame: &[u8]) -> (IpAddr, IpAddr, usize) {
 
 /// A guest leaves the checksum to its device: in the packet is the sum of the pseudo header. Whoever passes the error on
 /// completes what is quoted, and the error's own checksum is right then.
-#[test]
-fn a_checksum_that_a_device_is_to_write_is_counted_as_if_it_were_there() {
-    let mut host = without_room();
+fn a_checksum_that_a_device_is_to_write_is_counted_as_if_it_were_there(front: Front) {
+    let mut host = without_room(front);
     for cast in [IPV4, IPV6] {
         let (from, to) = ((cast.inside, 40000), (cast.remote, 443));
         for (frame, place) in [(udp(from, to, b"query"), 6), (tcp(from, to, SYN, b""), 16)] {
@@ -134,9 +139,8 @@ fn pseudo_sum(frame: &Frame) -> [u8; 2] {
     checksum(&data).map(|byte| !byte)
 }
 
-#[test]
-fn a_flood_is_not_answered_by_another_one() {
-    let mut host = without_room();
+fn a_flood_is_not_answered_by_another_one(front: Front) {
+    let mut host = without_room(front);
     let count = |host: &mut Host| {
         let frame = udp((IPV4.inside, 40000), (IPV4.remote, 443), b"q").bytes();
         (0..500).filter(|_| told(host, &frame).is_some()).count()
@@ -149,9 +153,8 @@ fn a_flood_is_not_answered_by_another_one() {
     assert_eq!(count(&mut host), 50, "but never more at once");
 }
 
-#[test]
-fn the_host_s_own_are_not_told() {
-    let mut host = without_room();
+fn the_host_s_own_are_not_told(front: Front) {
+    let mut host = without_room(front);
     let own = udp((IPV4.uplink, 40000), (IPV4.remote, 443), b"q").bytes();
     assert_eq!(host.run(Direction::Out, &own).0, Outcome::Passed);
     assert!(host.tables.told.borrow().is_empty());

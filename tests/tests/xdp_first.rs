@@ -3,14 +3,16 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, UdpSocket},
     time::Duration,
 };
 
 use serde_json::json;
 use telecluster_tests::{
     drivers::{lab, sent_in_drivers, whole_checksums},
-    lab::{INSIDE, INSIDE_NET6, INSIDE6, Lab, OUTSIDE, OUTSIDE6, PATIENCE, WAN, WAN6, eventually},
+    lab::{
+        INSIDE, INSIDE_NET, INSIDE_NET6, INSIDE6, Lab, OUTSIDE, OUTSIDE6, PATIENCE, WAN, WAN6, eventually,
+    },
     sockets::asks,
 };
 
@@ -152,6 +154,49 @@ fn a_rule_of_the_hosts_own_filter_is_obeyed_by_new_flows() {
     until_in_drivers(&lab, || asks(&lab.inside, &server, (OUTSIDE, 5300)));
 }
 
+/// Those that drivers have made count too, and what they leave to the later hooks counts there.
+#[test]
+fn flows_that_leave_in_drivers_are_paced() {
+    let lab = lab();
+    whole_checksums(&lab);
+    let _worker = lab.start();
+    let masquerade =
+        json!({"source_network": INSIDE_NET, "output_interface": "wan0", "new_flows_per_second": 2});
+    lab.post("/nat/masquerade", &masquerade).ok();
+    let server = lab.outside.udp((OUTSIDE, 5300));
+    keep_known(&lab, &server);
+    let before = sent_in_drivers(&lab);
+    // So many at once that the time that it takes allows few of them.
+    let sockets: Vec<_> = (0..200).map(|_| lab.inside.udp((INSIDE, 0))).collect();
+    eventually("none of the flows has left in a driver", || {
+        for socket in &sockets {
+            socket.send_to(b"new", (OUTSIDE, 5300)).expect("send");
+        }
+        sent_in_drivers(&lab) > before
+    });
+    eventually("nobody is refused", || dropped(&lab, "flow_rate") > 100);
+}
+
+/// An inside host and the server know each other from now on.
+fn keep_known(lab: &Lab, server: &UdpSocket) {
+    let keeper = lab.inside.udp((INSIDE, 0));
+    keeper.connect((OUTSIDE, 5300)).expect("connect");
+    eventually("the first flow does not reach the drivers", || {
+        let before = sent_in_drivers(lab);
+        keeper.send(b"known").expect("send");
+        server.recv(&mut [0; 64]).expect("a datagram");
+        sent_in_drivers(lab) > before
+    });
+}
+
+/// Packets that were dropped for this reason.
+fn dropped(lab: &Lab, reason: &str) -> u64 {
+    let metrics = lab.get("/metrics");
+    let reason = format!(r#"reason="{reason}""#);
+    let line = metrics.as_str().and_then(|text| text.lines().find(|line| line.contains(&reason)));
+    line.and_then(|line| line.rsplit(' ').next()).map_or(0, |count| count.parse().expect("a number"))
+}
+
 #[test]
 fn flows_beyond_a_limit_are_refused_and_counted_once() {
     let lab = lab();
@@ -159,14 +204,7 @@ fn flows_beyond_a_limit_are_refused_and_counted_once() {
     let _worker = lab.start_command(lab.worker_command().env("PORTS_PER_HOST", "30"));
     lab.masquerade();
     let server = lab.outside.udp((OUTSIDE, 5300));
-    let keeper = lab.inside.udp((INSIDE, 0));
-    keeper.connect((OUTSIDE, 5300)).expect("connect");
-    eventually("the first flow does not reach the drivers", || {
-        let before = sent_in_drivers(&lab);
-        keeper.send(b"known").expect("send");
-        server.recv(&mut [0; 64]).expect("a datagram");
-        sent_in_drivers(&lab) > before
-    });
+    keep_known(&lab, &server);
     let before = sent_in_drivers(&lab);
     let sockets: Vec<_> = (0..60).map(|_| lab.inside.udp((INSIDE, 0))).collect();
     let mut told = 0;
@@ -180,10 +218,6 @@ fn flows_beyond_a_limit_are_refused_and_counted_once() {
     assert!(told > 0, "who is refused is told");
     let made = lab.get("/nat/flows?limit=1000")["total"].as_u64().expect("a number");
     assert!((20..=30).contains(&made), "{made}");
-    let metrics = lab.get("/metrics");
-    let quota =
-        metrics.as_str().and_then(|text| text.lines().find(|line| line.contains(r#"reason="port_quota""#)));
-    let refused = quota.and_then(|line| line.rsplit(' ').next()).and_then(|count| count.parse::<u64>().ok());
-    assert_eq!(refused, Some(61 - made), "{quota:?}");
+    assert_eq!(dropped(&lab, "port_quota"), 61 - made);
     assert!(sent_in_drivers(&lab) > before, "none of those that were made has left in a driver");
 }

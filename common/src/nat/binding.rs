@@ -260,6 +260,30 @@ where
     T: Tables<A>,
     A: Address,
 {
+    count(admit(tables, work, interface, now)?);
+    Ok(())
+}
+
+/// A flow that a port has let in is one of the port's.
+#[inline(always)]
+pub(super) fn count<A: Address>(guest: Option<BindingRef<A>>) {
+    if let Some(binding) = guest {
+        binding.set_flows(binding.flows().wrapping_add(1));
+    }
+}
+
+/// Whether it comes in, and what it becomes. The port, when that lets it in without having been asked: to [`count`] it.
+#[inline(always)]
+pub(super) fn admit<T, A>(
+    tables: &T,
+    work: &mut Work<A>,
+    interface: u32,
+    now: u64,
+) -> Result<Option<BindingRef<A>>, Verdict>
+where
+    T: Tables<A>,
+    A: Address,
+{
     if work.is_turned() {
         introduce(tables, work, interface);
     }
@@ -279,7 +303,7 @@ where
         && asked.to_src().same(key.dst)
         && life::is_alive(tables, asked, key.proto, interface, now)
     {
-        return Ok(());
+        return Ok(None);
     }
     if key.proto == A::ICMP {
         return Err(unclaimed(tables, key.dst)); // an answer to a ping of the host's own
@@ -292,8 +316,7 @@ where
     if !allowed || (key.proto == proto::TCP && !opens(work.tcp_bits())) {
         return Err(Verdict::Drop(DropReason::Filtered));
     }
-    binding.set_flows(binding.flows().wrapping_add(1));
-    Ok(())
+    Ok(Some(binding))
 }
 
 /// An inside socket sends to the external port of another one: that will see it under its external address, and its own

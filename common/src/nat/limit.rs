@@ -7,7 +7,7 @@
 //! and a place is taken while the port that was put there is its, and has not expired. So a host never has more; when it has
 //! nearly as many, it may be refused one although some place is free, of which only some are looked at.
 
-use super::work::Work;
+use super::work::{Way, Work};
 use crate::{
     drop::DropReason,
     family::Address,
@@ -20,40 +20,97 @@ const SECOND: u64 = 1_000_000_000;
 /// Places that are looked at for a port.
 const PROBES: u32 = 16;
 
-/// Whether another flow may be made now, of this rule and for this inside host; `A::ANY`: for none.
+/// Whether another flow may be made now, of the rule that `work` names and for this inside host; `A::ANY`: for none.
+///
+/// A hook that decides for good charges it at once, so that what then finds no port is bounded too. One that may leave the packet
+/// to the next hook does so when it has made the flow ([`charge`]): every packet is charged once.
 #[inline(always)]
-pub(super) fn pace<T, A>(tables: &T, rule: u32, host: A, now: u64) -> Result<(), DropReason>
+pub(super) fn pace<T, A>(tables: &T, work: &Work<A>, host: A, now: u64) -> Result<(), DropReason>
+where
+    T: Tables<A>,
+    A: Address,
+{
+    let rule = work.maker.rule;
+    let (per_host, per_rule) = rates(tables, rule, host);
+    let (own, whole) = (PaceKey { host, rule }, PaceKey { host: A::ANY, rule });
+    let own_turn = turn(tables, &own, per_host, now);
+    let rule_turn = turn(tables, &whole, per_rule, now);
+    if !own_turn.is_in_time(now) || !rule_turn.is_in_time(now) {
+        return Err(DropReason::FlowRate);
+    }
+    let way = work.way();
+    if way != Way::DEPARTS && way != Way::ARRIVES {
+        own_turn.pass(tables, &own);
+        rule_turn.pass(tables, &whole);
+    }
+    Ok(())
+}
+
+/// Charges a flow that was made where [`pace`] has not.
+#[inline(always)]
+pub(super) fn charge<T, A>(tables: &T, work: &Work<A>, host: A, now: u64)
+where
+    T: Tables<A>,
+    A: Address,
+{
+    let rule = work.maker.rule;
+    let (per_host, per_rule) = rates(tables, rule, host);
+    let (own, whole) = (PaceKey { host, rule }, PaceKey { host: A::ANY, rule });
+    turn(tables, &own, per_host, now).pass(tables, &own);
+    turn(tables, &whole, per_rule, now).pass(tables, &whole);
+}
+
+/// How many flows in a second, 0: any number, of the inside host and of the rule.
+#[inline(always)]
+fn rates<T, A>(tables: &T, rule: u32, host: A) -> (u32, u32)
 where
     T: Tables<A>,
     A: Address,
 {
     let Limits { flows_per_host, flows_per_rule, ports_per_host: _ } = tables.limits();
-    if flows_per_host != 0 && !host.same(A::ANY) && !goes(tables, host, rule, flows_per_host, now) {
-        return Err(DropReason::FlowRate);
-    }
     let own = tables.opening(rule).map_or(0, |Opening { flows_per_second, pool: _ }| flows_per_second);
-    let flows_per_rule = if own == 0 { flows_per_rule } else { own };
-    if flows_per_rule != 0 && !goes(tables, A::ANY, rule, flows_per_rule, now) {
-        return Err(DropReason::FlowRate);
-    }
-    Ok(())
+    (if host.same(A::ANY) { 0 } else { flows_per_host }, if own == 0 { flows_per_rule } else { own })
 }
 
-/// One more in time. A second's worth may come at once.
+/// When it is somebody's turn; where there is no limit, now, and `each` is 0.
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    due: u64,
+    /// From one flow to the next.
+    each: u64,
+}
+
 #[inline(always)]
-fn goes<T, A>(tables: &T, host: A, rule: u32, per_second: u32, now: u64) -> bool
+fn turn<T, A>(tables: &T, key: &PaceKey<A>, per_second: u32, now: u64) -> Turn
 where
     T: Tables<A>,
     A: Address,
 {
-    let key = PaceKey { host, rule };
-    let next = tables.pace(&key).unwrap_or(0);
-    if next > now + SECOND {
-        return false;
+    if per_second == 0 {
+        return Turn { due: now, each: 0 };
     }
-    let next = if next > now { next } else { now };
-    tables.set_pace(&key, next + SECOND / u64::from(per_second));
-    true
+    let next = tables.pace(key).unwrap_or(0);
+    Turn { due: if next > now { next } else { now }, each: SECOND / u64::from(per_second) }
+}
+
+impl Turn {
+    /// A second's worth may come at once.
+    #[inline(always)]
+    const fn is_in_time(self, now: u64) -> bool {
+        self.due <= now + SECOND
+    }
+
+    /// On to the next one.
+    #[inline(always)]
+    fn pass<T, A>(self, tables: &T, key: &PaceKey<A>)
+    where
+        T: Tables<A>,
+        A: Address,
+    {
+        if self.each != 0 {
+            tables.set_pace(key, self.due + self.each);
+        }
+    }
 }
 
 /// Finds a place for another port of the packet's inside host, which [`place`] fills. False: it has all that it may have.

@@ -212,6 +212,9 @@ where
     let interface = work.interface();
     match open::establish(tables, work, interface, now) {
         Ok(flow) => {
+            if direction == Direction::Out && work.way() == Way::DEPARTS {
+                limit::charge(tables, work, work.key.src, now);
+            }
             pair::follow(tables, work, flow, direction, now);
             look(packet, tables, work, flow, direction);
             finish(packet, tables, work, flow, direction, now)

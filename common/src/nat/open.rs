@@ -82,7 +82,7 @@ where
     work.rule_flags = tables.rule(work.maker.rule).map_or(0, |rule| rule.flags);
     let may_claim = key.proto != proto::TCP || opens(work.tcp_bits());
     if may_claim {
-        limit::pace(tables, work.maker.rule, key.src, now).map_err(Verdict::Refuse)?;
+        limit::pace(tables, work, work.key.src, now).map_err(Verdict::Refuse)?;
     }
     binding::settle(tables, work, interface, may_claim, now);
     if work.is_turned() && round::has_socket(tables, work) {
@@ -202,7 +202,7 @@ where
     T: Tables<A>,
     A: Address,
 {
-    limit::pace(tables, work.maker.rule, A::ANY, now).map_err(Verdict::Drop)?;
+    limit::pace(tables, work, A::ANY, now).map_err(Verdict::Drop)?;
     search_port(tables, work, interface, now);
     claimed(tables, work)
 }

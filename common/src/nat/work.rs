@@ -104,6 +104,8 @@ impl Way {
     pub(super) const DEPARTS: u32 = 2;
     /// From the host itself to an inside server, see [`super::round`].
     pub(super) const AROUND: u32 = 3;
+    /// From the uplink to an inside host, in a driver, at once; else it is left as it is, and meets the uplink's own hook.
+    pub(super) const ARRIVES: u32 = 4;
 }
 
 /// What has come of the search for a port: [`Work::search`].

@@ -8,7 +8,7 @@ use telecluster_common::maps::Direction;
 
 use crate::{
     frame::{TCP, UDP, checksum, mend},
-    host::{self, Host},
+    host::{self, Front, Host, Hosts},
     vectors::{self, Machine as _, Outcome, Step, Vector},
 };
 
@@ -64,9 +64,16 @@ pub fn parse(data: &[u8]) {
     }
 }
 
-/// Runs a story through the engine. What was right before is right after: lengths, and checksums that cover all of it.
+/// Runs a story through the engine, at the uplink's hooks and in drivers. What was right before is right after: lengths, and
+/// checksums that cover all of it.
 pub fn translate(data: &[u8]) {
-    let mut host = Host::default();
+    for front in [Front::Uplink, Front::Drivers(Hosts::Known)] {
+        translate_behind(front, data);
+    }
+}
+
+fn translate_behind(front: Front, data: &[u8]) {
+    let mut host = Host::behind(front);
     let (ipv4, ipv6) = (vectors::IPV4, vectors::IPV6);
     let rules = [
         ipv4.masquerade(),

@@ -1,23 +1,29 @@
 //! The engine on the host: a frame is a `Vec<u8>`, the tables are hash maps.
 
 mod bytes;
+mod hooks;
 mod round;
 mod tables;
+mod ways;
 
-use std::{cell::UnsafeCell, net::IpAddr};
+use std::{
+    cell::{Cell, UnsafeCell},
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 use telecluster_common::{
     drop::DropReason,
     family::Address as _,
     maps::{Direction, Forward, ForwardKey, Masquerade, Opening, PoolKey, Range, RangeKey, RuleStat, rule},
-    nat::{Next, Verdict, established, first, fragment, icmp_error, make, refuse, translate},
+    nat::{Verdict, refuse},
     packet::{Packet as _, Parsed, parse},
 };
 
 use self::bytes::Bytes;
 pub use self::round::Gate;
-pub use self::tables::{Family, HostTables, Side};
+pub use self::tables::{Family, HostTables, Left, Side};
+pub use self::ways::{Front, Hosts};
 use crate::vectors::{Machine, Outcome, Rule, UPLINK};
 
 /// Where packets come from that go out.
@@ -33,9 +39,28 @@ pub const HALF_SIZE: usize = 1024;
 #[derive(Debug, Default)]
 pub struct Host {
     pub tables: HostTables,
+    pub sent: Sent,
+}
+
+/// Packets that have gone their way at once.
+#[derive(Debug, Default)]
+pub struct Sent {
+    /// From a driver: the next one of a flow, the first one, one that says something about its flow.
+    pub next: Cell<usize>,
+    pub first: Cell<usize>,
+    pub notable: Cell<usize>,
+    /// From traffic control.
+    pub later: Cell<usize>,
 }
 
 impl Host {
+    /// One with these hooks.
+    pub fn behind(front: Front) -> Self {
+        let mut host = Self::default();
+        host.tables.front = front;
+        host
+    }
+
     fn put_forward<A: Side>(&mut self, slot: u32, rule: &Rule) {
         let Rule::Forward { proto, ports, to, address, sources } = rule else { return };
         let sources_only = if sources.is_empty() { 0 } else { rule::SOURCES };
@@ -108,35 +133,36 @@ impl Machine for Host {
         self.forget_rule::<[u8; 16]>(slot);
     }
 
-    /// As the programs do it: the short way first, then the whole one.
+    /// As the programs do it, one hook after the other. What one of them sends on has been routed too: that is looked at, and undone.
     fn run(&mut self, direction: Direction, frame: &[u8]) -> (Outcome, Vec<u8>) {
-        let mut frame = frame.to_vec();
-        let tables = &self.tables;
-        let mut packet = Bytes(&mut frame);
-        let verdict = if packet.carries(<[u8; 4]>::ETHERTYPE) {
-            established::<_, _, [u8; 4]>(&mut packet, tables, direction)
-                .unwrap_or_else(|| whole::<[u8; 4]>(&mut packet, tables, direction))
+        let mut bytes = frame.to_vec();
+        let ipv4 = Bytes::at_uplink(&mut bytes).carries(<[u8; 4]>::ETHERTYPE);
+        let verdict = if ipv4 {
+            self.meet::<[u8; 4]>(direction, &mut bytes)
         } else {
-            established::<_, _, [u8; 16]>(&mut packet, tables, direction)
-                .unwrap_or_else(|| whole::<[u8; 16]>(&mut packet, tables, direction))
+            self.meet::<[u8; 16]>(direction, &mut bytes)
         };
         match verdict {
-            Verdict::Pass => (Outcome::Passed, frame),
-            Verdict::Drop(reason) => (Outcome::Dropped(reason), frame),
+            Verdict::Pass => (Outcome::Passed, bytes),
+            Verdict::Drop(reason) => (Outcome::Dropped(reason), bytes),
             Verdict::Refuse(reason) => {
-                let mut packet = Bytes(&mut frame);
+                let mut packet = Bytes::at_uplink(&mut bytes);
                 let told = direction == Direction::Out
-                    && if packet.carries(<[u8; 4]>::ETHERTYPE) {
-                        refuse::<_, _, [u8; 4]>(&mut packet, tables).is_some()
+                    && if ipv4 {
+                        refuse::<_, _, [u8; 4]>(&mut packet, &self.tables).is_some()
                     } else {
-                        refuse::<_, _, [u8; 16]>(&mut packet, tables).is_some()
+                        refuse::<_, _, [u8; 16]>(&mut packet, &self.tables).is_some()
                     };
                 if told {
-                    self.tables.told.borrow_mut().push(frame.clone());
+                    self.tables.told.borrow_mut().push(bytes.clone());
                 }
-                (Outcome::Dropped(reason), frame)
+                (Outcome::Dropped(reason), bytes)
             }
-            Verdict::Redirect(interface) | Verdict::Neighbour(interface) => (Outcome::Sent(interface), frame),
+            Verdict::Redirect(interface) => {
+                hooks::unroute(direction, interface, frame, &mut bytes);
+                (Outcome::Passed, bytes)
+            }
+            Verdict::Neighbour(interface) => (Outcome::Sent(interface), bytes),
             Verdict::Around | Verdict::Home => panic!("nothing here is the host's own: {verdict:?}"),
         }
     }
@@ -155,24 +181,8 @@ pub fn transport_offset(frame: &mut Vec<u8>) -> Option<usize> {
             Parsed::Other | Parsed::Flowless { .. } | Parsed::Fragment => None,
         }
     }
-    let mut packet = Bytes(frame);
+    let mut packet = Bytes::at_uplink(frame);
     offset::<[u8; 4]>(&mut packet).or_else(|| offset::<[u8; 16]>(&mut packet))
-}
-
-/// The programs behind the one on the hook, one after the other.
-fn whole<A: Side>(packet: &mut Bytes<'_>, tables: &HostTables, direction: Direction) -> Verdict {
-    let mut next = translate::<_, _, A>(packet, tables, direction);
-    if next == Next::Fragment {
-        next = fragment::<_, _, A>(packet, tables, direction);
-    }
-    match next {
-        Next::Done(verdict) => verdict,
-        Next::Fragment => Verdict::Drop(DropReason::Program),
-        Next::First => {
-            first::<_, A>(tables, direction).unwrap_or_else(|| make::<_, _, A>(packet, tables, direction))
-        }
-        Next::IcmpError => icmp_error::<_, _, A>(packet, tables, direction),
-    }
 }
 
 /// So that a reason that the vectors never see does not go unnoticed.

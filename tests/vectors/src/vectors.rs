@@ -232,6 +232,7 @@ pub fn all() -> Vec<Vector> {
         all.extend(forwarded::forward_vectors(cast));
         all.extend(forwarded::range_vectors(cast));
         all.extend(forwarded::source_vectors(cast));
+        all.extend(masqueraded::cone_vectors(cast));
         all.extend(masqueraded::except_vectors(cast));
         all.extend(masqueraded::pool_vectors(cast));
         all.extend(errors::icmp_error_vectors(cast));

@@ -16,8 +16,8 @@ use crate::{
         Verdict, binding,
         depart::{hosts, set_out},
         fast::{Shape, is_plain, leads, present, takes},
-        open, pair, take_down,
-        work::{Way, Work},
+        limit, open, pair, take_down,
+        work::{Search, Way, Work},
     },
     packet::{Headers, Packet, carries_frames, headers_at},
     tables::Tables,
@@ -47,7 +47,7 @@ where
         Direction::In => {
             work.interface = from;
             work.from = from;
-            work.way = Way::ONWARD;
+            work.way = Way::ARRIVES;
             work.turned = 0;
         }
         Direction::Out => {
@@ -97,8 +97,11 @@ where
         meet(tables, work, shape, now)?;
         open::connect(tables, work, interface, now).ok()
     } else {
-        binding::accept(tables, work, interface, now).ok()?;
-        meet(tables, work, shape, now)
+        work.search = Search::NONE;
+        let guest = binding::admit(tables, work, interface, now).ok()?;
+        meet(tables, work, shape, now)?;
+        binding::count(guest);
+        Some(())
     }
 }
 
@@ -145,6 +148,11 @@ where
     }
     let interface = work.interface();
     let flow = open::establish(tables, work, interface, now).ok()?;
+    // Else a port that was there lets it in.
+    if work.search() == Search::CLAIMED {
+        let outward = work.key.direction == Direction::Out as u8;
+        limit::charge(tables, work, if outward { work.key.src } else { A::ANY }, now);
+    }
     pair::go_with(flow, work.pair);
     leave(packet, tables, work, flow, &hop, now)
 }

@@ -29,7 +29,7 @@ const LOOPBACK: u32 = 1;
 impl Host {
     pub fn run_round(&mut self, gate: Gate, frame: &[u8]) -> (Outcome, Vec<u8>) {
         let mut frame = frame.to_vec();
-        let mut packet = Bytes(&mut frame);
+        let mut packet = Bytes::at_uplink(&mut frame);
         let verdict = if packet.carries(<[u8; 4]>::ETHERTYPE) {
             meet::<[u8; 4]>(&mut packet, &self.tables, gate)
         } else {

@@ -13,17 +13,17 @@ use telecluster_common::{
     family::Address,
     maps::{
         Binding, Direction, EndpointKey, Flow, FlowKey, Forward, ForwardKey, FragmentKey, Fragmented, Local,
-        Masquerade, Moved, Opening, PaceKey, Pair, PairKey, PlaceKey, PlacedPort, PoolKey, Port, Range,
-        RangeKey, Rule as RuleSlot, RuleStat, SourceKey, Timeouts, Uplink, local, rule, ticks,
+        Masquerade, Moved, Opening, PaceKey, Pair, PairKey, PlaceKey, PlacedPort, PoolKey, Range, RangeKey,
+        Rule as RuleSlot, RuleStat, SourceKey, Timeouts, Uplink, local, rule, ticks,
     },
-    nat::{
-        fast::{HopRef, Ways},
-        work::{Prefixed, Work},
-    },
+    nat::work::{Prefixed, Work},
     tables::{self, BindingRef, Claim, FlowRef, Limits, RangeRef, Route, Tables},
 };
 
-use super::{HALF_SIZE, INSIDE_INTERFACE, INSIDE_MTU};
+use super::{
+    HALF_SIZE, INSIDE_INTERFACE, INSIDE_MTU,
+    ways::{Front, Hops},
+};
 use crate::vectors::{LOCAL, UPLINK, UPLINK_ADDRESS, UPLINK_ADDRESS6};
 
 /// Tables in memory.
@@ -50,6 +50,9 @@ pub struct HostTables {
     pub told: RefCell<Vec<Vec<u8>>>,
     /// Nanoseconds.
     pub clock: Cell<u64>,
+    /// Which hooks there are, and so what the fast path knows.
+    pub front: Front,
+    pub(super) hops: Hops,
     dice: Cell<u32>,
 }
 
@@ -68,6 +71,7 @@ pub struct Family<A> {
     fragmented: RefCell<HashMap<FragmentKey<A>, Fragmented>>,
     paces: RefCell<HashMap<PaceKey<A>, u64>>,
     placed: RefCell<HashMap<PlaceKey<A>, PlacedPort>>,
+    pub(super) pairs: RefCell<HashMap<PairKey<A>, Pair>>,
     half: RefCell<Vec<FlowKey<A>>>,
     half_next: Cell<usize>,
     work: Box<UnsafeCell<Work<A>>>,
@@ -77,6 +81,17 @@ pub struct Family<A> {
     pub(super) sources: Vec<(u32, IpNet)>,
     pub(super) masquerades: Vec<(IpNet, Masquerade)>,
     pub(super) pools: HashMap<PoolKey, A>,
+}
+
+/// What packets leave behind them in one address family and in the counters, without the ways that flows have learned.
+#[derive(Debug, PartialEq)]
+pub struct Left<A: Address> {
+    flows: HashMap<FlowKey<A>, Flow<A>>,
+    bindings: HashMap<EndpointKey<A>, Binding<A>>,
+    moved: HashMap<EndpointKey<A>, Moved<A>>,
+    placed: HashMap<PlaceKey<A>, PlacedPort>,
+    paces: HashMap<PaceKey<A>, u64>,
+    stats: HashMap<u32, RuleStat>,
 }
 
 impl<A: Address> Default for Family<A> {
@@ -91,6 +106,7 @@ impl<A: Address> Default for Family<A> {
             fragmented: RefCell::default(),
             paces: RefCell::default(),
             placed: RefCell::default(),
+            pairs: RefCell::default(),
             half: RefCell::new(vec![key; HALF_SIZE]),
             half_next: Cell::new(0),
             work: Box::new(UnsafeCell::new(work)),
@@ -169,6 +185,24 @@ impl HostTables {
     pub fn record<A: Side>(&self, key: &FlowKey<A>) -> Option<Flow<A>> {
         self.flow(key).map(FlowRef::read)
     }
+
+    pub fn left<A: Side>(&self) -> Left<A> {
+        let side = A::of(self);
+        let still = |flow: FlowRef<A>| Flow { hop: 0, stamp: 0, lease: 0, ..flow.read() };
+        let flows: Vec<_> = side.flows.borrow().keys().copied().collect();
+        let bindings: Vec<_> = side.bindings.borrow().keys().copied().collect();
+        Left {
+            flows: flows.into_iter().filter_map(|key| Some((key, still(self.flow(&key)?)))).collect(),
+            bindings: bindings
+                .into_iter()
+                .filter_map(|key| Some((key, self.binding(&key)?.read())))
+                .collect(),
+            moved: side.moved.borrow().clone(),
+            placed: side.placed.borrow().clone(),
+            paces: side.paces.borrow().clone(),
+            stats: self.stats.borrow().clone(),
+        }
+    }
 }
 
 impl tables::Host for HostTables {
@@ -225,33 +259,6 @@ impl tables::Host for HostTables {
         let next = self.dice.get().wrapping_mul(0x915f_77f5).wrapping_add(0x3039);
         self.dice.set(next);
         next.rotate_left(13)
-    }
-}
-
-/// The vectors are about translation: no flow knows a way.
-impl Ways for HostTables {
-    fn epoch(&self) -> u32 {
-        0
-    }
-
-    fn settled_epoch(&self) -> u32 {
-        0
-    }
-
-    fn are_alike(&self) -> bool {
-        false
-    }
-
-    fn hop(&self, _slot: u32) -> Option<HopRef> {
-        None
-    }
-
-    fn take(&self, _hop: HopRef, _stamp: u64) -> bool {
-        false
-    }
-
-    fn port(&self, _interface: u32) -> Option<Port> {
-        None
     }
 }
 
@@ -362,11 +369,13 @@ impl<A: Side> Tables<A> for HostTables {
         A::of(self).fragmented.borrow_mut().insert(*key, *fragmented);
     }
 
-    fn pair(&self, _key: &PairKey<A>) -> Option<Pair> {
-        None
+    fn pair(&self, key: &PairKey<A>) -> Option<Pair> {
+        self.acquaintance(key)
     }
 
-    fn set_pair(&self, _key: &PairKey<A>, _pair: &Pair) {}
+    fn set_pair(&self, key: &PairKey<A>, pair: &Pair) {
+        A::of(self).pairs.borrow_mut().insert(*key, *pair);
+    }
 
     fn moved(&self, key: &EndpointKey<A>) -> Option<Moved<A>> {
         A::of(self).moved.borrow().get(key).copied()

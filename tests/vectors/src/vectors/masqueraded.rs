@@ -3,7 +3,10 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use telecluster_common::{drop::DropReason, maps::Direction};
+use telecluster_common::{
+    drop::DropReason,
+    maps::{Direction, rule},
+};
 
 use super::{Cast, IPV4, IPV6, Rule, Step, Vector, dropped_in, errors::errors, inward, out, untouched};
 use crate::frame::{ACK, FIN, Frame, RST, SYN, UDP, icmp, icmp_error, tcp, udp, udp_without_checksum};
@@ -100,6 +103,43 @@ pub(super) fn masquerade_vectors(cast: Cast) -> Vec<Vector> {
         steps: sweep.collect(),
     });
     vectors
+}
+
+/// Those whom a port lets in that was never asked for them.
+pub(super) fn cone_vectors(cast: Cast) -> Vec<Vector> {
+    let (inside, external) = ((cast.inside, 40000), (cast.uplink, 40000));
+    let (friend, guest) = ((cast.remote, 443), (cast.stranger, 5000));
+    let prefix = if cast.inside.is_ipv4() { 24 } else { 64 };
+    let source = IpNet::new(cast.inside, prefix).expect("a network").trunc();
+    let cone = Rule::Masquerade { source, nat: rule::FULL_CONE, except: Vec::new(), pool: Vec::new() };
+    let comes = |flags| inward(&tcp(guest, external, flags, b""), &tcp(guest, inside, flags, b""));
+    let answers = |flags| out(&tcp(inside, guest, flags, b""), &tcp(external, guest, flags, b""));
+    vec![
+        Vector {
+            name: "a datagram to a full cone gets in whoever has sent it, and its answer goes back",
+            rules: vec![cone.clone()],
+            steps: vec![
+                out(&udp(inside, friend, b"q"), &udp(external, friend, b"q")),
+                inward(&udp(guest, external, b"hello"), &udp(guest, inside, b"hello")),
+                inward(&udp(guest, external, b"hello?"), &udp(guest, inside, b"hello?")),
+                out(&udp(inside, guest, b"yes"), &udp(external, guest, b"yes")),
+                inward(&udp(guest, external, b"good"), &udp(guest, inside, b"good")),
+            ],
+        },
+        Vector {
+            name: "a connection to a full cone opens, carries data and ends",
+            rules: vec![cone],
+            steps: vec![
+                out(&tcp(inside, friend, SYN, b""), &tcp(external, friend, SYN, b"")),
+                comes(SYN),
+                answers(SYN | ACK),
+                comes(ACK),
+                answers(FIN | ACK),
+                comes(FIN | ACK),
+                answers(ACK),
+            ],
+        },
+    ]
 }
 
 /// Destinations that a masquerade leaves alone, and the others.
