@@ -2,7 +2,10 @@
 
 use serde_json::Value;
 
-use crate::lab::Lab;
+use crate::lab::{Lab, eventually};
+
+/// Flows of one attempt of [`until_in_drivers`].
+pub const FLOWS: u64 = 20;
 
 /// Its hosts take frames from drivers: a veth does when it has GRO on.
 pub fn lab() -> Lab {
@@ -42,4 +45,17 @@ pub fn has_program(lab: &Lab, interface: &str) -> bool {
 
 pub fn sent_in_drivers(lab: &Lab) -> u64 {
     status(lab)["xdp_packets"].as_u64().expect("a number")
+}
+
+/// Repeats flows of a question and its answer until both packets of each are sent on in drivers: neighbours that are just being
+/// confirmed, say, and the end of a lease send some the kernel's way.
+#[track_caller]
+pub fn until_in_drivers(lab: &Lab, flow: impl Fn()) {
+    eventually("new flows do not leave in drivers", || {
+        let before = sent_in_drivers(lab);
+        for _ in 0..FLOWS {
+            flow();
+        }
+        sent_in_drivers(lab) == before + 2 * FLOWS
+    });
 }

@@ -20,8 +20,13 @@ pub fn send_raw(socket: &Socket, frame: &Frame) {
 /// A datagram from a socket of its own, and its answer.
 pub fn asks(host: &Netns, server: &UdpSocket, to: impl Into<SocketAddr>) {
     let to = to.into();
-    let any = if to.is_ipv4() { SocketAddr::from(([0; 4], 0)) } else { SocketAddr::from(([0_u16; 8], 0)) };
-    let client = host.udp(any);
+    let any = if to.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0_u16; 8]) };
+    asks_from(host, any, server, to);
+}
+
+/// The same from one of the host's addresses.
+pub fn asks_from(host: &Netns, from: IpAddr, server: &UdpSocket, to: SocketAddr) {
+    let client = host.udp((from, 0));
     client.connect(to).expect("connect");
     let mut buffer = [0; 64];
     client.send(b"new").expect("send");

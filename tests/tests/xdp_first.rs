@@ -9,15 +9,12 @@ use std::{
 
 use serde_json::json;
 use telecluster_tests::{
-    drivers::{lab, sent_in_drivers, whole_checksums},
+    drivers::{FLOWS, lab, sent_in_drivers, until_in_drivers, whole_checksums},
     lab::{
         INSIDE, INSIDE_NET, INSIDE_NET6, INSIDE6, Lab, OUTSIDE, OUTSIDE6, PATIENCE, WAN, WAN6, eventually,
     },
     sockets::asks,
 };
-
-/// Flows of one attempt.
-const FLOWS: u64 = 20;
 
 fn masquerade6(lab: &Lab) {
     let body = json!({"source_network": INSIDE_NET6, "output_interface": "wan0"});
@@ -29,18 +26,6 @@ fn forward6(lab: &Lab, external: u16, internal: u16) {
         "external_port": external, "internal_ip": INSIDE6, "internal_port": internal, "protocol": "udp",
     });
     lab.post("/nat/forward", &body).ok();
-}
-
-/// Repeats flows until both packets of each are sent on in drivers: neighbours that are just being confirmed, say,
-/// and the end of a lease send some the kernel's way.
-fn until_in_drivers(lab: &Lab, flow: impl Fn()) {
-    eventually("new flows do not leave in drivers", || {
-        let before = sent_in_drivers(lab);
-        for _ in 0..FLOWS {
-            flow();
-        }
-        sent_in_drivers(lab) == before + 2 * FLOWS
-    });
 }
 
 #[test]
