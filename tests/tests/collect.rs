@@ -19,6 +19,7 @@ use telecluster_common::{
     maps::{Direction, EndpointKey, FlowKey, RELEASED, TICK_BITS, ticks},
     nat::{
         collect::{MARGIN, collect},
+        life,
         release::release,
     },
     tables::{HOLD_DOWN, TAKEN, Tables},
@@ -89,7 +90,7 @@ fn what_is_over_is_removed_and_what_has_been_seen_since_it_was_looked_at_is_not(
     let live = Tables::<A4>::flow(tables, &out).expect("a flow");
     assert!(!collected(tables, out) && tables.entries::<A4>() == 2, "it lives");
 
-    tables.clock.set(310 * SECOND);
+    tables.clock.set(320 * SECOND);
     assert!(!collected(tables, out), "over, and kept for a while");
     tables.clock.set(330 * SECOND);
     // Somebody has seen a packet of it after it was looked at; somebody else was faster.
@@ -210,7 +211,7 @@ impl Flows {
     /// Lets the time of a flow's direction be over, and a little more.
     fn age(&mut self, key: &FlowKey<A4>) {
         let mut record = self.0.get(&Self::bytes(key), 0).expect("an entry");
-        let old = tick().wrapping_sub(ticks(306) + MARGIN);
+        let old = tick().wrapping_sub(life::memory(301) + MARGIN);
         record[LAST_SEEN].copy_from_slice(&old.to_ne_bytes());
         self.0.insert(Self::bytes(key), record, 0).expect("write an entry");
     }

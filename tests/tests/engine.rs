@@ -245,11 +245,11 @@ fn a_flow_whose_one_direction_was_lost_heals_with_the_same_port(front: Front) {
     assert_eq!(external_port(&mut host, source), 40000);
     assert_eq!(answered(&mut host, 40000), Some(source));
     assert_eq!(host.tables.entries::<A4>(), 2);
-    // the direction in is lost: the answer makes it anew, or sending does within a beat
+    // the direction in is lost: the answer makes it anew, or sending does within four beats
     assert!(host.tables.forget(&in_key(40000)));
     assert_eq!(answered(&mut host, 40000), Some(source));
     assert!(host.tables.forget(&in_key(40000)));
-    host.tables.clock.set(5 * SECOND);
+    host.tables.clock.set(18 * SECOND);
     external_port(&mut host, source);
     assert_eq!(host.tables.entries::<A4>(), 2);
 }
@@ -267,12 +267,12 @@ fn one_way_traffic_keeps_the_way_back_open(front: Front) {
 fn a_flow_that_is_idle_for_too_long_is_over_and_its_port_is_free(front: Front) {
     let mut host = machine(front);
     external_port(&mut host, (inside(10), 40000));
-    host.tables.clock.set(320 * SECOND);
+    host.tables.clock.set(340 * SECOND);
     assert_eq!(answered(&mut host, 40000), None, "it is the host's packet now");
     let second = (inside(11), 40000);
     assert_ne!(external_port(&mut host, second), 40000, "held down for 120 s (RFC 6888 REQ-8)");
     let third = (inside(12), 40000);
-    host.tables.clock.set(435 * SECOND);
+    host.tables.clock.set(460 * SECOND);
     assert_eq!(external_port(&mut host, third), 40000);
     assert_eq!(answered(&mut host, 40000), Some(third));
 }

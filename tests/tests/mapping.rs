@@ -164,7 +164,7 @@ fn a_port_that_has_become_another_one_s_leads_to_that_one_only(front: Front) {
     host.tables.clock.set(290 * SECOND);
     assert_eq!(receives(&mut host, A_OTHER_PORT, 40000), Ok(Some(first)));
     // that is not idle for too long yet when the port is free again
-    host.tables.clock.set(440 * SECOND);
+    host.tables.clock.set(460 * SECOND);
     assert_eq!(sends(&mut host, second, B), 40000);
     assert_eq!(receives(&mut host, A_OTHER_PORT, 40000), Err(DropReason::Filtered));
     sends(&mut host, second, A_OTHER_PORT);
@@ -223,8 +223,8 @@ fn a_finished_connection_gives_its_port_back_after_minutes_not_hours(front: Fron
         };
         assert_eq!(host.run(direction, &frame.bytes()).0, Outcome::Passed, "{flags:#x}");
     }
-    // 240 s after the end, and 120 s of hold-down
-    for (seconds, free) in [(300, false), (380, true)] {
+    // 240 s after the end, 13 s each for the flow and its binding, in which they may not have heard of each other, and 120 s of hold-down
+    for (seconds, free) in [(300, false), (390, true)] {
         host.tables.clock.set(seconds * SECOND);
         let last = u8::try_from(seconds % 200).expect("a host");
         let (_, bytes) = host.run(Direction::Out, &tcp((inside(last), 40000), A, SYN, b"").bytes());
@@ -239,8 +239,8 @@ fn a_connection_that_opens_and_one_that_closes_have_times_of_their_own(front: Fr
     let whole = [open.as_slice(), &closed].concat();
     let aborted = [open.as_slice(), &reset].concat();
     for (segments, lives) in [(&open[..1], 30), (&open[..2], 30), (&whole, 600), (&aborted, 600)] {
-        // A beat of grace each for the flow and its binding, which look at each other once in a beat.
-        for (seconds, free) in [(lives - 1, false), (lives + 15, true)] {
+        // Four beats of grace each for the flow and its binding, which tell each other once in so many.
+        for (seconds, free) in [(lives - 1, false), (lives + 36, true)] {
             let mut host = machine(front, 0);
             host.tables.hold_down = Some(0);
             host.tables.timeouts = Some(Timeouts { tcp_opening: 30, tcp_closing: 600, ..Timeouts::RFC });
@@ -260,7 +260,7 @@ fn a_connection_that_opens_and_one_that_closes_have_times_of_their_own(front: Fr
 
 fn a_port_waits_for_another_socket_for_as_long_as_is_said(front: Front) {
     // A datagram's own time is five minutes.
-    for (hold_down, from) in [(Some(0), 320), (Some(60), 380), (None, 440), (Some(3600), 3920)] {
+    for (hold_down, from) in [(Some(0), 340), (Some(60), 400), (None, 460), (Some(3600), 3940)] {
         for (seconds, free) in [(from - 20, false), (from, true)] {
             let mut host = machine(front, 0);
             host.tables.hold_down = hold_down;
@@ -323,7 +323,7 @@ fn an_icmp_error_neither_refreshes_nor_ends_a_mapping(front: Front) {
         host.tables.clock.set(minute * 60 * SECOND);
         assert_eq!(host.run(Direction::In, &error).0, Outcome::Passed);
     }
-    host.tables.clock.set(320 * SECOND);
+    host.tables.clock.set(340 * SECOND);
     assert_eq!(receives(&mut host, A, 40000), Ok(None), "it is over as if there had been no errors");
 }
 

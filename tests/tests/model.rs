@@ -18,7 +18,7 @@ const SECOND: u64 = 1_000_000_000;
 
 /// Idle for so many seconds, a mapping of UDP is in force, is expired for sure, is held down for sure, is free for sure.
 const ALIVE: u64 = 300;
-const EXPIRED: u64 = 310;
+const EXPIRED: u64 = 340;
 const HELD: u64 = ALIVE + 120;
 const FREE: u64 = EXPIRED + 121;
 
@@ -72,7 +72,7 @@ fn actions() -> impl Strategy<Value = Vec<Action>> {
         2 => (0..4usize, port).prop_map(|(remote, port)| Action::Forward { remote, port }),
         2 => (0..3usize, 0..4usize, 0..3u16)
             .prop_map(|(host, remote, identifier)| Action::Ping { host, remote, identifier }),
-        4 => prop::sample::select(vec![1u64, 5, 60, 120, 150, 290, 320, 440]).prop_map(Action::Wait),
+        4 => prop::sample::select(vec![1u64, 5, 60, 120, 150, 290, 350, 470]).prop_map(Action::Wait),
         1 => Just(Action::Renew),
     ];
     prop::collection::vec(action, 1..80)

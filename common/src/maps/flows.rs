@@ -65,7 +65,7 @@ pub struct Flow<A> {
     pub state: u8,
     /// [`flag`]s.
     pub flags: u8,
-    /// When this direction last refreshed the other, in units of 2^32 ns.
+    /// When this direction last told the other that it is busy, in units of 2^32 ns.
     pub synced: u16,
 }
 

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     drop::DropReason,
     family::Address,
-    maps::{Binding, Direction, EndpointKey, Moved, RELEASED, REMOTES, Rule, local, rule, ticks},
+    maps::{Binding, Direction, EndpointKey, Moved, RELEASED, REMOTES, Rule, local, rule},
     tables::{BindingRef, Claim, FlowRef, Tables},
     tcp::{FlowState, opens, proto, timeout},
 };
@@ -436,10 +436,11 @@ where
     }
 }
 
-/// When a binding expires whose flow is in this state: not before the flow, which is refreshed once a beat.
+/// When a binding expires whose flow is in this state: not before the flow, which tells it now and then that it is busy.
 #[inline(always)]
 fn until(rule: &Rule, protocol: u8, state: FlowState, now: u64) -> u32 {
-    match life::tick(now).wrapping_add(ticks(timeout(&rule.timeouts, protocol, state)) + 2 * life::GRACE) {
+    let seconds = timeout(&rule.timeouts, protocol, state);
+    match life::tick(now).wrapping_add(life::memory(seconds) + life::grace(seconds)) {
         RELEASED => RELEASED + 1,
         until => until,
     }

@@ -62,7 +62,7 @@ where
     let Some(rule) = tables.rule(flow.rule()) else {
         return true;
     };
-    let limit = ticks(timeout(&rule.timeouts, key.proto, FlowState::from_u8(flow.state()))) + life::GRACE;
+    let limit = life::memory(timeout(&rule.timeouts, key.proto, FlowState::from_u8(flow.state())));
     rule.generation != flow.generation() || i64::from(life::idle(flow, now)) > i64::from(limit + MARGIN)
 }
 

@@ -65,9 +65,7 @@ where
     let Some(hop) = way(tables, flow, &headers, shape, port.owner, now) else {
         return notable(tables, flow, &headers, port.owner, now);
     };
-    if !life::is_alive(tables, flow, key.proto, hop.interface, now)
-        || life::is_noteworthy(flow, headers.tcp_bits, now)
-    {
+    if !life::is_simple(tables, flow, (key.proto, headers.tcp_bits), hop.interface, now) {
         return notable(tables, flow, &headers, port.owner, now);
     }
     tables.touch(flow, now, packets, shape.network_len);

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     family::Address,
-    maps::{Direction, EndpointKey, FlowKey, TICK_BITS, flag, ticks},
+    maps::{Direction, EndpointKey, FlowKey, Rule, TICK_BITS, flag, ticks},
     tables::{Claim, FlowRef, Tables},
     tcp::{FlowState, Seen, after_segment, bits, proto, timeout},
 };
@@ -18,8 +18,30 @@ const BEAT_BITS: u32 = 32;
 /// A direction that a reset has come from when the connection was open.
 const ABORTED_OPEN: u8 = flag::ABORTED | flag::PROVEN;
 
-/// One beat of grace: a direction learns only once a beat that the other one was busy.
-pub(super) const GRACE: u32 = 1 << (BEAT_BITS - TICK_BITS);
+/// A beat in ticks.
+const BEAT: u32 = 1 << (BEAT_BITS - TICK_BITS);
+
+/// For how many beats a direction may be busy before it tells the other one, where that is waited for so many seconds: for a
+/// sixty-fourth of them, but four at most and one at least. To tell costs as much as some packets do, and where there are many flows
+/// each has few packets in a beat.
+const fn patience(seconds: u32) -> u32 {
+    match seconds / 64 {
+        0 | 1 => 1,
+        beats @ 2..4 => beats,
+        4.. => 4,
+    }
+}
+
+/// What a direction is waited for beyond the seconds that it may be idle, in ticks: the other one may have been busy.
+pub(super) const fn grace(seconds: u32) -> u32 {
+    patience(seconds) * BEAT
+}
+
+/// For how many ticks a direction is remembered that may be idle for so many seconds.
+#[must_use]
+pub const fn memory(seconds: u32) -> u32 {
+    ticks(seconds) + grace(seconds)
+}
 
 /// Unproven flows that are passed over because they are busy before one is given up.
 const SECOND_CHANCES: u32 = 3;
@@ -119,10 +141,40 @@ where
     let Some(rule) = tables.rule(flow.rule()) else {
         return false;
     };
-    let limit = ticks(timeout(&rule.timeouts, protocol, FlowState::from_u8(flow.state()))) + GRACE;
+    lives(&rule, flow, allowed(&rule, flow, protocol), interface, now)
+}
+
+/// How many seconds a flow may be idle.
+#[inline(always)]
+fn allowed<A: Address>(rule: &Rule, flow: FlowRef<A>, protocol: u8) -> u32 {
+    timeout(&rule.timeouts, protocol, FlowState::from_u8(flow.state()))
+}
+
+#[inline(always)]
+fn lives<A: Address>(rule: &Rule, flow: FlowRef<A>, allowed: u32, interface: u32, now: u64) -> bool {
     rule.generation == flow.generation()
         && rule.uplink == interface
-        && i64::from(idle(flow, now)) <= i64::from(limit)
+        && i64::from(idle(flow, now)) <= i64::from(memory(allowed))
+}
+
+/// Whether a packet is of a flow that is alive, and says nothing about it that has to be written down.
+#[inline(always)]
+pub(super) fn is_simple<T, A>(
+    tables: &T,
+    flow: FlowRef<A>,
+    (protocol, tcp_bits): (u8, u8),
+    interface: u32,
+    now: u64,
+) -> bool
+where
+    T: Tables<A>,
+    A: Address,
+{
+    let Some(rule) = tables.rule(flow.rule()) else {
+        return false;
+    };
+    let allowed = allowed(&rule, flow, protocol);
+    lives(&rule, flow, allowed, interface, now) && !is_noteworthy(flow, tcp_bits, allowed, now)
 }
 
 /// Removes both directions, if nobody has used the flow since `clock` was read. `peer`: memory for the other one's key.
@@ -160,14 +212,15 @@ where
 
 /// Whether a packet says something about its flow that has to be written down. Nearly always not.
 #[inline(always)]
-pub(super) fn is_noteworthy<A: Address>(flow: FlowRef<A>, tcp_bits: u8, now: u64) -> bool {
+fn is_noteworthy<A: Address>(flow: FlowRef<A>, tcp_bits: u8, allowed: u32, now: u64) -> bool {
     let flags = flow.flags();
     // The first answer, and the opener's first word after it.
     let progress = flags & flag::PROVEN == 0 && (flags & flag::OPENER == 0) == (flags & flag::ANSWERED == 0);
     let turn = tcp_bits & (bits::SYN | bits::FIN | bits::RST) != 0;
     // Was it forged? The next packet tells.
     let reset = flow.state() == FlowState::Reset as u8;
-    progress || turn || reset || flow.synced() != beat(now)
+    let beats = beat(now).wrapping_sub(flow.synced());
+    progress || turn || reset || u32::from(beats) >= patience(allowed)
 }
 
 /// Takes note of what a packet says about its flow.
@@ -178,7 +231,10 @@ where
     A: Address,
 {
     let tcp_bits = work.tcp_bits();
-    if !is_noteworthy(flow, tcp_bits, now) {
+    let Some(rule) = tables.rule(flow.rule()) else {
+        return;
+    };
+    if !is_noteworthy(flow, tcp_bits, allowed(&rule, flow, work.key.proto), now) {
         return;
     }
     work.peer = flow.peer_of(&work.key);
@@ -353,4 +409,18 @@ where
 #[expect(clippy::cast_possible_truncation, reason = "only compared for equality")]
 const fn birth(created: u32) -> u16 {
     created as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_waited_for_longer_tells_less_often_and_is_waited_for_as_much_longer() {
+        for (seconds, beats) in [(0, 1), (30, 1), (127, 1), (128, 2), (255, 3), (256, 4), (300, 4), (7440, 4)]
+        {
+            assert_eq!(patience(seconds), beats, "{seconds}");
+            assert_eq!(memory(seconds), ticks(seconds) + beats * 4096, "{seconds}");
+        }
+    }
 }

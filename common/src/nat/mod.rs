@@ -13,7 +13,7 @@ pub mod fast;
 mod fragment;
 mod icmp_check;
 mod icmp_error;
-mod life;
+pub mod life;
 mod limit;
 mod open;
 mod pair;
@@ -84,9 +84,7 @@ where
     let key = headers.key(direction);
     let flow = tables.flow(&key)?;
     let now = tables.now();
-    if !life::is_alive(tables, flow, key.proto, interface, now)
-        || life::is_noteworthy(flow, headers.tcp_bits, now)
-    {
+    if !life::is_simple(tables, flow, (key.proto, headers.tcp_bits), interface, now) {
         return None;
     }
     tables.touch(flow, now, packets, shape.network_len);

@@ -124,9 +124,7 @@ where
         Direction::In => from,
         Direction::Out => hop.interface,
     };
-    let simple = life::is_alive(tables, flow, headers.protocol, uplink, now)
-        && !life::is_noteworthy(flow, headers.tcp_bits, now);
-    simple.then_some(hop)
+    life::is_simple(tables, flow, (headers.protocol, headers.tcp_bits), uplink, now).then_some(hop)
 }
 
 /// Sends a packet without options on, of which [`Work`] says all.
