@@ -4,23 +4,28 @@
 //! it come out looks up what has happened since. It may be where the states from then until now would have sent it, and
 //! nowhere else; that it is lost is no fault while everything changes, and is one afterwards.
 //!
+//! Two flows live through all of it, and beside them new ones are made all the time, of a packet and its answer and one packet more:
+//! their first packets take the fast path too. With it in drivers, and without.
+//!
 //! `CHAOS_SECONDS` says for how long, `CHAOS_SEED` which changes.
 
 use std::{
+    collections::VecDeque,
     net::{Ipv4Addr, SocketAddr, UdpSocket},
     sync::{
-        Mutex,
+        Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
     thread,
     time::{Duration, Instant},
 };
 
-use aya::maps::{Array, Map, MapData};
-use serde_json::{Value, json};
+use aya::maps::{Array, Map, MapData, PerCpuArray};
+use serde_json::json;
 use telecluster_tests::{
     chaos::{self, Act, End, GATEWAYS, INSIDE_MAC, ROUTER_MAC, State, TARGET},
     dice::{Dice, number},
+    drivers,
     lab::{GATEWAY, INSIDE, Lab, Netns, OUTSIDE, PATIENCE, WAN, eventually, rule_id},
     switch::wire::Wire,
 };
@@ -32,10 +37,27 @@ const SLOT: Duration = Duration::from_millis(8);
 /// Now and then nothing changes for so long, and flows become fast again.
 const CALM: Duration = Duration::from_millis(80);
 const CALM_AFTER: u64 = 40;
+/// The same when the time is over and nothing was fast yet, and how often that is tried.
+const CALM_AFTER_ALL: u64 = 5;
+const LATE: u32 = 20;
 /// Changes before a packet was sent that a failure shows.
 const HISTORY: usize = 5;
 /// Between two packets of a sender.
 const PACE: Duration = Duration::from_micros(500);
+/// Between two new flows, at least: each has a port of its own for as long as the test lasts.
+const NEW_PACE: Duration = Duration::from_millis(2);
+const NEW_PORTS: std::ops::Range<u16> = 41000..61000;
+/// New flows that there are after one before it says something more.
+const KEPT: usize = 16;
+/// How long is looked whether new flows are fast.
+const LOOK: Duration = Duration::from_millis(200);
+/// The ports of the two flows that last, where they begin.
+const CLIENT: u16 = 40000;
+const ASKER: u16 = 6000;
+/// What is asked outside, and the forwards for the flow that lasts and for the others: their ports, and those inside.
+const ECHO: u16 = 5300;
+const DOOR: (u16, u16) = (5353, 53);
+const NEW_DOOR: (u16, u16) = (5354, 54);
 /// How often who waits for packets looks whether there will be more.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -53,13 +75,14 @@ enum Kind {
 impl Kind {
     const ALL: [Self; 4] = [Self::Out, Self::Back, Self::In, Self::Answer];
 
-    /// Who it seems to be from and to where it comes out: the masquerade's ports, or the forward's.
-    fn ends(self) -> [(Ipv4Addr, u16); 2] {
+    /// Who it seems to be from and to where it comes out: the masquerade's ports, or the forward's. `port`: where its flow begins.
+    fn ends(self, port: u16) -> [(Ipv4Addr, u16); 2] {
+        let (external, internal) = if port == ASKER { DOOR } else { NEW_DOOR };
         match self {
-            Self::Out => [(WAN, 40000), (TARGET.into(), 5300)],
-            Self::Back => [(TARGET.into(), 5300), (INSIDE, 40000)],
-            Self::In => [(TARGET.into(), 6000), (INSIDE, 53)],
-            Self::Answer => [(WAN, 5353), (TARGET.into(), 6000)],
+            Self::Out => [(WAN, port), (TARGET.into(), ECHO)],
+            Self::Back => [(TARGET.into(), ECHO), (INSIDE, port)],
+            Self::In => [(TARGET.into(), port), (INSIDE, internal)],
+            Self::Answer => [(WAN, external), (TARGET.into(), port)],
         }
     }
 }
@@ -82,8 +105,9 @@ struct World {
     settled: AtomicU64,
     current: AtomicU64,
     sent: AtomicU64,
-    /// By kind.
+    /// By kind: of the flows that last, and of new ones.
     seen: [AtomicU64; 4],
+    seen_new: [AtomicU64; 4],
     /// Those of which one state alone decided.
     judged: AtomicU64,
     wrong: Mutex<Vec<String>>,
@@ -95,8 +119,10 @@ impl World {
         !self.ended.load(SeqCst)
     }
 
-    fn send(&self, socket: &UdpSocket, to: SocketAddr, kind: Kind) {
+    /// `port`: where the flow begins.
+    fn send(&self, socket: &UdpSocket, to: SocketAddr, kind: Kind, port: u16) {
         let mut payload = *b"chaos...........";
+        payload[5..7].copy_from_slice(&port.to_be_bytes());
         payload[7] = kind as u8;
         payload[8..].copy_from_slice(&self.settled.load(SeqCst).to_be_bytes());
         // A link that is down, or a route to nowhere, is part of it.
@@ -107,7 +133,7 @@ impl World {
 
     /// Looks at a frame that has come out somewhere.
     fn judge(&self, frame: &[u8], at: impl Fn([u8; 6]) -> Place, kinds: [Kind; 2]) {
-        let Some(Seen { kind, since, ends, mac }) = seen(frame) else { return };
+        let Some(Seen { kind, port, since, ends, mac }) = seen(frame) else { return };
         if !kinds.contains(&kind) {
             // The bridge asks everybody when it does not know where somebody is.
             return;
@@ -120,14 +146,15 @@ impl World {
             Place::Outside(mac) => chaos::may_leave(&states[from..=to], mac),
             Place::Inside(end) => chaos::may_arrive(&states[from..=to], end),
         };
-        if !may || ends != kind.ends() {
+        if !may || ends != kind.ends(port) {
             let mut wrong = self.wrong.lock().expect("nobody has failed");
             let history = acts(&states[from.saturating_sub(HISTORY)..=to]);
             wrong.push(format!(
                 "{kind:?} of {ends:?} at {place:?}, sent in {since}, seen in {until}: {history}"
             ));
         }
-        self.seen[kind as usize].fetch_add(1, SeqCst);
+        let seen = if NEW_PORTS.contains(&port) { &self.seen_new } else { &self.seen };
+        seen[kind as usize].fetch_add(1, SeqCst);
         if since == until {
             self.judged.fetch_add(1, SeqCst);
         }
@@ -135,6 +162,14 @@ impl World {
 
     fn seen(&self, kind: Kind) -> u64 {
         self.seen[kind as usize].load(SeqCst)
+    }
+
+    fn seen_new(&self, kind: Kind) -> u64 {
+        self.seen_new[kind as usize].load(SeqCst)
+    }
+
+    fn seen_at_all(&self) -> u64 {
+        self.seen.iter().chain(&self.seen_new).map(|seen| seen.load(SeqCst)).sum()
     }
 }
 
@@ -148,6 +183,8 @@ fn acts(states: &[State]) -> String {
 /// One of our packets.
 struct Seen {
     kind: Kind,
+    /// Where its flow begins.
+    port: u16,
     since: u64,
     ends: [(Ipv4Addr, u16); 2],
     mac: [u8; 6],
@@ -165,9 +202,10 @@ fn seen(frame: &[u8]) -> Option<Seen> {
         (word(26)?.into(), u16::from_be_bytes([ports[0], ports[1]])),
         (word(30)?.into(), u16::from_be_bytes([ports[2], ports[3]])),
     ];
+    let port = u16::from_be_bytes(*frame.get(47..)?.first_chunk()?);
     let kind = *Kind::ALL.get(usize::from(*frame.get(49)?))?;
     let since = u64::from_be_bytes(*frame.get(50..)?.first_chunk()?);
-    Some(Seen { kind, since, ends, mac })
+    Some(Seen { kind, port, since, ends, mac })
 }
 
 /// The number under which flows learn: read where the programs read it.
@@ -184,9 +222,28 @@ impl Epoch {
     }
 }
 
-fn prepare() -> (Lab, Netns) {
-    let (lab, other) = (Lab::on("ebpf"), Netns::new());
+/// Packets that have been sent on in drivers: counted where the programs count them.
+struct Drivers(PerCpuArray<MapData, u64>);
+
+impl Drivers {
+    fn open(lab: &Lab) -> Self {
+        let data = MapData::from_pin(lab.pinned("xdp_stat")).expect("the map of the count");
+        Self(PerCpuArray::try_from(Map::PerCpuArray(data)).expect("an array"))
+    }
+
+    fn sent(&self) -> u64 {
+        self.0.get(&0, 0).expect("read the count").iter().sum()
+    }
+}
+
+fn prepare(xdp: &'static str) -> (Lab, Netns) {
+    // A lab whose hosts take frames from drivers, and fill in checksums, so that theirs are sent on there.
+    let (mut lab, other) = (drivers::lab(), Netns::new());
+    lab.environment.retain(|(name, _)| *name != "XDP");
+    lab.environment.extend([("XDP", xdp.to_owned()), ("FLOW_CAPACITY", "65536".to_owned())]);
+    drivers::whole_checksums(&lab);
     lab.router.veth("lan1", &other, "eth0");
+    other.sh("ethtool -K eth0 gro on");
     other.ip("link set eth0 up");
     let card = chaos::text(GATEWAYS[0].1[0]);
     lab.inside.ip(&format!("link set eth0 address {INSIDE_MAC}"));
@@ -280,23 +337,64 @@ fn bridged(lab: &Lab) -> u64 {
     line.split_whitespace().nth(1).and_then(|packets| packets.parse().ok()).expect("a number")
 }
 
-fn paths(lab: &Lab) -> Vec<Value> {
-    let flows = lab.get("/nat/flows")["flows"].clone();
-    flows.as_array().expect("a list").iter().map(|flow| flow["path"].clone()).collect()
+/// Whether the flows that last are fast.
+fn are_fast(lab: &Lab) -> bool {
+    [CLIENT, DOOR.0].into_iter().all(|port| {
+        let flows = lab.get(&format!("/nat/flows?external_port={port}"));
+        flows["flows"].as_array().is_some_and(|flows| flows.len() == 1 && flows[0]["path"] == "fast")
+    })
 }
 
-fn send_until_the_end(world: &World, socket: &UdpSocket, to: (Ipv4Addr, u16), kind: Kind) {
+/// Of the packets of new flows that come out outside most have passed the bridge by, and with drivers nearly all packets the rest.
+fn are_new_ones_fast(world: &World, lab: &Lab, drivers: Option<&Drivers>) -> bool {
+    let look = || (world.seen_new(Kind::Out), bridged(lab), world.seen_at_all());
+    let (before, sent) = (look(), drivers.map(Drivers::sent));
+    thread::sleep(LOOK);
+    let (after, sent_then) = (look(), drivers.map(Drivers::sent));
+    let (new, up, all) = (after.0 - before.0, after.1 - before.1, after.2 - before.2);
+    let in_drivers = sent.zip(sent_then).is_none_or(|(before, after)| (after - before) * 20 >= all * 19);
+    new > 10 && up * 2 < new && in_drivers
+}
+
+fn send_until_the_end(world: &World, socket: &UdpSocket, to: (Ipv4Addr, u16), kind: Kind, port: u16) {
     while world.goes_on() {
-        world.send(socket, to.into(), kind);
+        world.send(socket, to.into(), kind, port);
         thread::sleep(PACE);
     }
+}
+
+/// Sends from one port after the other; and once more when the answer may have come.
+fn open_until_the_end(
+    world: &World,
+    (host, from): (&Netns, Ipv4Addr),
+    to: (Ipv4Addr, u16),
+    kind: Kind,
+    pace: Duration,
+) {
+    host.run(|| {
+        let mut kept = VecDeque::new();
+        for port in NEW_PORTS.cycle() {
+            if !world.goes_on() {
+                return;
+            }
+            let socket = UdpSocket::bind((from, port)).expect("a socket");
+            world.send(&socket, to.into(), kind, port);
+            kept.push_back((socket, port));
+            if kept.len() > KEPT
+                && let Some((socket, port)) = kept.pop_front()
+            {
+                world.send(&socket, to.into(), kind, port);
+            }
+            thread::sleep(pace);
+        }
+    });
 }
 
 fn answer_until_the_end(world: &World, socket: &UdpSocket, kind: Kind) {
     socket.set_read_timeout(Some(TICK)).expect("a timeout");
     while world.goes_on() {
         if let Ok((_, from)) = socket.recv_from(&mut [0; 64]) {
-            world.send(socket, from, kind);
+            world.send(socket, from, kind, from.port());
         }
     }
 }
@@ -320,34 +418,53 @@ impl Drop for Ending<'_> {
     }
 }
 
+/// Each of them keeps the machine busy, and holds what the kernel changes interfaces under.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 #[test]
 fn whatever_changes_no_packet_comes_out_where_it_must_not() {
+    everything_changes("off");
+}
+
+#[test]
+fn the_same_with_the_fast_path_in_drivers() {
+    everything_changes("on");
+}
+
+fn everything_changes(xdp: &'static str) {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let (seconds, seed) = (number("CHAOS_SECONDS", 8), number("CHAOS_SEED", u64::from(std::process::id())));
-    eprintln!("CHAOS_SEED={seed} CHAOS_SECONDS={seconds}");
-    let (lab, other) = prepare();
+    eprintln!("CHAOS_SEED={seed} CHAOS_SECONDS={seconds} XDP={xdp}");
+    let (lab, other) = prepare(xdp);
     let _worker = lab.start();
     lab.masquerade();
-    lab.forward("udp", 5353, 53);
+    for (external, internal) in [DOOR, NEW_DOOR] {
+        lab.forward("udp", external, internal);
+    }
     let target = Ipv4Addr::from(TARGET);
     let world = World::default();
     world.states.lock().expect("nobody has failed").push(State::CALM);
-    let [client, server] = [40000, 53].map(|port| lab.inside.udp((INSIDE, port)));
-    let [echo, asker] = [5300, 6000].map(|port| lab.outside.udp((target, port)));
+    let [client, server, new_server] =
+        [CLIENT, DOOR.1, NEW_DOOR.1].map(|port| lab.inside.udp((INSIDE, port)));
+    let [echo, asker] = [ECHO, ASKER].map(|port| lab.outside.udp((target, port)));
+    let drivers = (xdp == "on").then(|| Drivers::open(&lab));
+    let new_pace = NEW_PACE.max(Duration::from_secs(seconds) / u32::try_from(NEW_PORTS.len()).expect("few"));
 
+    let (inside, outside) = ((&lab.inside, INSIDE), (&lab.outside, target));
     thread::scope(|scope| {
         let _end = Ending(&world);
-        scope.spawn(|| send_until_the_end(&world, &client, (target, 5300), Kind::Out));
-        scope.spawn(|| send_until_the_end(&world, &asker, (WAN, 5353), Kind::In));
+        scope.spawn(|| send_until_the_end(&world, &client, (target, ECHO), Kind::Out, CLIENT));
+        scope.spawn(|| send_until_the_end(&world, &asker, (WAN, DOOR.0), Kind::In, ASKER));
+        scope.spawn(|| open_until_the_end(&world, inside, (target, ECHO), Kind::Out, new_pace));
+        scope.spawn(|| open_until_the_end(&world, outside, (WAN, NEW_DOOR.0), Kind::In, new_pace));
         scope.spawn(|| answer_until_the_end(&world, &echo, Kind::Back));
         scope.spawn(|| answer_until_the_end(&world, &server, Kind::Answer));
+        scope.spawn(|| answer_until_the_end(&world, &new_server, Kind::Answer));
         scope.spawn(|| watch_until_the_end(&world, &lab.outside, Place::Outside, OUTWARDS));
         scope.spawn(|| watch_until_the_end(&world, &lab.inside, |_| Place::Inside(End::Inside), INWARDS));
         scope.spawn(|| watch_until_the_end(&world, &other, |_| Place::Inside(End::Other), INWARDS));
 
-        let everything_is_fast = || {
-            let paths = paths(&lab);
-            paths.len() == 2 && paths.iter().all(|path| path == "fast")
-        };
+        let everything_is_fast = || are_fast(&lab) && are_new_ones_fast(&world, &lab, drivers.as_ref());
         eventually("the flows do not become fast", everything_is_fast);
         let mut hands =
             Hands { lab: &lab, epoch: Epoch::open(&lab), firewall: String::new(), forward: String::new() };
@@ -361,19 +478,21 @@ fn whatever_changes_no_packet_comes_out_where_it_must_not() {
             world.settled.store(changes, SeqCst);
             state = next;
         };
-        let outwards = || world.seen(Kind::Out) + world.seen(Kind::Answer);
+        let all = |kind| world.seen(kind) + world.seen_new(kind);
+        let outwards = || all(Kind::Out) + all(Kind::Answer);
         let began = Instant::now();
-        let mut due = began;
+        let (mut due, mut late) = (began, 0);
         let mut next = State::CALM;
         for turn in 1.. {
             // On a machine that is busy with other things, for as long as it takes until something was fast meanwhile.
-            let over = began.elapsed().saturating_sub(Duration::from_secs(seconds));
-            if !over.is_zero() && (shortened > 0 || over > PATIENCE) {
+            let over = began.elapsed() > Duration::from_secs(seconds);
+            if over && (shortened > 0 || late == LATE) {
                 break;
             }
             next = next.changed(&mut dice);
             change(next);
-            if turn % CALM_AFTER == 0 {
+            if turn % (if over { CALM_AFTER_ALL } else { CALM_AFTER }) == 0 {
+                late += u32::from(over);
                 if next != next.passable() {
                     next = next.passable();
                     change(next);
@@ -393,18 +512,23 @@ fn whatever_changes_no_packet_comes_out_where_it_must_not() {
         let recovered = eventually("the flows do not become fast again", everything_is_fast);
         for kind in Kind::ALL {
             let before = world.seen(kind);
-            eventually("some packets do not arrive any more", || world.seen(kind) > before + 100);
+            let new = world.seen_new(kind);
+            eventually("some packets do not arrive any more", || {
+                world.seen(kind) > before + 100 && world.seen_new(kind) > new + 20
+            });
         }
         heard.sort();
         eprintln!(
             "{} changes in {took:?} and the way back, heard of after {:?}, {:?} at most; {} packets sent, {} of them \
-             came out, {} where one state alone decided, at least {shortened} past the bridge; fast again after \
+             came out, {} of new flows, {} sent on in drivers, {} where one state alone decided, at least {shortened} past the bridge; fast again after \
              {recovered:?}",
             heard.len(),
             heard[heard.len() / 2],
             heard[heard.len() - 1],
             world.sent.load(SeqCst),
-            Kind::ALL.map(|kind| world.seen(kind)).iter().sum::<u64>(),
+            world.seen_at_all(),
+            Kind::ALL.map(|kind| world.seen_new(kind)).iter().sum::<u64>(),
+            drivers.map_or(0, |drivers| drivers.sent()),
             world.judged.load(SeqCst),
         );
         assert!(shortened > 0, "nothing was fast while everything changed: nothing was shown");
