@@ -20,7 +20,7 @@
 //! | [`machine`] | machines behind the ports of a bridge |
 //! | [`objects`], [`strace`] | workloads, and system calls that fail meanwhile |
 //! | [`faulty_iptables`] | calls of iptables that go wrong |
-//! | [`dice`] | chance that can be repeated |
+//! | [`dice`], [`damage`] | chance that can be repeated, and what it does to frames |
 //! | [`tap`] | the far side of a TAP |
 //! | [`traffic`] | many flows that notice every lost packet |
 
@@ -32,6 +32,7 @@ pub mod bare;
 pub mod behind;
 pub mod chaos;
 pub mod conversation;
+pub mod damage;
 pub mod dice;
 pub mod driver;
 pub mod drivers;

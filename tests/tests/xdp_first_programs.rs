@@ -5,16 +5,10 @@
 #![expect(clippy::panic, reason = "a failure is a panic")]
 
 use ipnet::IpNet;
-use proptest::{
-    prelude::*,
-    sample::Index,
-    test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
-};
-use telecluster_common::{
-    checksum::fold,
-    maps::{Direction, RuleStat},
-};
+use proptest::prop_assert_eq;
+use telecluster_common::maps::{Direction, RuleStat};
 use telecluster_tests::{
+    damage::{CASES, with_damaged},
     driver::{Driver, TC_ACT_REDIRECT, XDP_PASS, XDP_REDIRECT},
     frame::{ACK, FIN, Frame, RST, SYN, TCP, UDP, icmp, tcp, udp, udp_without_checksum},
     sandbox,
@@ -193,9 +187,9 @@ fn left_alone(cast: Cast) -> Vec<(&'static str, Direction, Vec<u8>)> {
         ("not for the router", Out, with(&question, 5, 9)),
         ("too long", Out, udp(asker, resolver, &[7; 1500]).bytes()),
         ("too long", In, udp(client, one_of_many, &[7; 1500]).bytes()),
-        ("no checksum yet", Out, unsummed(&question)),
-        ("no checksum yet", Out, unsummed(&tcp(asker, (cast.remote, 443), SYN, b""))),
-        ("no checksum yet", In, unsummed(&tcp(client, door, SYN, b""))),
+        ("no checksum yet", Out, question.unsummed()),
+        ("no checksum yet", Out, tcp(asker, (cast.remote, 443), SYN, b"").unsummed()),
+        ("no checksum yet", In, tcp(client, door, SYN, b"").unsummed()),
         ("a tunnel of frames", Out, udp(asker, (cast.remote, 4789), b"frame").bytes()),
         ("hosts that do not know each other", Out, udp((cast.other_inside, 40000), resolver, b"q").bytes()),
         ("hosts that do not know each other", In, udp((cast.gateway, 50000), one_of_many, b"q").bytes()),
@@ -209,18 +203,6 @@ fn left_alone(cast: Cast) -> Vec<(&'static str, Direction, Vec<u8>)> {
         ("ICMP", Out, icmp(cast.inside, cast.remote, cast.echo, 7, b"ping").bytes()),
         ("a part", Out, udp(asker, resolver, &[7; 64]).fragments(1, 32)[0].bytes()),
     ]
-}
-
-/// Linux leaves the sum of the pseudo header where the card is to fill in the checksum.
-fn unsummed(frame: &Frame) -> Vec<u8> {
-    let mut bytes = frame.bytes();
-    let (addresses, transport) = if frame.src.is_ipv4() { (26..34, 34) } else { (22..54, 54) };
-    let length = u32::try_from(bytes.len() - transport).expect("a short frame");
-    let words = bytes[addresses].chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1]));
-    let sum = fold(words.sum::<u32>() + u32::from(frame.proto) + length);
-    let place = transport + if frame.proto == UDP { 6 } else { 16 };
-    bytes[place..place + 2].copy_from_slice(&sum.to_be_bytes());
-    bytes
 }
 
 /// Nothing has become of the frames, and nothing is left of them.
@@ -264,23 +246,10 @@ fn no_first_packet_leaves_where_packets_are_not_alike_or_no_program_is() {
 #[test]
 fn damaged_first_packets_pass_untouched_or_leave_as_they_leave_traffic_control() {
     let frames = firsts();
-    let changes = prop::collection::vec((any::<Index>(), any::<u8>()), 0..3);
-    let damaged = (any::<Index>(), changes, prop::option::of(any::<Index>()));
     sandbox::run(|| {
         let driver = std::cell::RefCell::new(driver());
         let left = std::cell::Cell::new(0);
-        let test = |(which, changes, cut): (Index, Vec<(Index, u8)>, Option<Index>)| {
-            let (direction, frame) = which.get(&frames);
-            let (direction, mut bytes) = (*direction, frame.bytes());
-            for (place, byte) in changes {
-                let place = place.index(bytes.len());
-                bytes[place] = byte;
-            }
-            if let Some(cut) = cut {
-                // BPF_PROG_TEST_RUN wants the whole IP header
-                let least = if frame.src.is_ipv4() { 34 } else { 54 };
-                bytes.truncate(least + cut.index(bytes.len() + 1 - least));
-            }
+        with_damaged(&frames, 3, |direction, bytes| {
             let mut driver = driver.borrow_mut();
             forget(&mut driver);
             let xdp = driver.xdp(direction, &bytes);
@@ -293,11 +262,7 @@ fn damaged_first_packets_pass_untouched_or_leave_as_they_leave_traffic_control()
             prop_assert_eq!((xdp.0, tc.0), (XDP_REDIRECT, TC_ACT_REDIRECT));
             prop_assert_eq!(xdp.1, tc.1);
             Ok(())
-        };
-        let config = Config { cases: 4096, failure_persistence: None, ..Config::default() };
-        // the same frames in every run: a failure here must not depend on luck
-        let dice = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
-        TestRunner::new_with_rng(config, dice).run(&damaged, test).expect("all is as it should be");
-        assert!(left.get() > 400, "{} of 4096 have left", left.get());
+        });
+        assert!(left.get() > 400, "{} of {CASES} have left", left.get());
     });
 }

@@ -4,18 +4,12 @@
 use std::mem::offset_of;
 
 use aya::maps::{HashMap, Map};
-use proptest::{
-    prelude::*,
-    sample::Index,
-    test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
-};
-use telecluster_common::{
-    checksum::fold,
-    maps::{Direction, Flow, FlowKey},
-};
+use proptest::prop_assert_eq;
+use telecluster_common::maps::{Direction, Flow, FlowKey};
 use telecluster_tests::{
+    damage::with_damaged,
     driver::{Driver, EPOCH, HOP, TC_ACT_REDIRECT, XDP_PASS, XDP_REDIRECT, pinned, soon},
-    frame::{ACK, Frame, SYN, TCP, UDP, tcp, udp, udp_without_checksum},
+    frame::{ACK, Frame, SYN, TCP, tcp, udp, udp_without_checksum},
     sandbox,
     vectors::{Cast, IPV4, IPV6, Machine as _, Rule, forward},
 };
@@ -144,19 +138,12 @@ fn what_leads_where_no_program_is_goes_on_untouched() {
     });
 }
 
-/// Linux leaves the sum of the pseudo header there.
 #[test]
 fn a_packet_that_lacks_its_checksum_goes_on_untouched() {
     sandbox::run(|| {
         let mut fast = Fast::new();
         for (direction, frame) in [IPV4, IPV6].into_iter().flat_map(frames) {
-            let mut bytes = frame.bytes();
-            let (addresses, transport) = if frame.src.is_ipv4() { (26..34, 34) } else { (22..54, 54) };
-            let length = u32::try_from(bytes.len() - transport).expect("a short frame");
-            let words = bytes[addresses].chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1]));
-            let sum = fold(words.sum::<u32>() + u32::from(frame.proto) + length);
-            let place = transport + if frame.proto == UDP { 6 } else { 16 };
-            bytes[place..place + 2].copy_from_slice(&sum.to_be_bytes());
+            let bytes = frame.unsummed();
             let [xdp, tc] = fast.fast(direction, &bytes);
             assert_eq!((xdp.0, tc.0), (XDP_PASS, TC_ACT_REDIRECT), "{frame:?}");
             assert_eq!(xdp.1, bytes);
@@ -168,22 +155,9 @@ fn a_packet_that_lacks_its_checksum_goes_on_untouched() {
 #[test]
 fn damaged_frames_pass_untouched_or_leave_as_they_leave_traffic_control() {
     let frames: Vec<_> = [IPV4, IPV6].into_iter().flat_map(frames).collect();
-    let changes = prop::collection::vec((any::<Index>(), any::<u8>()), 0..4);
-    let damaged = (any::<Index>(), changes, prop::option::of(any::<Index>()));
     sandbox::run(|| {
         let fast = std::cell::RefCell::new(Fast::new());
-        let test = |(which, changes, cut): (Index, Vec<(Index, u8)>, Option<Index>)| {
-            let (direction, frame) = which.get(&frames);
-            let (direction, mut bytes) = (*direction, frame.bytes());
-            for (place, byte) in changes {
-                let place = place.index(bytes.len());
-                bytes[place] = byte;
-            }
-            if let Some(cut) = cut {
-                // BPF_PROG_TEST_RUN wants the whole IP header
-                let least = if frame.src.is_ipv4() { 34 } else { 54 };
-                bytes.truncate(least + cut.index(bytes.len() + 1 - least));
-            }
+        with_damaged(&frames, 4, |direction, bytes| {
             let mut fast = fast.borrow_mut();
             // Their leases are shorter than this may take.
             fast.find_ways();
@@ -199,10 +173,6 @@ fn damaged_frames_pass_untouched_or_leave_as_they_leave_traffic_control() {
                 prop_assert_eq!(xdp.1, tc.1);
             }
             Ok(())
-        };
-        let config = Config { cases: 4096, failure_persistence: None, ..Config::default() };
-        // the same frames in every run: a failure here must not depend on luck
-        let dice = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
-        TestRunner::new_with_rng(config, dice).run(&damaged, test).expect("all is as it should be");
+        });
     });
 }

@@ -92,6 +92,19 @@ impl Frame {
         }
     }
 
+    /// The same with only the pseudo header's sum where its checksum belongs: Linux leaves that where the card is to fill it in.
+    pub fn unsummed(&self) -> Vec<u8> {
+        let mut bytes = self.bytes();
+        let (addresses, transport) = if self.src.is_ipv4() { (26..34, 34) } else { (22..54, 54) };
+        let mut pseudo = bytes[addresses].to_vec();
+        pseudo.extend([0, self.proto]);
+        pseudo.extend(u16::try_from(bytes.len() - transport).expect("a short frame").to_be_bytes());
+        let sum = checksum(&pseudo).map(|byte| !byte);
+        let place = transport + if self.proto == UDP { 6 } else { 16 };
+        bytes[place..place + 2].copy_from_slice(&sum);
+        bytes
+    }
+
     fn bytes6(&self, src: Ipv6Addr, dst: Ipv6Addr) -> Vec<u8> {
         let payload = u16::try_from(self.options.len() + self.transport.len()).expect("an IPv6 packet");
         let mut bytes = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x86, 0xdd, 0x60, 0, 0, 0];
