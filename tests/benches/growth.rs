@@ -10,22 +10,16 @@ use std::{
     time::Duration,
 };
 
-use aya::{
-    TestRun as _, TestRunOptions,
-    maps::{HashMap, Map, MapData},
-    programs::SchedClassifier,
-};
+use aya::{TestRun as _, TestRunOptions, maps::MapData, programs::SchedClassifier};
 use nix::time::{ClockId, clock_gettime};
-use telecluster_common::{
-    maps::{Direction, Flow, FlowKey, TICK_BITS, flag},
-    tcp::FlowState,
-};
+use telecluster_common::maps::{Direction, Flow, FlowKey, TICK_BITS, flag};
 use telecluster_tests::{
     bare::{self, instruction, map_into_r1},
     dice::Dice,
     frame::{UDP, udp},
     kernel::Kernel,
     sandbox,
+    table::{Table, proven},
     vectors::{IPV4, Machine as _, UPLINK_ADDRESS, forward, masquerade},
 };
 use telecluster_worker::kernel::dataplane::{DataPlane as _, HoldDown, Slot};
@@ -191,9 +185,7 @@ fn frame(flow: u32) -> Vec<u8> {
 
 /// Proven flows of the rule in slot 0, both directions, as the programs would have made them.
 fn fill(flows: u32, beat: u64) {
-    let data = MapData::from_pin("/sys/fs/bpf/telecluster/maps/flow4").expect("the flow table");
-    let mut table: HashMap<MapData, [u8; 16], [u8; 64]> =
-        HashMap::try_from(Map::HashMap(data)).expect("a hash map");
+    let mut table = Table::open();
     let last_seen = u32::try_from(now() >> TICK_BITS & u64::from(u32::MAX)).expect("masked");
     for number in 0..flows {
         let out = key(number);
@@ -206,35 +198,12 @@ fn fill(flows: u32, beat: u64) {
             direction: 0,
             ..key(number)
         };
-        let flow = |to: [A4; 2], ports: [u16; 2], opener| Flow::<A4> {
-            to_src: to[0],
-            to_dst: to[1],
-            to_sport: ports[0],
-            to_dport: ports[1],
-            // as if something changed: the checksum helpers are part of the cost
-            address_difference: 1,
-            port_difference: 1,
-            rule: 0,
-            generation: 1,
-            hop: 0,
-            stamp: 0,
-            lease: 0,
-            last_seen,
-            packets: 0,
-            bytes: 0,
-            created: number,
-            state: FlowState::Established as u8,
-            flags: opener | flag::ANSWERED | flag::PROVEN,
-            synced: u16::try_from(beat & u64::from(u16::MAX)).expect("masked"),
-        };
-        let there = flow([uplink, out.dst], [out.sport, out.dport], flag::OPENER);
-        let back = flow([out.dst, out.src], [out.dport, out.sport], 0);
-        for (key, flow) in [(out, there), (answer, back)] {
-            // SAFETY: integers and byte arrays without padding, of the same size.
-            let (key, flow) =
-                unsafe { (transmute::<FlowKey<A4>, [u8; 16]>(key), transmute::<Flow<A4>, [u8; 64]>(flow)) };
-            table.insert(key, flow, 0).expect("put a flow");
-        }
+        let synced = u16::try_from(beat & u64::from(u16::MAX)).expect("masked");
+        let flow = |src, dst| Flow { created: number, synced, ..proven(src, dst, last_seen) };
+        let there = flow((uplink, out.sport), (out.dst, out.dport));
+        let there = Flow { flags: there.flags | flag::OPENER, ..there };
+        table.put(out, there);
+        table.put(answer, flow((out.dst, out.dport), (out.src, out.sport)));
     }
 }
 

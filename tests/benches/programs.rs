@@ -3,14 +3,13 @@
 //! cost; `-- --verifier`: only the verifier's work.
 
 use std::{
-    mem::transmute,
     net::{IpAddr, Ipv4Addr},
     time::{Duration, Instant},
 };
 
 use aya::{
     TestRun as _, TestRunOptions,
-    maps::{HashMap, Map, MapData},
+    maps::MapData,
     programs::{SchedClassifier, TcAttachType},
     sys::{Stats, enable_stats},
 };
@@ -27,6 +26,7 @@ use telecluster_tests::{
         kernel::{Bridge, Programs, load},
         wire::Wire,
     },
+    table::{Table, proven},
     vectors::{IPV4, IPV6, Machine as _, UPLINK_ADDRESS, masquerade},
 };
 
@@ -238,32 +238,6 @@ fn identity_flow((address, port): (Ipv4Addr, u16)) {
     let IpAddr::V4(remote) = IPV4.remote else { unreachable!("it is IPv4") };
     let (src, dst) = (address.octets(), remote.octets());
     let key = FlowKey::<A4> { src, dst, sport: port, dport: 53, proto: UDP, direction: 1, unused: 0 };
-    let flow = Flow::<A4> {
-        to_src: src,
-        to_dst: dst,
-        to_sport: port,
-        to_dport: 53,
-        // as if something changed: the checksum helpers are part of the cost
-        address_difference: 1,
-        port_difference: 1,
-        rule: 0,
-        generation: 1,
-        hop: 0,
-        stamp: 0,
-        lease: 0,
-        last_seen: u32::MAX / 2,
-        packets: 0,
-        bytes: 0,
-        created: 0,
-        state: 1,
-        flags: flag::OPENER | flag::ANSWERED | flag::PROVEN,
-        synced: 0,
-    };
-    let data = MapData::from_pin("/sys/fs/bpf/telecluster/maps/flow4").expect("the flow table");
-    let mut table: HashMap<MapData, [u8; 16], [u8; 64]> =
-        HashMap::try_from(Map::HashMap(data)).expect("a hash map");
-    // SAFETY: integers and byte arrays without padding, of the same size.
-    let (key, flow) =
-        unsafe { (transmute::<FlowKey<A4>, [u8; 16]>(key), transmute::<Flow<A4>, [u8; 64]>(flow)) };
-    table.insert(key, flow, 0).expect("put the flow");
+    let flow = proven((src, port), (dst, 53), u32::MAX / 2);
+    Table::open().put(key, Flow { flags: flow.flags | flag::OPENER, ..flow });
 }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`telecluster_vectors`] | frames, what becomes of them, and the engine on the host |
 //! | [`kernel`] | the loaded programs through `BPF_PROG_TEST_RUN` |
+//! | [`table`] | flows put into their table |
 //! | [`driver`] | those for drivers and for traffic control, beside each other |
 //! | [`drivers`] | a lab with the fast path in drivers |
 //! | [`lab`] | hosts, worker and sockets in namespaces |
@@ -50,5 +51,6 @@ pub mod sockets;
 pub mod strace;
 pub mod stranger;
 pub mod switch;
+pub mod table;
 pub mod tap;
 pub mod traffic;
