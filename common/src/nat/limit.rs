@@ -30,18 +30,13 @@ where
     T: Tables<A>,
     A: Address,
 {
-    let rule = work.maker.rule;
-    let (per_host, per_rule) = rates(tables, rule, host);
-    let (own, whole) = (PaceKey { host, rule }, PaceKey { host: A::ANY, rule });
-    let own_turn = turn(tables, &own, per_host, now);
-    let rule_turn = turn(tables, &whole, per_rule, now);
-    if !own_turn.is_in_time(now) || !rule_turn.is_in_time(now) {
+    let (own, whole) = turns(tables, work, host, now);
+    if !own.is_in_time(now) || !whole.is_in_time(now) {
         return Err(DropReason::FlowRate);
     }
     let way = work.way();
     if way != Way::DEPARTS && way != Way::ARRIVES {
-        own_turn.pass(tables, &own);
-        rule_turn.pass(tables, &whole);
+        pass(tables, work, host, (own, whole));
     }
     Ok(())
 }
@@ -53,23 +48,35 @@ where
     T: Tables<A>,
     A: Address,
 {
-    let rule = work.maker.rule;
-    let (per_host, per_rule) = rates(tables, rule, host);
-    let (own, whole) = (PaceKey { host, rule }, PaceKey { host: A::ANY, rule });
-    turn(tables, &own, per_host, now).pass(tables, &own);
-    turn(tables, &whole, per_rule, now).pass(tables, &whole);
+    pass(tables, work, host, turns(tables, work, host, now));
 }
 
-/// How many flows in a second, 0: any number, of the inside host and of the rule.
+/// Whose turn it is: the inside host's, and the rule's.
 #[inline(always)]
-fn rates<T, A>(tables: &T, rule: u32, host: A) -> (u32, u32)
+fn turns<T, A>(tables: &T, work: &Work<A>, host: A, now: u64) -> (Turn, Turn)
 where
     T: Tables<A>,
     A: Address,
 {
+    let rule = work.maker.rule;
     let Limits { flows_per_host, flows_per_rule, ports_per_host: _ } = tables.limits();
-    let own = tables.opening(rule).map_or(0, |Opening { flows_per_second, pool: _ }| flows_per_second);
-    (if host.same(A::ANY) { 0 } else { flows_per_host }, if own == 0 { flows_per_rule } else { own })
+    let said = tables.opening(rule).map_or(0, |Opening { flows_per_second, pool: _ }| flows_per_second);
+    let per_host = if host.same(A::ANY) { 0 } else { flows_per_host };
+    let per_rule = if said == 0 { flows_per_rule } else { said };
+    let own = turn(tables, &PaceKey { host, rule }, per_host, now);
+    (own, turn(tables, &PaceKey { host: A::ANY, rule }, per_rule, now))
+}
+
+/// On to the next one, of each.
+#[inline(always)]
+fn pass<T, A>(tables: &T, work: &Work<A>, host: A, (own, whole): (Turn, Turn))
+where
+    T: Tables<A>,
+    A: Address,
+{
+    let rule = work.maker.rule;
+    own.pass(tables, &PaceKey { host, rule });
+    whole.pass(tables, &PaceKey { host: A::ANY, rule });
 }
 
 /// When it is somebody's turn; where there is no limit, now, and `each` is 0.
