@@ -14,31 +14,32 @@ use telecluster_common::{
 
 use crate::{skb::Skb, xdp::Bytes};
 
-/// # Safety
-/// Four bytes must be readable.
-#[inline(always)]
-unsafe fn load32(from: NonNull<u8>) -> u32 {
-    let word: u64;
-    // SAFETY: by the caller's contract. LLVM would make four loads of it, because a packet's bytes may be anywhere; the
-    // verifier forbids that only where the machine does.
-    unsafe {
-        asm!("{word} = *(u32 *)({from} + 0)", word = out(reg) word, from = in(reg) from.as_ptr(),
-            options(pure, readonly, nostack, preserves_flags));
-    }
-    word as u32
-}
+/// Loads of words, which LLVM would make of bytes because a packet's may be anywhere; the verifier forbids them only where the
+/// machine does.
+macro_rules! loads_words {
+    () => {
+        #[inline(always)]
+        unsafe fn load32(from: NonNull<u8>) -> u32 {
+            let word: u64;
+            // SAFETY: readable by the caller's contract.
+            unsafe {
+                asm!("{word} = *(u32 *)({from} + 0)", word = out(reg) word, from = in(reg) from.as_ptr(),
+                    options(pure, readonly, nostack, preserves_flags));
+            }
+            word as u32
+        }
 
-/// # Safety
-/// Two bytes must be readable.
-#[inline(always)]
-unsafe fn load16(from: NonNull<u8>) -> u16 {
-    let word: u64;
-    // SAFETY: as above.
-    unsafe {
-        asm!("{word} = *(u16 *)({from} + 0)", word = out(reg) word, from = in(reg) from.as_ptr(),
-            options(pure, readonly, nostack, preserves_flags));
-    }
-    word as u16
+        #[inline(always)]
+        unsafe fn load16(from: NonNull<u8>) -> u16 {
+            let word: u64;
+            // SAFETY: as above.
+            unsafe {
+                asm!("{word} = *(u16 *)({from} + 0)", word = out(reg) word, from = in(reg) from.as_ptr(),
+                    options(pure, readonly, nostack, preserves_flags));
+            }
+            word as u16
+        }
+    };
 }
 
 impl Frame for Skb {
@@ -71,17 +72,7 @@ impl Frame for Skb {
         Packet::at(self, offset)
     }
 
-    #[inline(always)]
-    unsafe fn load32(from: NonNull<u8>) -> u32 {
-        // SAFETY: by the caller's contract.
-        unsafe { load32(from) }
-    }
-
-    #[inline(always)]
-    unsafe fn load16(from: NonNull<u8>) -> u16 {
-        // SAFETY: by the caller's contract.
-        unsafe { load16(from) }
-    }
+    loads_words!();
 
     #[inline(always)]
     fn tag_beside(&self) -> Option<Tag> {
@@ -159,17 +150,7 @@ impl Frame for Bytes {
         Packet::at(self, offset)
     }
 
-    #[inline(always)]
-    unsafe fn load32(from: NonNull<u8>) -> u32 {
-        // SAFETY: by the caller's contract.
-        unsafe { load32(from) }
-    }
-
-    #[inline(always)]
-    unsafe fn load16(from: NonNull<u8>) -> u16 {
-        // SAFETY: by the caller's contract.
-        unsafe { load16(from) }
-    }
+    loads_words!();
 
     #[inline(always)]
     fn tag_beside(&self) -> Option<Tag> {

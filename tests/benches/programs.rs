@@ -10,7 +10,7 @@ use std::{
 use aya::{
     TestRun as _, TestRunOptions,
     maps::MapData,
-    programs::{SchedClassifier, TcAttachType},
+    programs::{ProgramInfo, SchedClassifier, TcAttachType},
     sys::{Stats, enable_stats},
 };
 use telecluster_common::maps::{Direction, Flow, FlowKey, flag};
@@ -22,13 +22,14 @@ use telecluster_tests::{
     sandbox,
     switch::{
         Port,
-        frames::{Ether, ether, mac},
-        kernel::{Bridge, Programs, load},
+        frames::{Ether, ether, mac, with_datagram},
+        kernel::{Bridge, Plane, Programs, load_with},
         wire::Wire,
     },
     table::{Table, proven},
     vectors::{IPV4, IPV6, Machine as _, UPLINK_ADDRESS, masquerade},
 };
+use telecluster_worker::kernel::xdp::Xdp;
 
 type A4 = [u8; 4];
 
@@ -66,7 +67,7 @@ fn main() {
 /// programs already, because other ports of its bridge have VLANs, and of one that gets them.
 fn hooks() {
     println!("| frames in VLANs | `tc_port_in`, ns | `tc_port_out`, ns |\n|---|---|---|");
-    let plane = load();
+    let plane = load_with(Xdp::On);
     least();
     let [mut attached, mut written] = [Vec::new(), Vec::new()];
     for (what, port, frame, last) in [
@@ -107,6 +108,7 @@ fn hooks() {
         }
         programs.remove();
     }
+    in_drivers(&plane);
     let spread = |mut times: Vec<Duration>| {
         times.sort_unstable();
         let [low, middle, high] = [0, times.len() / 2, times.len() - 1].map(|place| times[place]);
@@ -114,6 +116,36 @@ fn hooks() {
     };
     println!("\nA port's first VLAN, with the programs attached to the port: {}.", spread(attached));
     println!("Where they are attached, because another port of its bridge has a VLAN: {}.", spread(written));
+}
+
+/// The same in the drivers of ports.
+fn in_drivers(plane: &Plane) {
+    println!("\n| datagrams in VLANs | `xdp_port_in`, ns |\n|---|---|");
+    let trunk = Port::trunk(&[10, 20]);
+    for (what, ports, tagged) in [
+        ("from access port to access port", [Port::access(10), Port::access(10)], [false, false]),
+        ("from trunk to trunk", [trunk.clone(), trunk.clone()], [true, true]),
+        ("from access port to trunk", [Port::access(10), trunk.clone()], [false, true]),
+        ("from trunk to access port", [trunk, Port::access(10)], [true, false]),
+    ] {
+        let [one, other] = ports;
+        let programs = Programs::in_drivers(plane, &[Port::plain(), one, other]);
+        let wires = ["e1", "e2"].map(Wire::all);
+        let frame = |src, dst, tagged| {
+            let frame = ether(src, dst);
+            with_datagram(&if tagged { frame.q(10) } else { frame }.bytes())
+        };
+        let (question, answer) = (frame(mac(1), mac(2), tagged[0]), frame(mac(2), mac(1), tagged[1]));
+        eventually("the stations are not known", || {
+            let before = Programs::switched_in_drivers(plane);
+            wires[1].send(&answer);
+            wires[0].send(&question);
+            Programs::switched_in_drivers(plane) > before
+        });
+        let [spent] = rounds(&wires[0], &question, ["xdp_port_in"]);
+        println!("| {what} | {spent} |");
+        programs.remove();
+    }
 }
 
 /// What no program at a hook can be cheaper than: one that does nothing is the statistics' own time.
@@ -174,7 +206,7 @@ fn rounds<const N: usize>(wire: &Wire, frame: &[u8], programs: [&str; N]) -> [St
 /// What a program has spent so far, and on how many frames.
 fn spent(name: &str) -> (Duration, u64) {
     let pin = format!("/sys/fs/bpf/telecluster/progs/{name}");
-    let info = SchedClassifier::from_pin(pin).expect("a program").info().expect("about it");
+    let info = ProgramInfo::from_pin(pin).expect("a program");
     (info.run_time(), info.run_count())
 }
 
