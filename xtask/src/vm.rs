@@ -18,7 +18,8 @@ const IMAGE: &str = include_str!("../vm/image.sh");
 const INIT: &str = include_str!("../vm/init.sh");
 /// A hung guest must not hang CI. Emulation is some 20 times slower than the machine.
 const TIMEOUT_SECONDS: &str = "1800";
-const MEMORY_MB: &str = "2048";
+/// The image is there twice while the guest unpacks it, and what does not fit is left out without a word.
+const MEMORY_MB: &str = "4096";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
