@@ -2,7 +2,7 @@
 //! (Documentation/netlink/specs/netdev.yaml). Two short messages, written by hand.
 
 use netlink_packet_core::{DefaultNla, Emitable as _, NLM_F_ACK, NLM_F_REQUEST, NlasIterator};
-use netlink_sys::protocols::NETLINK_GENERIC;
+use netlink_sys::{Socket, protocols::NETLINK_GENERIC};
 use nix::errno::Errno;
 
 use super::{KernelError, dump, rtnl::io_error};
@@ -11,6 +11,9 @@ const CONTROL: u16 = 0x10;
 const GET_FAMILY: u8 = 3;
 const FAMILY_ID: u16 = 1;
 const FAMILY_NAME: u16 = 2;
+const FAMILY_GROUPS: u16 = 7;
+const GROUP_NAME: u16 = 1;
+const GROUP_ID: u16 = 2;
 
 const GET_DEVICE: u8 = 1;
 const INDEX: u16 = 1;
@@ -37,11 +40,7 @@ pub struct Abilities {
 
 /// Of the interface with this index. `None`: this kernel does not tell.
 pub fn abilities(index: u32) -> Result<Option<Abilities>, KernelError> {
-    let family = match ask(CONTROL, GET_FAMILY, FAMILY_NAME, b"netdev\0") {
-        Ok(answer) => attribute(&answer, FAMILY_ID),
-        Err(error) if error.errno == Some(Errno::ENOENT as i32) => return Ok(None),
-        Err(error) => return Err(error),
-    };
+    let family = family()?.and_then(|family| attribute(&family, FAMILY_ID));
     let family = family.and_then(|value| value.try_into().ok()).map(u16::from_ne_bytes);
     let Some(family) = family else { return Ok(None) };
     let answer = ask(family, GET_DEVICE, INDEX, &index.to_ne_bytes())?;
@@ -49,6 +48,52 @@ pub fn abilities(index: u32) -> Result<Option<Abilities>, KernelError> {
     Ok(features
         .map(u64::from_ne_bytes)
         .map(|features| Abilities { native: features & NATIVE != 0, transmits: features & TRANSMITS != 0 }))
+}
+
+/// Says when what an interface of this namespace can do has changed: that of a veth changes with its other end, wherever that is.
+#[derive(Debug)]
+pub struct Changes(Socket);
+
+impl Changes {
+    /// `None`: this kernel does not tell.
+    pub fn open() -> Result<Option<Self>, KernelError> {
+        let groups = family()?.and_then(|family| attribute(&family, FAMILY_GROUPS));
+        let Some(group) = groups.and_then(|groups| group(&groups, b"mgmt\0")) else { return Ok(None) };
+        let open = || {
+            let mut socket = Socket::new(NETLINK_GENERIC)?;
+            socket.bind_auto()?;
+            socket.add_membership(group)?;
+            Ok(socket)
+        };
+        open()
+            .map(|socket| Some(Self(socket)))
+            .map_err(|error| io_error("hear of changes of drivers", &error))
+    }
+
+    /// Waits for the next one. What was too much at once has been one too.
+    pub fn next(&self) -> Result<(), KernelError> {
+        match self.0.recv_from_full() {
+            Ok(_) => Ok(()),
+            Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => Ok(()),
+            Err(error) => Err(io_error("hear of changes of drivers", &error)),
+        }
+    }
+}
+
+/// What there is to know of the family; `None`: this kernel has none such.
+fn family() -> Result<Option<Vec<u8>>, KernelError> {
+    match ask(CONTROL, GET_FAMILY, FAMILY_NAME, b"netdev\0") {
+        Ok(answer) => Ok(Some(answer)),
+        Err(error) if error.errno == Some(Errno::ENOENT as i32) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The number of a multicast group, from a list of them.
+fn group(groups: &[u8], name: &[u8]) -> Option<u32> {
+    let groups = NlasIterator::new(groups).map_while(Result::ok);
+    let mut named = groups.filter(|group| attribute(group.value(), GROUP_NAME).as_deref() == Some(name));
+    attribute(named.next()?.value(), GROUP_ID)?.try_into().ok().map(u32::from_ne_bytes)
 }
 
 /// One question with one attribute; the attributes of the answer.
@@ -82,6 +127,12 @@ fn attribute(attributes: &[u8], kind: u16) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn changes_are_heard_of_where_abilities_are_told() {
+        let tells = abilities(1).unwrap().is_some();
+        assert_eq!(Changes::open().unwrap().is_some(), tells);
+    }
 
     #[test]
     fn loopback_has_no_native_xdp_where_the_kernel_tells() {

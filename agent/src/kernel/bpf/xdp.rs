@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        mpsc::{self, RecvTimeoutError, SyncSender},
+        mpsc::{self, RecvTimeoutError, SyncSender, TrySendError},
     },
     thread,
     time::Duration,
@@ -58,8 +58,8 @@ const PERIOD: Duration = Duration::from_secs(2);
 /// How long a burst of changes is waited for.
 const BURST: Duration = Duration::from_millis(50);
 
-/// Starts a thread that looks again a moment after it was told to, and every two seconds. It has nothing to do where
-/// nobody insists on XDP: cards do not change their minds.
+/// Starts a thread that looks again a moment after it was told to, by others or by the kernel, and every two seconds. It has nothing
+/// to do where nobody insists on XDP: cards do not change their minds.
 pub fn watch(plane: Arc<BpfDataPlane>, wishes: &Wishes) -> Result<SyncSender<()>, KernelError> {
     let (tell, told) = mpsc::sync_channel(1);
     if !wishes.insist() {
@@ -73,11 +73,20 @@ pub fn watch(plane: Arc<BpfDataPlane>, wishes: &Wishes) -> Result<SyncSender<()>
             plane.look_at_drivers();
         }
     };
-    thread::Builder::new()
-        .name("driver-watch".to_owned())
-        .spawn(run)
-        .map(|_| tell)
-        .map_err(|error| KernelError::other("start the watch of drivers", error.to_string()))
+    start("driver-watch", run)?;
+    if let Some(changes) = netdev::Changes::open()? {
+        let tell = tell.clone();
+        let hear = move || {
+            while changes.next().is_ok() && tell.try_send(()) != Err(TrySendError::Disconnected(())) {}
+        };
+        start("driver-events", hear)?;
+    }
+    Ok(tell)
+}
+
+fn start(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), KernelError> {
+    let started = thread::Builder::new().name(name.to_owned()).spawn(run);
+    started.map(drop).map_err(|error| KernelError::other("start the watch of drivers", error.to_string()))
 }
 
 /// For how many milliseconds a program of ours is waited for that was taken out a moment ago: when the last reference to
