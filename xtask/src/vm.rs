@@ -16,8 +16,8 @@ use crate::sh::{cargo, command, quoted, run, say, search_path, target_dir};
 
 const IMAGE: &str = include_str!("../vm/image.sh");
 const INIT: &str = include_str!("../vm/init.sh");
-/// A hung guest must not hang CI. Emulation is some 20 times slower than the machine.
-const TIMEOUT_SECONDS: &str = "1800";
+/// A hung guest must not hang CI. Emulation is some 20 times slower than the machine, and beside others three times as slow as that.
+const TIMEOUT_SECONDS: &str = "3000";
 /// The image is there twice while the guest unpacks it, and what does not fit is left out without a word.
 const MEMORY_MB: &str = "4096";
 
