@@ -16,17 +16,8 @@ use crate::{lint, schemathesis, vm};
 /// What another kernel may do differently: its verifier, clsact, what NAT and fast path do on real packets; and what
 /// this one may not have at all: VLAN links (8021q), a bridge's own VLAN filter. What needs no kernel is not for it, and in an
 /// emulator the others take too long for every run; `cargo xtask vm-test` runs them all.
-const ON_ANOTHER_KERNEL: [&str; 9] = [
-    "bridge_filter",
-    "fastpath",
-    "foreign",
-    "icmp",
-    "links",
-    "nat",
-    "nat6",
-    "programs",
-    "readme",
-];
+const ON_ANOTHER_KERNEL: [&str; 9] =
+    ["bridge_filter", "fastpath", "foreign", "icmp", "links", "nat", "nat6", "programs", "readme"];
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
