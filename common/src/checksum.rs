@@ -3,6 +3,8 @@
 //! A difference is kept folded in 16 bits, in the order in which the bytes stand in the packet, read as a native
 //! integer. The sum is independent of byte order as long as everybody uses the same one (RFC 1071 section 2 (B)).
 
+use crate::words::{load16, store16};
+
 /// Folds carries until 16 bits are left.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "two folds leave at most 16 bits")]
@@ -33,8 +35,19 @@ pub const fn difference_port(from: u16, to: u16) -> u32 {
 /// The checksum field after the data under it changed by `difference` (RFC 1624 equation 3).
 #[inline(always)]
 pub const fn apply(checksum: [u8; 2], difference: u16) -> [u8; 2] {
-    let sum = (!u16::from_ne_bytes(checksum)) as u32 + difference as u32;
-    (!fold(sum)).to_ne_bytes()
+    changed(u16::from_ne_bytes(checksum), difference).to_ne_bytes()
+}
+
+/// The same as a number.
+#[inline(always)]
+pub const fn changed(checksum: u16, difference: u16) -> u16 {
+    !fold((!checksum) as u32 + difference as u32)
+}
+
+/// The same, in its place.
+#[inline(always)]
+pub fn adjust(checksum: &mut [u8; 2], difference: u16) {
+    store16(checksum, changed(load16(checksum), difference));
 }
 
 #[inline(always)]

@@ -14,6 +14,7 @@ use crate::{
     checksum,
     packet::{Addressed, FRAGMENT_OFFSET, Packet, Piece, Wire, icmp},
     tcp::proto,
+    words::{load16, load32, store32},
 };
 
 /// Reserved (IANA).
@@ -154,12 +155,12 @@ impl Address for [u8; 4] {
 
     #[inline(always)]
     fn src(header: &Ipv4Hdr) -> Self {
-        header.src_addr
+        load32(&header.src_addr).to_ne_bytes()
     }
 
     #[inline(always)]
     fn dst(header: &Ipv4Hdr) -> Self {
-        header.dst_addr
+        load32(&header.dst_addr).to_ne_bytes()
     }
 
     #[inline(always)]
@@ -220,14 +221,14 @@ impl Address for [u8; 4] {
         // The protocol shares the word with it, and does not change.
         let word = |ttl| u16::from_ne_bytes([ttl, 0]);
         let difference = checksum::fold(checksum::difference16(word(header.ttl), word(ttl)));
-        header.check = checksum::apply(header.check, difference);
+        checksum::adjust(&mut header.check, difference);
         header.ttl = ttl;
         0 // the header's own checksum makes up for it
     }
 
     #[inline(always)]
     fn payload_len(header: &Ipv4Hdr) -> u16 {
-        u16::from_be_bytes(header.tot_len).wrapping_sub(u16::from(header.vihl & 15) * 4)
+        u16::from_be(load16(&header.tot_len)).wrapping_sub(u16::from(header.vihl & 15) * 4)
     }
 
     #[inline(always)]
@@ -268,9 +269,9 @@ impl Address for [u8; 4] {
 
     #[inline(always)]
     fn rewrite(header: &mut Ipv4Hdr, src: Self, dst: Self, difference: u16) {
-        header.src_addr = src;
-        header.dst_addr = dst;
-        header.check = checksum::apply(header.check, difference);
+        store32(&mut header.src_addr, u32::from_ne_bytes(src));
+        store32(&mut header.dst_addr, u32::from_ne_bytes(dst));
+        checksum::adjust(&mut header.check, difference);
     }
 }
 
@@ -402,7 +403,7 @@ impl Address for [u8; 16] {
 
     #[inline(always)]
     fn payload_len(header: &Ipv6Hdr) -> u16 {
-        u16::from_be_bytes(header.payload_len)
+        u16::from_be(load16(&header.payload_len))
     }
 
     #[inline(always)]
@@ -421,8 +422,8 @@ impl Address for [u8; 16] {
 
     #[inline(always)]
     fn rewrite(header: &mut Ipv6Hdr, src: Self, dst: Self, _difference: u16) {
-        header.src_addr = src;
-        header.dst_addr = dst;
+        write_words(&mut header.src_addr, src);
+        write_words(&mut header.dst_addr, dst);
     }
 }
 
@@ -438,14 +439,17 @@ const fn bytes(words: [u32; 4]) -> [u8; 16] {
     unsafe { core::mem::transmute(words) }
 }
 
-/// A copy out of a packet, where nothing is aligned.
+/// A copy out of a packet.
 #[inline(always)]
 fn by_words(address: &[u8; 16]) -> [u8; 16] {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *address;
-    bytes([
-        u32::from_ne_bytes([a, b, c, d]),
-        u32::from_ne_bytes([e, f, g, h]),
-        u32::from_ne_bytes([i, j, k, l]),
-        u32::from_ne_bytes([m, n, o, p]),
-    ])
+    let [a, b, c, d] = address.as_chunks::<4>().0 else { return [0; 16] };
+    bytes([load32(a), load32(b), load32(c), load32(d)])
+}
+
+/// A copy into a packet.
+#[inline(always)]
+fn write_words(address: &mut [u8; 16], new: [u8; 16]) {
+    for (at, word) in address.as_chunks_mut::<4>().0.iter_mut().zip(words(new)) {
+        store32(at, word);
+    }
 }

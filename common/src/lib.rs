@@ -12,6 +12,8 @@
 //!
 //! The ports of bridges with VLANs have a story of their own, told in [`vlan`].
 #![no_std]
+// Inline assembly for BPF is unstable; see `words`.
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod checksum;
 pub mod drop;
@@ -22,3 +24,4 @@ pub mod packet;
 pub mod tables;
 pub mod tcp;
 pub mod vlan;
+mod words;

@@ -147,6 +147,7 @@ const _: () = {
     // One exchange takes both, see `crate::nat::collect`.
     assert!(offset_of!(Flow<A4>, last_seen) == offset_of!(Flow<A4>, lease) + 4);
     assert!(offset_of!(Flow<A6>, last_seen) == offset_of!(Flow<A6>, lease) + 4);
+    assert!(offset_of!(Hop, link) % 4 == 0 && align_of::<Hop>() >= 4);
     assert!(offset_of!(Flow<A4>, lease) % 8 == 0 && offset_of!(Flow<A6>, lease) % 8 == 0);
     assert!(size_of::<FlowKey<A6>>() == 40);
     assert!(size_of::<Flow<A6>>() == 88);

@@ -20,7 +20,10 @@ pub use self::{
     parse::{Addressed, Headers, Parsed, headers_at, parse},
     piece::Piece,
 };
-use crate::checksum;
+use crate::{
+    checksum,
+    words::{load16, store16},
+};
 
 /// A packet on its way through an interface: an Ethernet frame whose outer VLAN tag, if any, is not in its bytes.
 pub trait Packet {
@@ -96,16 +99,16 @@ impl ChecksumFix {
         Self { uncovered: checksum::fold(self.uncovered as u32 + uncovered), ..self }
     }
 
-    /// What a checksum becomes that is whole.
+    /// Changes a checksum that is whole.
     #[inline(always)]
-    pub const fn applied(self, old: [u8; 2]) -> [u8; 2] {
-        let [high, low] = old;
-        if self.optional && high | low == 0 {
-            return old;
+    pub fn apply(self, field: &mut [u8; 2]) {
+        let old = load16(field);
+        if self.optional && old == 0 {
+            return;
         }
-        let difference = checksum::fold(self.pseudo as u32 + self.body as u32);
-        let [high, low] = checksum::apply(old, difference);
+        let difference = checksum::fold(u32::from(self.pseudo) + u32::from(self.body));
+        let new = checksum::changed(old, difference);
         // 0 would say that there is none (RFC 768).
-        if self.optional && high | low == 0 { [0xff, 0xff] } else { [high, low] }
+        store16(field, if self.optional && new == 0 { 0xffff } else { new });
     }
 }

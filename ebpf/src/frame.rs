@@ -1,46 +1,18 @@
 //! Frames as the VLAN filter sees them: a socket buffer, with a tag in its bytes or beside them; and what a driver has, with
 //! the tag in its bytes.
 
-use core::{arch::asm, ptr::NonNull};
+use core::ptr::NonNull;
 
 use aya_ebpf::{
     bindings::BPF_F_INGRESS,
     helpers::{bpf_clone_redirect, bpf_skb_vlan_pop, bpf_skb_vlan_push, bpf_xdp_adjust_head},
 };
 use telecluster_common::{
-    packet::{Packet, Wire},
+    packet::{LinkHeader, Packet, Wire},
     vlan::frame::{Frame, Note, Tag},
 };
 
 use crate::{skb::Skb, xdp::Bytes};
-
-/// Loads of words, which LLVM would make of bytes because a packet's may be anywhere; the verifier forbids them only where the
-/// machine does.
-macro_rules! loads_words {
-    () => {
-        #[inline(always)]
-        unsafe fn load32(from: NonNull<u8>) -> u32 {
-            let word: u64;
-            // SAFETY: readable by the caller's contract.
-            unsafe {
-                asm!("{word} = *(u32 *)({from} + 0)", word = out(reg) word, from = in(reg) from.as_ptr(),
-                    options(pure, readonly, nostack, preserves_flags));
-            }
-            word as u32
-        }
-
-        #[inline(always)]
-        unsafe fn load16(from: NonNull<u8>) -> u16 {
-            let word: u64;
-            // SAFETY: as above.
-            unsafe {
-                asm!("{word} = *(u16 *)({from} + 0)", word = out(reg) word, from = in(reg) from.as_ptr(),
-                    options(pure, readonly, nostack, preserves_flags));
-            }
-            word as u16
-        }
-    };
-}
 
 impl Frame for Skb {
     #[inline(always)]
@@ -71,8 +43,6 @@ impl Frame for Skb {
         Packet::make_linear(self, offset + size_of::<T>());
         Packet::at(self, offset)
     }
-
-    loads_words!();
 
     #[inline(always)]
     fn tag_beside(&self) -> Option<Tag> {
@@ -150,8 +120,6 @@ impl Frame for Bytes {
         Packet::at(self, offset)
     }
 
-    loads_words!();
-
     #[inline(always)]
     fn tag_beside(&self) -> Option<Tag> {
         None
@@ -162,8 +130,8 @@ impl Frame for Bytes {
         let Some(start) = Packet::at::<[u8; ADDRESSES + TAG]>(self, 0) else { return false };
         // SAFETY: `at` checked the bounds of all of it.
         unsafe {
-            let addresses = start.cast::<[u8; ADDRESSES]>().read_unaligned();
-            start.byte_add(TAG).cast().write_unaligned(addresses);
+            let addresses = LinkHeader::read(start.cast().as_ref());
+            addresses.write(start.byte_add(TAG).cast().as_mut());
         }
         // SAFETY: the context of the program that runs; no pointer into the packet is used after this. There is so much.
         unsafe { bpf_xdp_adjust_head(self.0, TAG as i32) == 0 }
@@ -180,8 +148,8 @@ impl Frame for Bytes {
         let [c, d] = tag.control.to_be_bytes();
         // SAFETY: as above.
         unsafe {
-            let addresses = start.byte_add(TAG).cast::<[u8; ADDRESSES]>().read_unaligned();
-            start.cast().write_unaligned(addresses);
+            let addresses = LinkHeader::read(start.byte_add(TAG).cast().as_ref());
+            addresses.write(start.cast().as_mut());
             start.byte_add(ADDRESSES).cast().write_unaligned([a, b, c, d]);
         }
         true

@@ -2,7 +2,7 @@
 //! [`maps`] and [`switch`], where a packet's bytes are in [`skb`], [`frame`] and [`xdp`], which has its own entry points.
 #![no_std]
 #![no_main]
-// Inline assembly for BPF is unstable; it is used for a few instructions, see `skb`, `frame` and `atomic`.
+// Inline assembly for BPF is unstable; it is used for a few instructions, see `skb` and `atomic`.
 #![feature(asm_experimental_arch)]
 
 mod atomic;

@@ -270,7 +270,7 @@ impl Packet for Bytes {
         let Some(mut field) = self.place::<Checksum>(fix.offset) else { return false };
         // SAFETY: `place` checked the bounds; nothing else holds the packet.
         let field = unsafe { field.as_mut() };
-        field.0 = fix.applied(field.0);
+        fix.apply(&mut field.0);
         true
     }
 }

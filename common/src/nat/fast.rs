@@ -22,6 +22,7 @@ use crate::{
     packet::{ChecksumFix, Headers, LinkHeader, Packet, Parsed, note, parse},
     tables::{FlowRef, Host, Tables},
     tcp::{FlowState, proto},
+    words,
 };
 
 /// Entries that are tried for a new hop before its flows stay on the kernel's way.
@@ -91,8 +92,18 @@ impl HopRef {
         if self.stamp() != u64::from(epoch) {
             return None;
         }
-        // SAFETY: readable by the contract of `new`; every bit pattern is a Hop.
-        let hop = unsafe { self.0.as_ptr().read_volatile() };
+        let entry = self.0.as_ptr();
+        // SAFETY: readable by the contract of `new`; every bit pattern is a Hop, which is aligned to eight bytes, its `link` to four
+        // (asserted in `maps`).
+        let hop = unsafe {
+            Hop {
+                stamp: u64::from(epoch),
+                interface: (&raw const (*entry).interface).read_volatile(),
+                from: (&raw const (*entry).from).read_volatile(),
+                mtu: (&raw const (*entry).mtu).read_volatile(),
+                link: LinkHeader::load(&raw const (*entry).link),
+            }
+        };
         // When the epoch has just ended, somebody may be writing it anew: what was read then is half of each.
         (self.stamp() == u64::from(epoch)).then_some(hop)
     }
@@ -240,9 +251,9 @@ const fn tick(now: u64) -> u32 {
 /// Gives the frame the addresses of its new link. False: its first bytes cannot be reached.
 #[inline(always)]
 pub(super) fn address<P: Packet>(packet: &mut P, hop: &Hop) -> bool {
-    let Some(mut link) = packet.at::<LinkHeader>(0) else { return false };
+    let Some(mut link) = packet.at::<[u8; size_of::<LinkHeader>()]>(0) else { return false };
     // SAFETY: `at` checked the bounds; nothing else holds the packet.
-    unsafe { *link.as_mut() = hop.link };
+    hop.link.write(unsafe { link.as_mut() });
     true
 }
 
@@ -266,7 +277,7 @@ pub(super) fn is_for<P: Packet>(packet: &mut P, mac: [u8; 6]) -> bool {
     packet.make_linear(size_of::<LinkHeader>());
     let Some(link) = packet.at::<LinkHeader>(0) else { return false };
     // SAFETY: `at` checked the bounds; nothing else holds the packet.
-    same(unsafe { link.as_ref() }.dst, mac)
+    words::same6(unsafe { &link.as_ref().dst }, mac)
 }
 
 /// To the inside, where it leaves through a port of the LAN: writes down the way of the flow that it belongs to.
@@ -319,9 +330,9 @@ pub(super) fn learn<P, T, A>(
         return;
     }
     let Some(Port { mtu, .. }) = tables.port(interface) else { return };
-    let Some(link) = packet.at::<LinkHeader>(0) else { return };
-    // SAFETY: `at` checked the bounds.
-    let link = unsafe { link.as_ptr().read() };
+    let Some(link) = packet.at::<[u8; size_of::<LinkHeader>()]>(0) else { return };
+    // SAFETY: `at` checked the bounds; nothing else holds the packet.
+    let link = LinkHeader::read(unsafe { link.as_ref() });
     let wanted = Hop { stamp: 0, interface, from, mtu, link };
     let Some(slot) = slot_of(tables, &wanted, epoch) else { return };
 
@@ -388,23 +399,13 @@ fn slot_of<T: Ways>(tables: &T, wanted: &Hop, epoch: u32) -> Option<u32> {
 
 #[inline(always)]
 fn leads_as(a: &Hop, b: &Hop) -> bool {
-    (a.interface, a.from, a.mtu) == (b.interface, b.from, b.mtu)
-        && same(a.link.dst, b.link.dst)
-        && same(a.link.src, b.link.src)
-}
-
-/// By words; a comparison of arrays would be a call.
-#[inline(always)]
-const fn same([a, b, c, d, e, f]: [u8; 6], [g, h, i, j, k, l]: [u8; 6]) -> bool {
-    u32::from_ne_bytes([a, b, c, d]) == u32::from_ne_bytes([g, h, i, j])
-        && u16::from_ne_bytes([e, f]) == u16::from_ne_bytes([k, l])
+    (a.interface, a.from, a.mtu) == (b.interface, b.from, b.mtu) && a.link.same(b.link)
 }
 
 /// Where the search for a hop begins: neighbours differ in the last bytes of their address.
 #[inline(always)]
 fn hash(hop: &Hop) -> u32 {
-    let [_, _, a, b, c, d] = hop.link.dst;
-    let mixed = u32::from_ne_bytes([a, b, c, d]) ^ hop.interface.wrapping_mul(0x85eb_ca6b) ^ hop.from;
+    let mixed = hop.link.number() ^ hop.interface.wrapping_mul(0x85eb_ca6b) ^ hop.from;
     // Knuth's multiplicative hash: the upper bits are the mixed ones.
     mixed.wrapping_mul(0x9e37_79b1) >> 16
 }

@@ -41,6 +41,7 @@ use crate::{
     packet::{ChecksumFix, Headers, Packet, Parsed, headers_at, note, parse},
     tables::{FlowRef, Tables},
     tcp::proto,
+    words::{load16, store16},
 };
 
 use self::{
@@ -401,17 +402,17 @@ pub fn rewrite<A: Address>(headers: Headers<'_, A>, flow: FlowRef<A>) -> Checksu
     A::rewrite(ip, flow.to_src(), flow.to_dst(), pseudo);
     // IPv4's own checksum makes up for its addresses.
     let uncovered = if A::ICMP_HAS_PSEUDO_HEADER { pseudo } else { 0 };
-    let (sport, dport) = (flow.to_sport().to_be_bytes(), flow.to_dport().to_be_bytes());
     if protocol == A::ICMP {
+        let (sport, dport) = (flow.to_sport().to_be_bytes(), flow.to_dport().to_be_bytes());
         transport.third = if A::asks(transport.first[0]) { sport } else { dport };
         let pseudo = if A::ICMP_HAS_PSEUDO_HEADER { pseudo } else { 0 };
         return ChecksumFix { offset: transport_offset + 2, pseudo, body, optional: false, uncovered };
     }
-    transport.first = sport;
-    transport.second = dport;
+    store16(&mut transport.first, flow.to_sport().to_be());
+    store16(&mut transport.second, flow.to_dport().to_be());
     match protocol {
         // Nothing makes up for the ports then, nor over IPv6 for the addresses (RFC 6935).
-        proto::UDP if u16::from_ne_bytes(transport.fourth) == 0 => {
+        proto::UDP if load16(&transport.fourth) == 0 => {
             ChecksumFix { offset: transport_offset + 6, pseudo: 0, body: 0, optional: true, uncovered }
                 .and(u32::from(body))
         }

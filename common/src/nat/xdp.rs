@@ -31,6 +31,7 @@ use crate::{
     },
     tables::{FlowRef, Tables},
     tcp::proto,
+    words::load16,
 };
 
 /// What this hook needs beyond the fast path's maps.
@@ -158,5 +159,5 @@ fn is_whole<P: Packet, A: Address>(packet: &mut P, protocol: u8, pseudo: u16) ->
     let place = EthHdr::LEN + size_of::<A::Header>();
     let field = packet.at::<Checksum>(place + if protocol == proto::TCP { 16 } else { 6 })?;
     // SAFETY: `at` checked the bounds; nothing else holds the packet.
-    Some(!lacks_checksum(unsafe { field.as_ref() }.0, pseudo))
+    Some(!lacks_checksum(load16(unsafe { &field.as_ref().0 }), pseudo))
 }

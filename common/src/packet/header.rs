@@ -2,6 +2,8 @@
 
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
+use crate::words::{load32, store32};
+
 /// Types that may be laid over packet bytes.
 ///
 /// # Safety
@@ -36,6 +38,68 @@ const _: () = {
 pub struct LinkHeader {
     pub dst: [u8; 6],
     pub src: [u8; 6],
+}
+
+impl LinkHeader {
+    /// Reads those of a map, word by word: LLVM would keep each byte in a register of its own.
+    ///
+    /// # Safety
+    /// Readable, and aligned to four bytes.
+    #[inline(always)]
+    pub unsafe fn load(from: *const Self) -> Self {
+        let from = from.cast::<u32>();
+        // SAFETY: by the caller's contract.
+        Self::from_words(unsafe {
+            [from.read_volatile(), from.add(1).read_volatile(), from.add(2).read_volatile()]
+        })
+    }
+
+    /// Those of a frame, whose first bytes these are.
+    #[inline(always)]
+    #[must_use]
+    pub fn read(frame: &[u8; 12]) -> Self {
+        let mut words = [0; 3];
+        for (word, bytes) in words.iter_mut().zip(frame.as_chunks::<4>().0) {
+            *word = load32(bytes);
+        }
+        Self::from_words(words)
+    }
+
+    /// Gives them to a frame.
+    #[inline(always)]
+    pub fn write(self, frame: &mut [u8; 12]) {
+        for (bytes, word) in frame.as_chunks_mut::<4>().0.iter_mut().zip(self.words()) {
+            store32(bytes, word);
+        }
+    }
+
+    /// The same addresses?
+    #[inline(always)]
+    #[must_use]
+    pub fn same(self, other: Self) -> bool {
+        let ([a, b, c], [d, e, f]) = (self.words(), other.words());
+        (a ^ d) | (b ^ e) | (c ^ f) == 0
+    }
+
+    /// The last four bytes of the destination as a number: neighbours differ there.
+    #[inline(always)]
+    #[must_use]
+    pub fn number(self) -> u32 {
+        let [first, second, _] = self.words();
+        first.to_be() << 16 | second.to_be() >> 16
+    }
+
+    #[inline(always)]
+    const fn words(self) -> [u32; 3] {
+        // SAFETY: as many bytes, and every bit pattern is valid.
+        unsafe { core::mem::transmute(self) }
+    }
+
+    #[inline(always)]
+    const fn from_words(words: [u32; 3]) -> Self {
+        // SAFETY: as many bytes, and every bit pattern is valid.
+        unsafe { core::mem::transmute(words) }
+    }
 }
 
 /// The first eight bytes of TCP, UDP or an ICMP query.

@@ -15,6 +15,7 @@ use crate::{
     family::Address,
     maps::{Direction, FlowKey},
     tcp::proto,
+    words::load16,
 };
 
 /// What the headers of a frame are.
@@ -88,7 +89,7 @@ impl<A: Address> Headers<'_, A> {
             let identifier = u16::from_be_bytes(self.transport.third);
             if A::asks(self.transport.first[0]) { (identifier, 0) } else { (0, identifier) }
         } else {
-            (u16::from_be_bytes(self.transport.first), u16::from_be_bytes(self.transport.second))
+            (u16::from_be(load16(&self.transport.first)), u16::from_be(load16(&self.transport.second)))
         };
         FlowKey {
             src: A::src(self.ip),
@@ -208,7 +209,7 @@ pub(crate) fn locate4<P: Packet>(packet: &mut P) -> Addressed<[u8; 4]> {
     // SAFETY: `at` checked the bounds, `Wire` the layout; nothing else holds the packet.
     let (vihl, protocol, fragment, src) = unsafe {
         let ip = ip.as_ref();
-        (ip.vihl, ip.proto, u16::from_be_bytes(ip.frags), ip.src_addr)
+        (ip.vihl, ip.proto, u16::from_be(load16(&ip.frags)), ip.src_addr)
     };
     if vihl >> 4 != 4 || vihl & 15 < 5 {
         return Addressed::Other;

@@ -2,7 +2,10 @@
 
 use core::ptr::NonNull;
 
-use crate::packet::Wire;
+use crate::{
+    packet::Wire,
+    words::{load16, load32},
+};
 
 /// An Ethernet frame on its way into or out of a bridge port.
 ///
@@ -23,26 +26,6 @@ pub trait Frame {
 
     /// The bytes from `offset` as a `T`, if there are so many.
     fn at<T: Wire>(&mut self, offset: usize) -> Option<NonNull<T>>;
-
-    /// Four bytes of the frame in one go, wherever they begin, as this machine reads them.
-    ///
-    /// # Safety
-    /// They must be readable.
-    #[inline(always)]
-    unsafe fn load32(from: NonNull<u8>) -> u32 {
-        // SAFETY: readable by the contract.
-        unsafe { from.cast().read_unaligned() }
-    }
-
-    /// Two bytes.
-    ///
-    /// # Safety
-    /// They must be readable.
-    #[inline(always)]
-    unsafe fn load16(from: NonNull<u8>) -> u16 {
-        // SAFETY: readable by the contract.
-        unsafe { from.cast().read_unaligned() }
-    }
 
     /// A tag beside the bytes.
     fn tag_beside(&self) -> Option<Tag>;
@@ -163,9 +146,24 @@ impl Address {
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 struct Ethernet {
-    dst: [u8; 6],
-    src: [u8; 6],
+    dst: WireAddress,
+    src: WireAddress,
     kind: [u8; 2],
+}
+
+/// An [`Address`] there.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+struct WireAddress {
+    first: [u8; 4],
+    last: [u8; 2],
+}
+
+impl WireAddress {
+    #[inline(always)]
+    fn load(&self) -> Address {
+        Address { first: load32(&self.first), last: load16(&self.last) }
+    }
 }
 
 /// What follows the first two bytes of a tag.
@@ -209,23 +207,17 @@ const ETHERNET: usize = size_of::<Ethernet>();
 #[inline(always)]
 pub fn read<F: Frame>(frame: &mut F) -> Option<Headers> {
     let beside = frame.tag_beside();
-    let ethernet = frame.at::<Ethernet>(0)?.cast::<u8>();
-    // Words, not the bytes that the type is made of: they are most of what a frame costs here.
-    // SAFETY: `at` checked the bounds of the whole header; copied before anything else touches the frame.
-    let (dst, src, kind) = unsafe {
-        (
-            Address { first: F::load32(ethernet), last: F::load16(ethernet.add(4)) },
-            Address { first: F::load32(ethernet.add(6)), last: F::load16(ethernet.add(10)) },
-            u16::from_be(F::load16(ethernet.add(12))),
-        )
-    };
+    let ethernet = frame.at::<Ethernet>(0)?;
+    // SAFETY: `at` checked the bounds of the whole header; read before anything else touches the frame.
+    let ethernet = unsafe { ethernet.as_ref() };
+    let (dst, src, kind) = (ethernet.dst.load(), ethernet.src.load(), u16::from_be(load16(&ethernet.kind)));
     if beside.is_some() || !is_tag(kind) {
         return Some(Headers { dst, src, tag: beside, kind, payload: ETHERNET });
     }
-    let rest = frame.at::<TagRest>(ETHERNET)?.cast::<u8>();
+    let rest = frame.at::<TagRest>(ETHERNET)?;
     // SAFETY: as above.
-    let (control, inner) = unsafe { (F::load16(rest), F::load16(rest.add(2))) };
-    let tag = Tag { protocol: kind, control: u16::from_be(control) };
+    let TagRest { control, kind: inner } = unsafe { rest.as_ref() };
+    let (tag, inner) = (Tag { protocol: kind, control: u16::from_be(load16(control)) }, load16(inner));
     let payload = ETHERNET + size_of::<TagRest>();
     Some(Headers { dst, src, tag: Some(tag), kind: u16::from_be(inner), payload })
 }

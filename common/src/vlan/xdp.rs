@@ -23,6 +23,7 @@ use crate::{
     family::Address,
     packet::{carries_frames, lacks_checksum, pseudo_header},
     tcp::proto,
+    words::load16,
 };
 
 /// What this hook needs beyond the maps of the later ones.
@@ -135,8 +136,8 @@ fn has_checksum<F: Frame, A: Address>(frame: &mut F, at: usize) -> Option<bool> 
     let mut two = |offset| {
         let bytes = frame.at::<[u8; 2]>(offset)?;
         // SAFETY: as above.
-        Some(unsafe { *bytes.as_ref() })
+        Some(load16(unsafe { bytes.as_ref() }))
     };
-    let door = u16::from_be_bytes(two(transport + 2)?);
+    let door = u16::from_be(two(transport + 2)?);
     Some(!carries_frames(protocol, door) && !lacks_checksum(two(transport + field)?, pseudo))
 }
