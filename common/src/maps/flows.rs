@@ -1,5 +1,7 @@
 //! What the programs write about packets: flows, whose external ports they have, packets in parts, who takes how much.
 
+use core::mem::MaybeUninit;
+
 /// Key of `flow4` and `flow6`: the packet as it arrives at the program, before translation.
 ///
 /// IPv4: 16 bytes, so that in the kernel's hash element (48 bytes of header, then key, then value;
@@ -21,6 +23,23 @@ pub struct FlowKey<A> {
 }
 
 impl<A: Copy> FlowKey<A> {
+    /// The same, stored word by word. The kernel hashes and compares whole words of a key: of one that was stored in parts a
+    /// processor cannot hand on what it has not yet written, and waits (8 ns, a tenth of what an established packet takes).
+    #[inline(always)]
+    #[must_use]
+    pub fn by_words(&self) -> Self {
+        let (mut copy, from) = (MaybeUninit::<Self>::uninit(), (&raw const *self).cast::<u32>());
+        let to = copy.as_mut_ptr().cast::<u32>();
+        let mut word = 0;
+        while word < size_of::<Self>() / size_of::<u32>() {
+            // SAFETY: a key is whole words without padding (asserted in `maps`), aligned to one; all of it is written.
+            unsafe { to.add(word).write_volatile(from.add(word).read()) };
+            word += 1;
+        }
+        // SAFETY: as above.
+        unsafe { copy.assume_init() }
+    }
+
     /// The key of a packet that goes back the way that this one came.
     #[inline(always)]
     #[must_use]

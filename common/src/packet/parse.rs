@@ -91,7 +91,7 @@ impl<A: Address> Headers<'_, A> {
         } else {
             (u16::from_be(load16(&self.transport.first)), u16::from_be(load16(&self.transport.second)))
         };
-        FlowKey {
+        let key = FlowKey {
             src: A::src(self.ip),
             dst: A::dst(self.ip),
             sport,
@@ -99,7 +99,8 @@ impl<A: Address> Headers<'_, A> {
             proto: self.protocol,
             direction: direction as u8,
             unused: 0,
-        }
+        };
+        key.by_words()
     }
 }
 
