@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result};
 
 use crate::sh::{command, need_root, output, say, workspace};
 
+mod gates;
 mod nat;
 mod own;
 
@@ -31,6 +32,8 @@ pub(crate) struct Options {
 enum What {
     /// Packets, beside iptables, nft and the floors, where the shared bench is
     Nat,
+    /// The same, all that something is asked of, in the later hook and in drivers
+    Gates,
     /// Requests: thousands of links and rules, many clients
     Api,
     /// A million flows: listing them, and looking for those that are over
@@ -50,8 +53,11 @@ struct Measured {
 pub(crate) fn main(options: &Options) -> Result<()> {
     need_root("bench")?;
     let Measured { table, done } = match options.what {
-        What::Nat => nat::measure(options)?,
-        What::Api | What::Flows | What::Growth | What::Programs => own::measure(options)?,
+        What::Nat | What::Gates => nat::measure(options)?,
+        What::Api => own::measure("api", options)?,
+        What::Flows => own::measure("flows", options)?,
+        What::Growth => own::measure("growth", options)?,
+        What::Programs => own::measure("programs", options)?,
     };
     // What failed fails the run, but the other figures are still worth seeing.
     println!("\n{table}");
@@ -69,6 +75,7 @@ impl What {
     fn markers(self) -> [&'static str; 2] {
         match self {
             Self::Nat => ["<!-- bench -->", "<!-- /bench -->"],
+            Self::Gates => ["<!-- bench gates -->", "<!-- /bench gates -->"],
             Self::Api => ["<!-- bench api -->", "<!-- /bench api -->"],
             Self::Flows => ["<!-- bench flows -->", "<!-- /bench flows -->"],
             Self::Growth => ["<!-- bench growth -->", "<!-- /bench growth -->"],
@@ -128,7 +135,7 @@ mod tests {
     #[test]
     fn the_document_has_a_place_for_every_table() {
         let document = include_str!("../../docs/performance.md");
-        for what in [What::Nat, What::Api, What::Flows, What::Growth, What::Programs] {
+        for what in [What::Nat, What::Gates, What::Api, What::Flows, What::Growth, What::Programs] {
             between_markers(document, what.markers(), "new").unwrap();
         }
     }

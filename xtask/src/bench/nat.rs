@@ -8,13 +8,15 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use super::{Measured, Options};
+use super::{Measured, Options, What, gates};
 use crate::build::{self, Profile};
 use crate::setup::{self, Set, bpf_clang};
 use crate::sh::{command, run, say, search_path, shown, target_dir, workspace};
 
 /// iptables is in every run of the bench, as the reference.
 const DEVICES: &str = "nft,nat-floor-tc,redirect-floor-tc";
+/// An agent that is built already: of every profile, the programs are optimised.
+const AGENT: &str = "TELECLUSTER_WORKER_BIN";
 const WORKLOADS: &str = "udp-snat-1k,udp-dnat-1k,tcp-1,tcp-8,\
     rules-fwd-1,rules-fwd-100,rules-fwd-1k,rules-fwd-10k";
 
@@ -22,21 +24,26 @@ pub(super) fn measure(options: &Options) -> Result<Measured> {
     let bench = find_bench()?;
     setup::ensure(&[Set::Build, Set::Bench])?;
     mount_bpffs()?;
-    let agent = build::agent(Profile::Release)?;
+    let agent = match env::var_os(AGENT) {
+        Some(built) => PathBuf::from(built),
+        None => build::agent(Profile::Release)?,
+    };
     let json = target_dir().join("bench.json");
     let mut measure = command("python3", [&bench]);
-    measure.arg("--dut").arg(format!("{DEVICES},command:worker=tests/bench/dut.sh"));
+    let gates = options.what == What::Gates;
+    if gates {
+        measure.args(["--dut", gates::DEVICES, "--rounds", gates::ROUNDS]);
+    } else {
+        measure.arg("--dut").arg(format!("{DEVICES},command:worker=tests/bench/dut.sh"));
+    }
     if options.quick {
         measure.args(["--quick", "--work", "udp-snat-1k,udp-dnat-1k"]);
     } else {
-        measure.args(["--work", WORKLOADS]);
+        measure.args(["--work", &if gates { gates::workloads() } else { WORKLOADS.to_owned() }]);
     }
     // Later arguments win: `-- --work tcp --rounds 9`.
     measure.args(&options.args).arg("--json").arg(&json).current_dir(workspace());
-    measure
-        .env("PATH", search_path())
-        .env("TELECLUSTER_WORKER_BIN", agent)
-        .env("TCB_BUILD", target_dir().join("bench"));
+    measure.env("PATH", search_path()).env(AGENT, agent).env("TCB_BUILD", target_dir().join("bench"));
     if let Some(clang) = bpf_clang() {
         measure.env("CLANG", clang);
     }
@@ -47,7 +54,8 @@ pub(super) fn measure(options: &Options) -> Result<Measured> {
     let done = run(&mut measure);
     let results =
         fs::read_to_string(&json).with_context(|| format!("the bench left no {}", json.display()))?;
-    let table = markdown(&serde_json::from_str(&results)?)?;
+    let results = serde_json::from_str(&results)?;
+    let table = if gates { gates::markdown(&results)? } else { markdown(&results)? };
     Ok(Measured { table, done })
 }
 

@@ -2,20 +2,14 @@
 
 use anyhow::Result;
 
-use super::{Measured, Options, What};
+use super::{Measured, Options};
 use crate::build::{self, Profile};
 use crate::setup::{self, Set};
 use crate::sh::{cargo, output_beside, say, shown};
 
-pub(super) fn measure(options: &Options) -> Result<Measured> {
+pub(super) fn measure(name: &str, options: &Options) -> Result<Measured> {
     setup::ensure(&[Set::Build, Set::Test])?;
     let agent = build::agent(Profile::Release)?;
-    let name = match options.what {
-        What::Programs => "programs",
-        What::Flows => "flows",
-        What::Growth => "growth",
-        What::Api | What::Nat => "api",
-    };
     let mut bench = cargo(["bench", "--quiet", "-p", "telecluster-tests", "--bench", name, "--"]);
     bench.env("TELECLUSTER_WORKER_BIN", agent).args(options.quick.then_some("--quick")).args(&options.args);
     say(shown(&bench));
