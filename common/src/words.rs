@@ -1,7 +1,7 @@
 //! Words of a packet, which may begin anywhere.
 //!
 //! The type of packet bytes has no alignment, so LLVM reads and writes them one by one. The kernel's verifier forbids a word
-//! only where the machine does (kernel/bpf/verifier.c `check_pkt_ptr_alignment`, net/bpf: `CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS`);
+//! only where the machine does (kernel/bpf/verifier.c `check_pkt_ptr_alignment`, without `CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS`).
 //! LLVM's own switch for that, `allows-misaligned-mem-access`, makes such words of the stack too, which the verifier never takes.
 //! All words are as this machine reads them.
 
