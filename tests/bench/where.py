@@ -21,8 +21,9 @@ PARTS = [
     ("receive offload (GRO), and up to the hooks", r"gro|netif_receive_skb|netif_rx|skb_defer_rx|skb_list|tc_run|tcx_run|sch_handle|cls_bpf|tcf_classify"),
     ("look-ups in maps", r"htab|lookup_nulls|map_lookup|jhash|memcmp"),
     ("helpers: checksum, clock, redirect", r"csum|skb_checksum|bpf_redirect|bpf_ktime|skb_do_redirect|skb_ensure|bpf_skb_|dev_hash_map_redirect|bpf_xdp|__bpf_"),
-    ("bridge, routing, neighbours", r"^br_|fdb_|fib|^ip_|^ip6_|neigh|ipv6_|rt6|route|dst_|ipt_do|inet6?_|l3mdev|xfrm|arp|^udp|flow_dissect|__skb_get_hash"),
-    ("netfilter, connection tracking", r"^nf_|^nft_|conntrack|siphash|nat_|iptable|^xt_|ipt_|nf_hook|sabotage"),
+    # One part: each calls the others, and their names do not keep them apart.
+    ("bridge, routing, netfilter", r"^br_|fdb_|fib|^ip_|^ip6_|neigh|ipv6_|rt6|route|dst_|inet6?_|l3mdev|xfrm|arp|^udp|flow_dissect"
+     r"|^nf_|^nft_|conntrack|siphash|nat_|iptable|^xt_|ipt_|nf_hook|sabotage"),
     ("out: queue, features, to the other device", r"dev_queue_xmit|hard_start_xmit|validate_xmit|skb_features|network_protocol|passthru|pick_tx|veth_xmit|dev_forward|forward_skb|skb_scrub|clone_tx|xdp_do_redirect|dev_xdp|bq_|veth_xdp_xmit|xdp_do_flush"),
     ("the bench's sink; the memory back", r"bpf_prog_\w+_sink|free|page_pool|xdp_return|pp_put|consume_skb|skb_release|slab_|netmem|put_page|page_frag"),
     ("locks, RCU, return thunks", r"spin|lock|rcu|thunk|local_bh|preempt"),

@@ -24,7 +24,7 @@ pub struct FlowKey<A> {
 
 impl<A: Copy> FlowKey<A> {
     /// The same, stored word by word. The kernel hashes and compares whole words of a key: of one that was stored in parts a
-    /// processor cannot hand on what it has not yet written, and waits (8 ns, a tenth of what an established packet takes).
+    /// processor cannot hand on what it has not yet written, and waits: an established packet took 80 ns, and takes 74.
     #[inline(always)]
     #[must_use]
     pub fn by_words(&self) -> Self {
